@@ -1,0 +1,44 @@
+"""What every stage of one compilation reads: the target, the recipe, and where to leave notes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from edgepipe.recipe import Recipe
+from edgepipe.target import Target
+
+
+@dataclass(frozen=True)
+class Note:
+    """Why something was or was not done; ``edgepipe compile --explain`` prints them."""
+
+    stage: str
+    subject: str
+    text: str
+
+
+@dataclass(frozen=True)
+class Context:
+    """Read by every stage, changed by none; only ``notes`` grows.
+
+    ``dump_dir`` receives the intermediate form after each stage when it is not None.
+    ``progress`` is called with a short line when a stage starts.
+    """
+
+    target: Target
+    recipe: Recipe
+    dump_dir: Path | None = None
+    progress: Callable[[str], None] = lambda line: None
+    notes: list[Note] = field(default_factory=list)
+
+    def note(self, stage: str, subject: str | None, text: str) -> None:
+        """Record the reason for a decision about ``subject`` (a node or tensor name)."""
+        self.notes.append(Note(stage, subject or "?", text))
+
+    def dump(self, name: str, text: str) -> None:
+        """Keep ``text`` as ``dump_dir/name`` when dumping was asked for."""
+        if self.dump_dir is not None:
+            self.dump_dir.mkdir(parents=True, exist_ok=True)
+            (self.dump_dir / name).write_text(text, encoding="utf-8")

@@ -1,0 +1,159 @@
+"""Targets: facts about devices, read from ``targets/*.toml``. Adding a device is adding a file."""
+
+from __future__ import annotations
+
+import platform
+import tomllib
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from edgepipe.errors import UserError, did_you_mean
+from edgepipe.recipe import Recipe
+from edgepipe.resources import data_folder
+
+
+@dataclass(frozen=True)
+class Simd:
+    """The vector unit as kernels see it. ``fma`` says whether a fused multiply-add is native."""
+
+    lanes_f32: int
+    registers: int
+    fma: bool
+
+
+@dataclass(frozen=True)
+class Link:
+    """How zig links for the target: its target triple and, for programs, the static one."""
+
+    zig_target: str
+    static_zig_target: str = ""
+
+
+@dataclass(frozen=True)
+class Run:
+    """Runners that can execute the target's bundles, preferred first, and what they need."""
+
+    runners: tuple[str, ...]
+    qemu: str = ""
+    qemu_cpu: str = ""
+
+
+@dataclass(frozen=True)
+class Target:
+    """A device, as data. ``llvm`` is the full TVM target; ``facts`` is what else the file tells.
+
+    ``variants`` lists further LLVM attribute sets the bundle is also built for and chosen from
+    at load (WebAssembly relaxed SIMD): name → extra attributes.
+    """
+
+    name: str
+    summary: str
+    kind: str
+    arch: str
+    llvm: dict[str, Any]
+    simd: Simd
+    link: Link
+    run: Run
+    recipes: tuple[str, ...] = ("fp32",)
+    variants: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    facts: dict[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def load(cls, name_or_file: str) -> Target:
+        """Load a target by name or from a TOML file. Raises UserError."""
+        path = Path(name_or_file)
+        if path.suffix == ".toml":
+            if not path.is_file():
+                raise UserError("no such target file", where=str(path))
+            return cls.from_toml(path)
+        if name_or_file not in target_names():
+            raise UserError(
+                f"unknown target '{name_or_file}'",
+                where="--target",
+                fix=did_you_mean(name_or_file, target_names()),
+            )
+        return cls.from_toml(data_folder("targets") / f"{name_or_file}.toml")
+
+    @classmethod
+    def from_toml(cls, path: Path) -> Target:
+        """Read one target file; every unknown, missing or ill-typed key is a UserError."""
+        try:
+            raw = tomllib.loads(path.read_text(encoding="utf-8"))
+        except (tomllib.TOMLDecodeError, UnicodeDecodeError, OSError) as error:
+            raise UserError(f"not a readable TOML file: {error}", where=str(path)) from None
+        known = {f.name for f in fields(cls)} - {"facts"} | {"facts"}
+        for key in raw:
+            if key not in known:
+                raise UserError(
+                    f"unknown key '{key}'", where=str(path), fix=did_you_mean(key, known)
+                )
+        try:
+            target = cls(
+                name=str(raw["name"]),
+                summary=str(raw["summary"]),
+                kind=str(raw["kind"]),
+                arch=str(raw["arch"]),
+                llvm=dict(raw["llvm"]),
+                simd=Simd(**raw["simd"]),
+                link=Link(**raw["link"]),
+                run=Run(**{**raw["run"], "runners": tuple(raw["run"]["runners"])}),
+                recipes=tuple(raw.get("recipes", ("fp32",))),
+                variants={k: tuple(v) for k, v in raw.get("variants", {}).items()},
+                facts=dict(raw.get("facts", {})),
+            )
+        except KeyError as error:
+            raise UserError(f"missing key {error}", where=str(path)) from None
+        except TypeError as error:
+            raise UserError(f"bad value: {error}", where=str(path)) from None
+        return _detect_host(target) if target.llvm.get("mcpu") == "detect" else target
+
+    def check(self, recipe: Recipe) -> None:
+        """Refuse a recipe the device cannot run, saying what it offers. Runs before any work."""
+        if recipe.format not in self.recipes:
+            raise UserError(
+                f"{self.name} does not offer recipe '{recipe}'",
+                where="--recipe",
+                fix="it offers " + ", ".join(self.recipes),
+            )
+
+
+def target_names() -> list[str]:
+    """Names of all targets that ship with edgepipe, sorted."""
+    return sorted(p.stem for p in data_folder("targets").glob("*.toml"))
+
+
+# CPUID names of /proc/cpuinfo that together make one psABI level, highest first, with the
+# LLVM CPU that stands for the level and its float32 vector.
+_LEVELS = (
+    ({"avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl"}, "x86-64-v4", 16, 32),
+    ({"avx2", "fma", "bmi2", "f16c"}, "x86-64-v3", 8, 16),
+)
+
+
+def _detect_host(target: Target) -> Target:
+    """Fill in this machine's CPU. ``-mcpu=native`` is not used: bundles must say what they need."""
+    if platform.machine() not in ("x86_64", "AMD64"):
+        raise UserError(
+            f"target 'host' supports x86-64 machines; this one is {platform.machine()}",
+            where="--target",
+            fix="use raspberry-pi-4, raspberry-pi-5 or another named target",
+        )
+    cpuinfo = Path("/proc/cpuinfo")
+    flags: set[str] = set()
+    if cpuinfo.is_file():
+        for line in cpuinfo.read_text(encoding="utf-8").splitlines():
+            if line.startswith("flags"):
+                flags = set(line.split(":", 1)[1].split())
+                break
+    for needed, mcpu, lanes, registers in _LEVELS:
+        if needed <= flags:
+            break
+    else:
+        raise UserError("this CPU has no AVX2 and FMA", where="--target", fix="use another machine")
+    llvm = {**target.llvm, "mcpu": mcpu}
+    if mcpu == "x86-64-v4":
+        # LLVM prefers 256-bit vectors on this level unless told; kernels are written for 512.
+        llvm["mattr"] = [*llvm.get("mattr", []), "-prefer-256-bit"]
+    values = {f.name: getattr(target, f.name) for f in fields(target)}
+    return Target(**{**values, "llvm": llvm, "simd": Simd(lanes, registers, True)})
