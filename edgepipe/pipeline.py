@@ -7,7 +7,7 @@ from pathlib import Path
 
 from edgepipe import bundle, importer, passes
 from edgepipe.bundle import Bundle
-from edgepipe.context import Context
+from edgepipe.context import Context, Note
 from edgepipe.recipe import Recipe
 from edgepipe.target import Target
 
@@ -22,17 +22,19 @@ def compile(
     prefix: str = "model",
     dump_dir: Path | None = None,
     progress: Callable[[str], None] = lambda line: None,
+    notes: list[Note] | None = None,
 ) -> Bundle:
     """Compile ``model`` for ``target`` into a bundle folder and return it.
 
     ``model`` is a path to ``.onnx`` or ``.pt2``, ``package.module:factory`` for a torch module,
     or a zoo name. ``shapes`` fixes symbolic dimensions by input name; a free batch becomes 1.
+    ``notes`` receives the reasons for what the stages did and did not do.
     Raises UserError for everything the caller can mend.
     """
     target = target if isinstance(target, Target) else Target.load(target)
     recipe = recipe if isinstance(recipe, Recipe) else Recipe.parse(recipe)
     target.check(recipe)
-    context = Context(target, recipe, dump_dir, progress)
+    context = Context(target, recipe, dump_dir, progress, [] if notes is None else notes)
 
     source = importer.load(model, shapes)
     destination = bundle.destination(output, source, target, recipe)

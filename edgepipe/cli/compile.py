@@ -1,0 +1,136 @@
+"""Compile a trained network into a bundle."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from edgepipe.cli.settings import apply_settings, parse_settings, parse_shapes, read_config
+from edgepipe.display import Progress, pairs, size_text
+from edgepipe.errors import UserError
+
+if TYPE_CHECKING:
+    from edgepipe.bundle import Bundle
+    from edgepipe.cli.parser import Parser
+    from edgepipe.context import Note
+
+
+def add_arguments(parser: Parser) -> None:
+    """Declare the options of ``edgepipe compile``."""
+    parser.add_argument(
+        "model",
+        nargs="?",
+        metavar="MODEL",
+        help="an .onnx file, a .pt2 program, package.module:factory, or a name from 'edgepipe models'",
+    )
+    parser.add_argument(
+        "--target", metavar="NAME|FILE.toml", help="a name from 'edgepipe targets', or a file"
+    )
+    parser.add_argument("--recipe", metavar="R", help="number format (default: fp32)")
+    parser.add_argument(
+        "--shape",
+        action="append",
+        metavar="INPUT=D0,D1,…",
+        help="fix an input's shape; may be repeated (a free batch becomes 1)",
+    )
+    parser.add_argument(
+        "--set",
+        action="append",
+        metavar="KEY=VALUE",
+        help="change a value of the target, e.g. target.llvm.mcpu=cortex-a53; may be repeated",
+    )
+    parser.add_argument("-o", "--output", metavar="DIR", help="bundle folder to write")
+    parser.add_argument("--prefix", metavar="P", help="prefix of C symbols and file names")
+    parser.add_argument("--explain", action="store_true", help="say why a fusion did not apply")
+    parser.add_argument("--dump", metavar="DIR", help="keep the program after every stage")
+    parser.add_argument("--config", metavar="FILE.toml", help="a file with these options")
+
+
+def execute(options: argparse.Namespace) -> int:
+    """Compile and print a summary."""
+    values = _merged(options)
+    from edgepipe.recipe import Recipe
+    from edgepipe.target import Target
+
+    target = apply_settings(Target.load(values["target"]), parse_settings(values.get("set", ())))
+    recipe = Recipe.parse(values.get("recipe", "fp32"))
+    target.check(recipe)
+    shapes = parse_shapes(values.get("shape", ()))
+
+    notes: list[Note] = []
+    progress = Progress(quiet=bool(values.get("quiet") or values.get("json")))
+    progress("load the compiler")
+    from edgepipe import pipeline
+
+    started = time.perf_counter()
+    try:
+        bundle = pipeline.compile(
+            values["model"],
+            target=target,
+            recipe=recipe,
+            shapes=shapes or None,
+            output=values.get("output"),
+            prefix=values.get("prefix", "model"),
+            dump_dir=Path(values["dump"]) if "dump" in values else None,
+            progress=progress,
+            notes=notes,
+        )
+        progress.finish()
+    finally:
+        progress.abandon()
+    seconds = time.perf_counter() - started
+    _report(bundle, values, notes, progress.seconds, seconds)
+    return 0
+
+
+def _merged(options: argparse.Namespace) -> dict[str, Any]:
+    """The options, those of --config where the command line is silent."""
+    given = {
+        key: value
+        for key, value in vars(options).items()
+        if key not in ("config", "command", "execute", "parser") and value not in (None, False)
+    }
+    values = {**(read_config(Path(options.config)) if options.config else {}), **given}
+    for needed, shown in (("model", "MODEL"), ("target", "--target")):
+        if needed not in values:
+            raise UserError(
+                f"{shown} is missing",
+                where="edgepipe compile",
+                fix="for example: edgepipe compile digits --target host",
+            )
+    return values
+
+
+def _report(
+    bundle: Bundle,
+    values: Mapping[str, Any],
+    notes: Sequence[Note],
+    stages: Sequence[tuple[str, float]],
+    seconds: float,
+) -> None:
+    if values.get("json"):
+        result = {
+            "bundle": str(bundle.path),
+            "manifest": bundle.manifest,
+            "seconds": round(seconds, 3),
+            "stages": [{"stage": name, "seconds": round(s, 3)} for name, s in stages],
+        }
+        if values.get("explain"):
+            result["notes"] = [vars(note) for note in notes]
+        print(json.dumps(result, indent=1))
+        return
+    if values.get("explain"):
+        for note in notes:
+            print(f"{note.stage}: {note.subject}: {note.text}")
+    if not values.get("quiet"):
+        print(summary(bundle, stages, seconds))
+
+
+def summary(bundle: Bundle, stages: Sequence[tuple[str, float]], seconds: float) -> str:
+    """The lines that ``compile`` prints about a bundle."""
+    manifest = bundle.manifest
+    raise NotImplementedError(manifest, stages, seconds, pairs, size_text)

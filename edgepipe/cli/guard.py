@@ -1,0 +1,99 @@
+"""From exceptions to exit codes: one line on stderr, a traceback only with --debug."""
+
+from __future__ import annotations
+
+import errno
+import os
+import signal
+import sys
+import threading
+import traceback
+from collections.abc import Callable
+from types import FrameType
+from typing import Any
+
+from edgepipe.errors import EdgepipeError
+
+INTERRUPTED = "interrupted; nothing was written"
+
+# Causes in the user's environment. Anything else the operating system says is a bug of ours,
+# since paths that users name are checked where they are opened.
+_ENVIRONMENT = {
+    errno.ENOSPC: "no space left on the device",
+    errno.EDQUOT: "disk quota exceeded",
+    errno.EACCES: "permission denied",
+    errno.EPERM: "operation not permitted",
+    errno.EROFS: "read-only file system",
+    errno.EMFILE: "too many open files",
+    errno.ENAMETOOLONG: "file name too long",
+    errno.ENOTDIR: "not a folder",
+    errno.EISDIR: "is a folder",
+    errno.ENOMEM: "out of memory",
+}
+_FIXES = {
+    errno.ENOSPC: "free some space or choose another folder",
+    errno.EACCES: "choose a folder you may write to",
+    errno.EROFS: "choose a folder you may write to",
+}
+
+
+class _Interrupt:
+    """Ctrl-C and SIGTERM. Libraries that run compiled code may turn the KeyboardInterrupt into
+    an error of their own, so the fact that a signal came is remembered."""
+
+    def __init__(self) -> None:
+        self.came = False
+
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        self.came = True
+        raise KeyboardInterrupt
+
+    def __enter__(self) -> _Interrupt:
+        self._before: dict[signal.Signals, Any] = {}
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGINT, signal.SIGTERM):
+                self._before[number] = signal.signal(number, self._on_signal)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+
+def guarded(work: Callable[[], int], *, debug: bool) -> int:
+    """Run ``work`` and return its exit code, or print one line and return 1, 2 or 3."""
+    with _Interrupt() as interrupt:
+        try:
+            code = work()
+            sys.stdout.flush()
+            return code
+        except SystemExit as ended:  # argparse after --help and --version
+            return ended.code if isinstance(ended.code, int) else 0
+        except BrokenPipeError:
+            # The reader of our output has gone (edgepipe targets | head): no error of ours.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return 0
+        except BaseException as error:
+            if debug:
+                traceback.print_exc()
+            code, line = explain(error, interrupted=interrupt.came)
+            print(f"edgepipe: {line}", file=sys.stderr)
+            return code
+
+
+def explain(error: BaseException, *, interrupted: bool = False) -> tuple[int, str]:
+    """Return the exit code and the one line that tell ``error``."""
+    if interrupted or isinstance(error, KeyboardInterrupt):
+        return 2, INTERRUPTED
+    if isinstance(error, EdgepipeError):
+        return error.exit_code, str(error)
+    if isinstance(error, MemoryError):
+        return 2, "out of memory; nothing was written"
+    if isinstance(error, OSError) and error.errno in _ENVIRONMENT:
+        where = f"{error.filename}: " if error.filename else ""
+        fix = _FIXES.get(error.errno)
+        return 2, f"{where}{_ENVIRONMENT[error.errno]}" + (f"; {fix}" if fix else "")
+    said = " ".join(f"{type(error).__name__}: {error}".split())
+    if len(said) > 300:
+        said = said[:297] + "..."
+    return 3, f"a bug in edgepipe ({said}); please rerun with --debug and report what it prints"
