@@ -1,0 +1,91 @@
+"""Static shapes and dtypes of every value, node by node, by the operators' own ONNX schemas.
+
+Node by node, because constants found on the way (a Reshape target that was just folded) are then
+used at once, and because after an edit only the new nodes need it.
+"""
+
+from __future__ import annotations
+
+import onnx
+import onnx_ir as ir
+from onnx import defs, shape_inference
+
+from edgepipe.errors import UserError
+from edgepipe.passes.editor import OPSET, array_of, shape_of
+
+# Constants that decide a shape (axes, pads, sizes, repeats) are short; weights are not looked at.
+_MAX_DATA = 4096
+
+
+def infer_node(node: ir.Node, opset: int = OPSET) -> None:
+    """Set shape and dtype of the outputs of ``node`` from its inputs. Subgraphs are not entered.
+
+    Raises UserError where the inputs contradict the operator's definition.
+    """
+    if node.domain not in ("", "ai.onnx") or any(_has_graph(a) for a in node.attributes.values()):
+        return
+    try:
+        schema = defs.get_schema(node.op_type, opset, "")
+    except defs.SchemaError:
+        return
+    types: dict[str, onnx.TypeProto] = {}
+    data: dict[str, onnx.TensorProto] = {}
+    for value in node.inputs:
+        if value is None or not value.name:
+            continue
+        if value.type is None:
+            return
+        proto = onnx.TypeProto()
+        ir.serde.serialize_type_into(proto, value.type)
+        if value.shape is not None:
+            ir.serde.serialize_shape_into(proto, value.shape)
+        types[value.name] = proto
+        array = array_of(value)
+        if array is not None and array.size <= _MAX_DATA and array.ndim <= 1:
+            data[value.name] = ir.serde.serialize_tensor(value.const_value)  # type: ignore[arg-type]
+    try:
+        found = shape_inference.infer_node_outputs(
+            schema,
+            ir.serde.serialize_node(node),
+            types,
+            data,
+            opset_imports=[onnx.helper.make_opsetid("", opset)],
+        )
+    except (shape_inference.InferenceError, RuntimeError) as error:
+        reason = str(error).replace("[ShapeInferenceError]", "").replace("[TypeInferenceError]", "")
+        raise UserError(
+            f"the inputs do not fit the operator: {reason.strip()}",
+            where=f"{node.op_type} '{node.name or node.outputs[0].name}'",
+            fix="check the model with onnx.checker.check_model(model, full_check=True)",
+        ) from None
+    for value in node.outputs:
+        if value.name and value.name in found:
+            _assign(value, found[value.name])
+
+
+def _assign(value: ir.Value, proto: onnx.TypeProto) -> None:
+    found_type = ir.serde.deserialize_type_proto_for_type(proto)
+    found_shape = ir.serde.deserialize_type_proto_for_shape(proto)
+    if found_type is not None:
+        value.type = found_type
+    if found_shape is None:
+        return
+    # What the model said stays only where it says more than the operator's definition does.
+    if shape_of(value) is None or all(isinstance(d, int) for d in found_shape):
+        value.shape = found_shape
+
+
+def _has_graph(attribute: ir.Attr) -> bool:
+    return attribute.type in (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS)
+
+
+def unknown(model: ir.Model) -> list[ir.Value]:
+    """Values that something reads and whose static shape or dtype is not known."""
+    return [
+        value
+        for graph in model.graphs()
+        for node in graph
+        for value in node.outputs
+        if (value.uses() or value.is_graph_output())
+        and (value.dtype is None or shape_of(value) is None)
+    ]
