@@ -1,0 +1,133 @@
+"""PrimFuncs to one relocatable object with a raw-pointer C ABI and no TVM runtime in it.
+
+Every kernel becomes ``void symbol(T0 *a, T1 *b, ...)``: one pointer per buffer parameter, then
+one per workspace. TVM's packed calling convention and its runtime allocations are left out of
+the pass list on purpose; what would be allocated at run time becomes a workspace parameter that
+the memory plan serves from the arena.
+"""
+
+from __future__ import annotations
+
+import re
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import tvm
+from tvm import s_tir, tirx
+from tvm.tirx.buffer import buffer_data_pointer_type, is_buffer_var
+
+from edgepipe.codegen import math
+from edgepipe.target import Target
+
+#: A local buffer above this many bytes moves from the stack to a workspace parameter.
+STACK_BYTES = 4096
+
+
+def llvm_target(target: Target, extra_attributes: tuple[str, ...] = ()) -> Any:
+    """Return the TVM target of ``target``, host included, plus LLVM attributes of a variant."""
+    spec = dict(target.llvm)
+    attributes = [*spec.pop("mattr", []), *extra_attributes]
+    if attributes:
+        spec["mattr"] = attributes
+    llvm = tvm.target.Target({"kind": "llvm", "opt-level": 3, **spec})
+    return llvm.with_host(llvm)
+
+
+def _passes() -> list[Any]:
+    s, x = s_tir.transform, tirx.transform
+    return [
+        s.CanonicalizeLoop(),
+        s.LowerInitBlock(),
+        s.PlanAndUpdateBufferAllocationLocation(),
+        s.ConvertBlocksToOpaque(),
+        s.CompactBufferAllocation(),
+        s.LowerMatchBuffer(),
+        s.StmtSimplify(),
+        s.AnnotateIrregularLoop(),
+        s.LowerOpaqueBlock(),
+        x.FlattenBuffer(),
+        x.NarrowDataType(32),
+        s.LoopPartition(),
+        x.VectorizeLoop(True),
+        x.StorageRewrite(),
+        s.HoistIfThenElse(),
+        x.UnrollLoop(),
+        s.RenormalizeSplitPattern(),
+        x.StmtSimplify(),
+        x.RemoveNoOp(),
+        s.RewriteUnsafeSelect(),
+        x.CommonSubexprElim(),
+        x.VerifyMemory(),
+        x.AnnotateEntryFunc(),
+    ]
+
+
+def buffer_bytes(buffer: Any) -> int:
+    """Bytes of a static buffer."""
+    count = 1
+    for extent in buffer.shape:
+        count *= int(extent)
+    dtype = str(buffer.dtype)
+    if dtype == "bool":
+        return count
+    bits, _, lanes = re.sub(r"^[a-z]+", "", dtype).partition("x")
+    return count * max(1, int(bits) // 8) * int(lanes or 1)
+
+
+def _raw_pointers(func: Any, symbol: str) -> tuple[Any, list[int]]:
+    """Turn buffer parameters into pointers and big allocations into workspace pointers."""
+    body = list(func.body.seq) if isinstance(func.body, tirx.SeqStmt) else [func.body]
+    params: list[Any] = []
+    declarations: list[Any] = []
+    workspaces: list[int] = []
+
+    def pointer(buffer: Any, name: str) -> Any:
+        var = tirx.Var(name, buffer_data_pointer_type(buffer))
+        declarations.append(tirx.DeclBuffer(buffer, data=var))
+        return var
+
+    for index, param in enumerate(func.params):
+        params.append(pointer(param, f"p{index}") if is_buffer_var(param) else param)
+    rest = []
+    for stmt in body:
+        if isinstance(stmt, tirx.AllocBuffer) and buffer_bytes(stmt.buffer) > STACK_BYTES:
+            workspaces.append(buffer_bytes(stmt.buffer))
+            params.append(pointer(stmt.buffer, f"w{len(workspaces)}"))
+        else:
+            rest.append(stmt)
+    attrs = dict(func.attrs.items()) if func.attrs else {}
+    raw = tirx.PrimFunc(
+        params,
+        tirx.SeqStmt([*declarations, *rest]),
+        ret_type=func.ret_type,
+        attrs=tvm.ir.make_node("ir.DictAttrs", **attrs),
+    )
+    return raw.with_attr("global_symbol", symbol), workspaces
+
+
+def build_object(
+    functions: Mapping[str, Any], target: Target, extra_attributes: tuple[str, ...] = ()
+) -> tuple[bytes, dict[str, list[int]]]:
+    """Compile ``functions`` (symbol → PrimFunc) to one object file.
+
+    Returns the object's bytes and, per symbol, the bytes of each workspace parameter that
+    follows its buffer parameters.
+    """
+    math.register()
+    llvm = llvm_target(target, extra_attributes)
+    module = tirx.transform.BindTarget(llvm)(tvm.IRModule(dict(functions)))
+    raw: dict[str, Any] = {}
+    workspaces: dict[str, list[int]] = {}
+    with llvm, tvm.transform.PassContext(opt_level=3):
+        module = tvm.transform.Sequential(_passes())(module)
+        for var, func in module.functions.items():
+            symbol = var.name_hint
+            raw[symbol], workspaces[symbol] = _raw_pointers(func, symbol)
+        module = tirx.transform.LowerIntrin()(tvm.IRModule(raw))
+    library = tvm.get_global_func("target.build.llvm")(module, llvm)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "kernels.o"
+        library.write_to_file(str(path))
+        return path.read_bytes(), workspaces

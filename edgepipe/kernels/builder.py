@@ -1,0 +1,122 @@
+"""A thin layer over TVM's IR builder: flat buffers, vector registers, unrolled Python loops."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from tvm import tirx
+from tvm.script.ir_builder import IRBuilder
+from tvm.script.ir_builder import tirx as T
+
+from edgepipe.kernels.layout import Blocked
+
+
+def float32(value: float) -> Any:
+    """A float32 constant."""
+    return tirx.const(float(value), "float32")
+
+
+def splat(value: Any, lanes: int) -> Any:
+    """Broadcast a scalar to a vector register."""
+    return tirx.Broadcast(value, lanes) if lanes > 1 else value
+
+
+def span(offset: Any, lanes: int) -> Any:
+    """Index of ``lanes`` consecutive elements."""
+    return tirx.Ramp(offset, 1, lanes) if lanes > 1 else offset
+
+
+def load(buffer: Any, offset: Any, lanes: int) -> Any:
+    """Load ``lanes`` consecutive elements at ``offset``."""
+    return buffer[span(offset, lanes)]
+
+
+def store(buffer: Any, offset: Any, value: Any, lanes: int) -> None:
+    """Store a vector of ``lanes`` elements at ``offset``."""
+    T.buffer_store(buffer, value, [span(offset, lanes)])
+
+
+class Registers:
+    """``count`` vector registers: a local buffer that LLVM promotes, as all indices are constant."""
+
+    def __init__(self, count: int, lanes: int, dtype: str = "float32") -> None:
+        self.count, self.lanes = count, lanes
+        self.buffer = T.alloc_buffer((count * lanes,), dtype, scope="local")
+
+    def __getitem__(self, index: int) -> Any:
+        return load(self.buffer, index * self.lanes, self.lanes)
+
+    def __setitem__(self, index: int, value: Any) -> None:
+        store(self.buffer, index * self.lanes, value, self.lanes)
+
+    def lane(self, index: int, lane: int) -> Any:
+        """One scalar of register ``index``; broadcast again it becomes a by-element operand."""
+        return self.buffer[index * self.lanes + lane]
+
+
+@contextmanager
+def loop(extent: int) -> Iterator[Any]:
+    """A serial loop; an extent of 1 becomes the constant 0 and no loop."""
+    if extent == 1:
+        yield 0
+    else:
+        with T.serial(0, extent) as index:
+            yield index
+
+
+def minimum(a: Any, b: Any) -> Any:
+    """The smaller index; folded when both are known."""
+    return min(a, b) if isinstance(a, int) and isinstance(b, int) else tirx.min(a, b)
+
+
+def maximum(a: Any, b: Any) -> Any:
+    """The larger index; folded when both are known."""
+    return max(a, b) if isinstance(a, int) and isinstance(b, int) else tirx.max(a, b)
+
+
+def fma(a: Any, b: Any, c: Any, fused: bool) -> Any:
+    """``a * b + c``; ``fused`` names the instruction instead of leaving it to contraction."""
+    if not fused:
+        return c + a * b
+    dtype = str(c.dtype) if hasattr(c, "dtype") else "float32"
+    return tirx.call_llvm_pure_intrin(dtype, "llvm.fma", a, b, c)
+
+
+def kernel(name: str, arguments: Sequence[tuple[str, int, str]], body: Callable[..., None]) -> Any:
+    """Build a PrimFunc from flat buffers ``(name, elements, dtype)`` and a function that emits.
+
+    ``body`` is called with one buffer per argument, inside the builder.
+    """
+    with IRBuilder() as builder:
+        with T.prim_func(s_tir=True):
+            T.func_name(name)
+            buffers = [T.arg(n, T.Buffer((size,), dtype)) for n, size, dtype in arguments]
+            T.func_attr({"tirx.noalias": True, "edgepipe.template": name})
+            body(*buffers)
+    return builder.get()
+
+
+def zero_border(layout: Blocked, buffer: Any) -> None:
+    """Write the zero border of ``layout``. Consumers read it as convolution padding."""
+    if not layout.padded:
+        return
+    top, left, bottom, right = layout.pads
+    zero = splat(float32(0), layout.lanes)
+
+    def strip(n: Any, block: Any, y: Any, x: int, width: int) -> None:
+        with loop(width) as i:
+            store(buffer, layout.offset(n, block, y, x + i), zero, layout.lanes)
+
+    with loop(layout.n) as n, loop(layout.blocks) as block:
+        for first, count in ((-top, top), (layout.h, bottom)):
+            if count:
+                with loop(count) as y:
+                    strip(n, block, first + y, -left, layout.cols)
+        if left or right:
+            with loop(layout.h) as y:
+                if left:
+                    strip(n, block, y, -left, left)
+                if right:
+                    strip(n, block, y, layout.w, right)

@@ -1,0 +1,109 @@
+"""Elementwise steps fused behind a kernel: activations, residual adds, gates."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from tvm import tirx
+
+from edgepipe.kernels import math
+from edgepipe.kernels.builder import float32, splat
+
+
+@dataclass(frozen=True)
+class Step:
+    """One elementwise step. ``values`` are its float constants (clip bounds, slope, ...).
+
+    ``add``, ``mul``, ``sub``, ``rsub`` and ``div`` take the next residual operand.
+    """
+
+    kind: str
+    values: tuple[float, ...] = ()
+
+    @property
+    def takes_operand(self) -> bool:
+        return self.kind in BINARY
+
+    def __str__(self) -> str:
+        return self.kind + ("(" + ",".join(f"{v:g}" for v in self.values) + ")") * bool(self.values)
+
+
+def _clip(x: Any, low: Any, high: Any) -> Any:
+    return tirx.min(tirx.max(x, low), high)
+
+
+def _hard_sigmoid(x: Any, lanes: int, alpha: float, beta: float) -> Any:
+    const = lambda v: splat(float32(v), lanes)  # noqa: E731
+    return _clip(x * const(alpha) + const(beta), const(0), const(1))
+
+
+def _gelu(x: Any, lanes: int) -> Any:
+    const = lambda v: splat(float32(v), lanes)  # noqa: E731
+    return const(0.5) * x * (const(1) + math.erf(x * const(0.7071067811865476), lanes))
+
+
+def _gelu_tanh(x: Any, lanes: int) -> Any:
+    const = lambda v: splat(float32(v), lanes)  # noqa: E731
+    inner = const(0.7978845608028654) * (x + const(0.044715) * x * x * x)
+    return const(0.5) * x * (const(1) + math.tanh(inner, lanes))
+
+
+def _elu(x: Any, lanes: int, alpha: float) -> Any:
+    zero = splat(float32(0), lanes)
+    below = splat(float32(alpha), lanes) * (math.exp(x, lanes) - splat(float32(1), lanes))
+    return tirx.Select(x > zero, x, below)
+
+
+#: kind → f(x, lanes, *values)
+UNARY: dict[str, Callable[..., Any]] = {
+    "relu": lambda x, n: tirx.max(x, splat(float32(0), n)),
+    "clip": lambda x, n, lo, hi: _clip(x, splat(float32(lo), n), splat(float32(hi), n)),
+    "leaky_relu": lambda x, n, a: tirx.Select(
+        x > splat(float32(0), n), x, x * splat(float32(a), n)
+    ),
+    "sigmoid": math.sigmoid,
+    "tanh": math.tanh,
+    "silu": lambda x, n: x * math.sigmoid(x, n),
+    "hard_sigmoid": _hard_sigmoid,
+    "hard_swish": lambda x, n: x * _hard_sigmoid(x, n, 1 / 6, 0.5),
+    "gelu": _gelu,
+    "gelu_tanh": _gelu_tanh,
+    "elu": _elu,
+    "scale": lambda x, n, a: x * splat(float32(a), n),
+    "offset": lambda x, n, a: x + splat(float32(a), n),
+    "sqrt": lambda x, n: tirx.sqrt(x),
+    "neg": lambda x, n: splat(float32(0), n) - x,
+    "abs": lambda x, n: tirx.max(x, splat(float32(0), n) - x),
+}
+#: kind → f(x, operand)
+BINARY: dict[str, Callable[[Any, Any], Any]] = {
+    "add": lambda x, r: x + r,
+    "mul": lambda x, r: x * r,
+    "sub": lambda x, r: x - r,
+    "rsub": lambda x, r: r - x,
+    "max": tirx.max,
+    "min": tirx.min,
+}
+
+
+def apply(steps: Sequence[Step], value: Any, lanes: int, operands: Sequence[Any]) -> Any:
+    """Apply ``steps`` in order; ``operands`` are the residual vectors, in step order."""
+    remaining = list(operands)
+    for step in steps:
+        if step.takes_operand:
+            operand = remaining.pop(0)
+            value = math.bind(
+                value, lanes, lambda v, s=step, o=operand: BINARY[s.kind](v, o)
+            )
+        else:
+            value = math.bind(
+                value, lanes, lambda v, s=step: UNARY[s.kind](v, lanes, *s.values)
+            )
+    return value
+
+
+def describe(steps: Sequence[Step]) -> str:
+    """``relu``, ``add+relu``: for kernel labels and the audit."""
+    return "+".join(map(str, steps))

@@ -1,0 +1,69 @@
+"""The shape of a kernel template, and how the one for an operator is found.
+
+A template is one file in this folder with a module-level ``TEMPLATE``. ``matches`` returns None
+when the template can do the operator and the reason when it cannot; among those that match, the
+highest ``rank`` wins, so that a specialised template precedes a general one.
+"""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import numpy as np
+
+from edgepipe.kernels.ops import Op
+from edgepipe.target import Target
+
+Knobs = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class KernelTemplate:
+    """A parameterised kernel: what it can do, how it is chosen, emitted and fed.
+
+    ``emit(op, knobs)`` returns a PrimFunc over flat buffers: activations in, packed weights,
+    residuals, activation out. ``pack(op, knobs, arrays)`` lays the weights out as ``emit`` reads
+    them. ``default`` needs no tuning; ``knobs`` lists the values a tuner may try.
+    """
+
+    name: str
+    matches: Callable[[Op, Target], str | None]
+    default: Callable[[Any, Target], Knobs]
+    emit: Callable[[Any, Knobs], Any]
+    pack: Callable[[Any, Knobs, Sequence[np.ndarray]], list[np.ndarray]] = (
+        lambda op, knobs, arrays: list(arrays)
+    )
+    knobs: Callable[[Any, Target], list[Knobs]] = lambda op, target: []
+    rank: int = 0
+    arithmetic: str = "float32"
+    accumulator: str = "float32"
+
+
+@cache
+def templates() -> tuple[KernelTemplate, ...]:
+    """Every template in this package, best first."""
+    package = importlib.import_module("edgepipe.kernels")
+    found = []
+    for info in pkgutil.iter_modules(package.__path__):
+        module = importlib.import_module(f"edgepipe.kernels.{info.name}")
+        template = getattr(module, "TEMPLATE", None)
+        if template is not None:
+            found.append(template)
+    return tuple(sorted(found, key=lambda t: (-t.rank, t.name)))
+
+
+def select(op: Op, target: Target) -> tuple[KernelTemplate | None, list[str]]:
+    """Return the template for ``op`` and why better-ranked ones did not apply."""
+    reasons = []
+    for template in templates():
+        reason = template.matches(op, target)
+        if reason is None:
+            return template, reasons
+        if reason:
+            reasons.append(f"{template.name}: {reason}")
+    return None, reasons
