@@ -1,0 +1,267 @@
+"""What can be wrong with an ONNX graph, found before any stage stumbles over it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+
+import onnx
+from onnx import defs
+
+from edgepipe.errors import Unsupported, UserError, did_you_mean
+
+#: The oldest opset the importer takes, and the newest: what the installed onnx package defines.
+MIN_OPSET = 7
+MAX_OPSET = defs.onnx_opset_version()
+#: The largest tensor: WebAssembly and 32-bit Arm address no more in one piece.
+MAX_TENSOR_BYTES = 2**31
+
+_STANDARD = ("", "ai.onnx")
+_BITS = {
+    **dict.fromkeys(("FLOAT", "INT32", "UINT32"), 32),
+    **dict.fromkeys(("DOUBLE", "INT64", "UINT64", "COMPLEX64"), 64),
+    **dict.fromkeys(("FLOAT16", "BFLOAT16", "INT16", "UINT16"), 16),
+    **dict.fromkeys(("INT4", "UINT4", "FLOAT4E2M1"), 4),
+    **dict.fromkeys(("INT2", "UINT2"), 2),
+    "COMPLEX128": 128,
+}
+
+
+def check(proto: onnx.ModelProto, where: str) -> onnx.ModelProto:
+    """Check ``proto`` and return it with local functions inlined and nodes in order.
+
+    Raises UserError for an opset out of range, an unknown operator, duplicate or undefined
+    names, a cycle and impossible dimensions; Unsupported for foreign operator domains, sparse
+    initializers and inputs that are not tensors.
+    """
+    _check_opset(proto, where)
+    if proto.functions:
+        proto = _inline_functions(proto, where)
+    for graph in graphs(proto.graph):
+        _check_graph(graph, opset_version(proto), where)
+    if not proto.graph.output:
+        raise UserError("the graph has no outputs", where=where, fix="export the model again")
+    order_nodes(proto.graph, frozenset(), where)
+    return proto
+
+
+def run_checker(proto: onnx.ModelProto, where: str) -> None:
+    """Let onnx's own checker judge attributes, arity and what else ``check`` leaves out."""
+    try:
+        onnx.checker.check_model(proto)
+    except (onnx.checker.ValidationError, ValueError) as error:
+        raise UserError(f"not a valid ONNX model: {first_line(error)}", where=where) from None
+
+
+def first_line(error: BaseException) -> str:
+    """The telling first line of another library's error text."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[0][:300] if lines else type(error).__name__
+
+
+def opset_version(proto: onnx.ModelProto) -> int:
+    """The version of the standard operator set ``proto`` imports (0 when it imports none)."""
+    versions: list[int] = [o.version for o in proto.opset_import if o.domain in _STANDARD]
+    return max(versions, default=0)
+
+
+def graphs(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
+    """``graph`` and all its subgraphs."""
+    yield graph
+    for node in graph.node:
+        for attribute in node.attribute:
+            if attribute.HasField("g"):
+                yield from graphs(attribute.g)
+            for subgraph in attribute.graphs:
+                yield from graphs(subgraph)
+
+
+def tensor_bytes(tensor: onnx.TensorProto, where: str) -> int:
+    """Bytes ``tensor`` needs in raw form; UserError when its dimensions are impossible."""
+    if any(dim < 0 for dim in tensor.dims):
+        raise UserError(f"negative dimension in {list(tensor.dims)}", where=where)
+    bits = _BITS.get(_type_name(tensor.data_type), 8)
+    size = (math.prod(tensor.dims) * bits + 7) // 8
+    if size > MAX_TENSOR_BYTES:
+        raise UserError(
+            f"shape {list(tensor.dims)} needs {size / 2**30:.1f} GiB; the limit is 2 GiB",
+            where=where,
+        )
+    return size
+
+
+def _type_name(data_type: int) -> str:
+    known = data_type in onnx.TensorProto.DataType.values()
+    return str(onnx.TensorProto.DataType.Name(data_type)) if known else "UNDEFINED"
+
+
+def _check_opset(proto: onnx.ModelProto, where: str) -> None:
+    version = opset_version(proto)
+    if version == 0:
+        raise UserError("imports no standard operator set", where=where, fix="export it again")
+    if version < MIN_OPSET:
+        raise UserError(
+            f"opset {version} is too old; edgepipe reads {MIN_OPSET} to {MAX_OPSET}",
+            where=where,
+            fix=f"export the model again with opset_version={max(MIN_OPSET, 17)}",
+        )
+    if version > MAX_OPSET:
+        raise UserError(
+            f"opset {version} is too new; edgepipe reads {MIN_OPSET} to {MAX_OPSET}",
+            where=where,
+            fix="export the model again with opset_version=21",
+        )
+    if proto.ir_version > onnx.IR_VERSION:
+        raise UserError(
+            f"IR version {proto.ir_version} is newer than {onnx.IR_VERSION}, the newest known",
+            where=where,
+            fix="export the model with an older onnx, or update onnx",
+        )
+
+
+def _inline_functions(proto: onnx.ModelProto, where: str) -> onnx.ModelProto:
+    import onnx.inliner
+
+    try:
+        return onnx.inliner.inline_local_functions(proto, convert_version=True)
+    except Exception as error:  # pybind raises plain RuntimeError, TypeError and its own types
+        raise UserError(
+            f"cannot inline the model's functions: {first_line(error)}", where=where
+        ) from None
+
+
+def _check_graph(graph: onnx.GraphProto, version: int, where: str) -> None:
+    if graph.sparse_initializer:
+        raise Unsupported("sparse initializers are not supported", where=where, fix="store dense")
+    for tensor in graph.initializer:
+        here = f"{where}, initializer '{tensor.name}'"
+        size = tensor_bytes(tensor, here)
+        if tensor.HasField("raw_data") and len(tensor.raw_data) != size:
+            raise UserError(
+                f"holds {len(tensor.raw_data)} bytes, shape {list(tensor.dims)} needs {size}",
+                where=here,
+                fix="export the model again",
+            )
+    for node in graph.node:
+        _check_operator(node, version, where)
+    for what, names in (
+        ("input", [i.name for i in graph.input]),
+        ("output", [o.name for o in graph.output]),
+        ("initializer", [t.name for t in graph.initializer]),
+    ):
+        for name in _duplicates(names):
+            raise UserError(f"two {what}s are named '{name}'", where=where)
+    written = [t.name for t in graph.initializer]
+    written += [i.name for i in graph.input if i.name not in set(written)]
+    written += [name for node in graph.node for name in node.output if name]
+    for name in _duplicates(written):
+        raise UserError(f"'{name}' is produced twice", where=where, fix="names must be unique")
+
+
+def _duplicates(names: list[str]) -> list[str]:
+    seen: set[str] = set()
+    return [n for n in names if n in seen or seen.add(n)]  # type: ignore[func-returns-value]
+
+
+def _check_operator(node: onnx.NodeProto, version: int, where: str) -> None:
+    here = f"{where}, node '{node.name or (node.output[0] if node.output else '?')}'"
+    if node.domain not in _STANDARD:
+        raise Unsupported(
+            f"operator {node.domain}::{node.op_type} is not of the standard ONNX domain",
+            where=here,
+            fix="export the model with standard operators only",
+        )
+    try:
+        schema = defs.get_schema(node.op_type, version, "")
+    except defs.SchemaError:
+        known = {s.name for s in defs.get_all_schemas() if s.domain == ""}
+        if node.op_type in known:
+            raise UserError(
+                f"operator {node.op_type} does not exist in opset {version}",
+                where=here,
+                fix="export the model with a newer opset",
+            ) from None
+        raise UserError(
+            f"unknown operator {node.op_type}", where=here, fix=did_you_mean(node.op_type, known)
+        ) from None
+    if schema.deprecated:
+        raise UserError(
+            f"operator {node.op_type} is no longer part of opset {version}",
+            where=here,
+            fix="export the model again",
+        )
+
+
+def order_nodes(graph: onnx.GraphProto, outer: frozenset[str], where: str) -> None:
+    """Sort ``graph`` and its subgraphs topologically, in place and stably.
+
+    ``outer`` are the names visible from enclosing graphs. Raises UserError for a cycle and for
+    a name that nothing produces.
+    """
+    known = outer | {i.name for i in graph.input} | {t.name for t in graph.initializer}
+    produced = {name for node in graph.node for name in node.output if name}
+    for node in graph.node:
+        for attribute in node.attribute:
+            inner = [attribute.g] if attribute.HasField("g") else list(attribute.graphs)
+            for subgraph in inner:
+                order_nodes(subgraph, frozenset(known | produced), where)
+    needs = [_reads(node) - known for node in graph.node]
+    for node, names in zip(graph.node, needs, strict=True):
+        for name in sorted(names - produced):
+            raise UserError(
+                f"{node.op_type} reads '{name}', which nothing produces",
+                where=f"{where}, node '{node.name or '?'}'",
+                fix="export the model again",
+            )
+    for output in graph.output:
+        if output.name not in produced and output.name not in known:
+            raise UserError(f"output '{output.name}' is produced by nothing", where=where)
+    order = _stable_order(graph, needs, where)
+    if order != sorted(order):
+        nodes = [graph.node[i] for i in order]
+        copies = [onnx.NodeProto.FromString(n.SerializeToString()) for n in nodes]
+        del graph.node[:]
+        graph.node.extend(copies)
+
+
+def _stable_order(graph: onnx.GraphProto, needs: list[set[str]], where: str) -> list[int]:
+    """Indices of ``graph.node`` in an order that writes before it reads."""
+    import heapq
+
+    producer = {name: i for i, n in enumerate(graph.node) for name in n.output if name}
+    waiting = [{producer[name] for name in names} for names in needs]
+    readers: dict[int, list[int]] = {}
+    for i, sources in enumerate(waiting):
+        for source in sources:
+            readers.setdefault(source, []).append(i)
+    ready = [i for i, sources in enumerate(waiting) if not sources]
+    order: list[int] = []
+    while ready:
+        i = heapq.heappop(ready)
+        order.append(i)
+        for reader in readers.get(i, ()):
+            waiting[reader].discard(i)
+            if not waiting[reader]:
+                heapq.heappush(ready, reader)
+    if len(order) < len(needs):
+        stuck = next(i for i, sources in enumerate(waiting) if sources)
+        node = graph.node[stuck]
+        raise UserError(
+            f"the graph has a cycle through {node.op_type} '{node.name or node.output[0]}'",
+            where=where,
+            fix="export the model again",
+        )
+    return order
+
+
+def _reads(node: onnx.NodeProto) -> set[str]:
+    """Names ``node`` reads, those its subgraphs take from outside included."""
+    names = {name for name in node.input if name}
+    for attribute in node.attribute:
+        inner = [attribute.g] if attribute.HasField("g") else list(attribute.graphs)
+        for graph in inner:
+            own = {i.name for i in graph.input} | {t.name for t in graph.initializer}
+            own |= {name for n in graph.node for name in n.output}
+            read = {o.name for o in graph.output}.union(*(_reads(n) for n in graph.node))
+            names |= read - own
+    return names

@@ -1,0 +1,79 @@
+"""ONNX files and bytes: read, check, fix the shapes, bring to a modern opset, infer shapes."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from pathlib import Path
+
+import onnx
+import onnx_ir as ir
+from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
+
+from edgepipe.errors import UserError
+from edgepipe.importer import checks, external_data, opset, shapes
+from edgepipe.importer.source import Source, identifier
+
+# Protobuf messages cannot be larger, and neither could a bundle for the devices edgepipe serves.
+_MAX_BYTES = 2**31 - 1
+
+
+def load_onnx(path: Path, given: Mapping[str, tuple[int, ...]]) -> Source:
+    """Load an ``.onnx`` file; external data is read from the file's own folder only."""
+    where = path.name
+    try:
+        if path.stat().st_size > _MAX_BYTES:
+            raise UserError("the file is larger than 2 GiB", where=where, fix="use a smaller model")
+        content = path.read_bytes()
+    except OSError as error:
+        raise UserError(f"cannot be read: {error.strerror}", where=where) from None
+    proto = parse(content, where)
+    digest = hashlib.sha256(content)
+    external_data.embed(proto, path, digest)
+    return build(proto, identifier(path.stem), where, digest.hexdigest(), given)
+
+
+def load_bytes(
+    content: bytes, name: str, origin: str, given: Mapping[str, tuple[int, ...]]
+) -> Source:
+    """Load a self-contained ONNX model from memory (exported torch modules, the zoo)."""
+    proto = parse(content, origin)
+    return build(proto, name, origin, hashlib.sha256(content).hexdigest(), given)
+
+
+def parse(content: bytes, where: str) -> onnx.ModelProto:
+    """Parse a serialized ModelProto; UserError for anything else."""
+    if not content:
+        raise UserError("the file is empty", where=where, fix="export the model again")
+    proto = onnx.ModelProto()
+    try:
+        proto.ParseFromString(content)
+    except DecodeError:
+        raise UserError(
+            "is not an ONNX model, or is truncated", where=where, fix="export or download it again"
+        ) from None
+    # Protobuf reads many arbitrary bytes as a message of unknown fields.
+    if not proto.ir_version or not proto.opset_import or not proto.HasField("graph"):
+        raise UserError("is not an ONNX model", where=where, fix="export the model to ONNX")
+    return proto
+
+
+def build(
+    proto: onnx.ModelProto,
+    name: str,
+    origin: str,
+    sha256: str,
+    given: Mapping[str, tuple[int, ...]],
+) -> Source:
+    """Check ``proto``, fix its input shapes and make the Source. ``proto`` is consumed."""
+    if proto.ByteSize() > _MAX_BYTES:
+        raise UserError("the model with its weights is larger than 2 GiB", where=origin)
+    proto = checks.check(proto, origin)
+    shapes.drop_initializer_inputs(proto)
+    shapes.fix_inputs(proto, given, origin)
+    checks.run_checker(proto, origin)
+    reference = opset.runnable(proto).SerializeToString(deterministic=True)
+    proto = opset.modernize(proto)
+    proto = shapes.infer(proto, origin, reference)
+    model = ir.serde.deserialize_model(proto)
+    return Source(name, origin, sha256, model, reference)

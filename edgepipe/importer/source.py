@@ -1,0 +1,43 @@
+"""What the importer hands on: the model to compile and the float reference it is judged by."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+import onnx
+import onnx_ir as ir
+
+
+@dataclass(frozen=True, eq=False)
+class Source:
+    """A loaded model.
+
+    ``name`` is a C identifier, for folders and symbols. ``origin`` is what the user typed,
+    without folders, for the manifest. ``sha256`` is that of the model file (with external data:
+    of the file and every data file it names), or of the exported ONNX bytes.
+    ``model`` is at opset 21 or newer, every input static, every shape that inference can tell
+    filled in. ``reference`` is the original float model at its original opset with the same
+    input shapes, as self-contained ONNX bytes.
+    """
+
+    name: str
+    origin: str
+    sha256: str
+    model: ir.Model
+    reference: bytes
+
+    def proto_bytes(self) -> bytes:
+        """The original model with fixed input shapes, for ONNX Runtime."""
+        return self.reference
+
+    @property
+    def proto(self) -> onnx.ModelProto:
+        """``proto_bytes()`` as a message (parsed anew on every access)."""
+        return onnx.load_model_from_string(self.reference)
+
+
+def identifier(text: str) -> str:
+    """Turn ``text`` into a C identifier: ``mobilenet-v1`` → ``mobilenet_v1``."""
+    name = re.sub(r"\W+", "_", text, flags=re.ASCII).strip("_") or "model"
+    return f"model_{name}" if name[0].isdigit() else name
