@@ -11,11 +11,15 @@ from typing import TextIO
 _CLEAR_LINE = "\r\x1b[K"
 
 
-def table(headers: Sequence[str], rows: Iterable[Sequence[object]], *, markdown: bool = False) -> str:
+def table(
+    headers: Sequence[str], rows: Iterable[Sequence[object]], *, markdown: bool = False
+) -> str:
     """Lay ``rows`` out in aligned columns; columns of numbers are aligned to the right."""
     cells = [[str(cell) for cell in row] for row in rows]
     widths = [max(len(row[i]) for row in [list(headers), *cells]) for i in range(len(headers))]
-    numeric = [bool(cells) and all(_is_number(row[i]) for row in cells) for i in range(len(headers))]
+    numeric = [
+        bool(cells) and all(_is_number(row[i]) for row in cells) for i in range(len(headers))
+    ]
 
     def line(row: Sequence[str]) -> str:
         parts = [
@@ -24,7 +28,9 @@ def table(headers: Sequence[str], rows: Iterable[Sequence[object]], *, markdown:
         ]
         return f"| {' | '.join(parts)} |" if markdown else "  ".join(parts).rstrip()
 
-    rule = ["-" * (w - 1) + ":" if right else "-" * w for w, right in zip(widths, numeric, strict=True)]
+    rule = [
+        "-" * (w - 1) + ":" if right else "-" * w for w, right in zip(widths, numeric, strict=True)
+    ]
     ruled = f"| {' | '.join(rule)} |" if markdown else "  ".join("-" * w for w in widths)
     return "\n".join([line(headers), ruled, *map(line, cells)])
 
@@ -51,7 +57,7 @@ def db_text(value: float) -> str:
 
 
 def _is_number(cell: str) -> bool:
-    bare = cell.split(" ")[0].rstrip("%x×")
+    bare = cell.split(" ", maxsplit=1)[0].rstrip("%x×")
     if bare in ("-", "–", "exact", "inf", "-inf", "nan"):
         return True
     try:

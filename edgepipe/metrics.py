@@ -9,11 +9,15 @@ equals, as NumPy's argmax takes it).
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    import onnx
 
 Array = NDArray[Any]
 
@@ -113,3 +117,10 @@ def snr_db(result: Array, reference: Array) -> float:
     distance = Distance()
     distance.add(np.asarray(result), np.asarray(reference))
     return distance.snr_db
+
+
+def float64_reference(model: onnx.ModelProto, inputs: Mapping[str, Array]) -> dict[str, Array]:
+    """Outputs by name of ``model`` evaluated in float64 (see ``edgepipe.float64``)."""
+    from edgepipe.float64 import Float64Model
+
+    return Float64Model(model).run(inputs)

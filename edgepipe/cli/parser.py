@@ -77,7 +77,9 @@ def parse(parser: Parser, arguments: list[str]) -> argparse.Namespace:
     if not command.startswith("-"):
         if command not in COMMANDS:
             raise UserError(
-                f"unknown command '{command}'", where="edgepipe", fix=did_you_mean(command, COMMANDS)
+                f"unknown command '{command}'",
+                where="edgepipe",
+                fix=did_you_mean(command, COMMANDS),
             )
         choices = next(
             action.choices

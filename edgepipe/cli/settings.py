@@ -87,17 +87,16 @@ def apply_settings(target: Target, settings: Mapping[str, Any]) -> Target:
         if key not in known:
             raise UserError(f"unknown key '{key}'", where="--set", fix=did_you_mean(key, known))
         before = known[key]
-        if isinstance(before, tuple) and isinstance(value, list):
-            value = tuple(value)
-        if before is not None and type(value) is not type(before):
+        new = tuple(value) if isinstance(before, tuple) and isinstance(value, list) else value
+        if before is not None and type(new) is not type(before):
             raise UserError(
-                f"'{key}' is {_kind(before)}, not {_kind(value)}",
+                f"'{key}' is {_kind(before)}, not {_kind(new)}",
                 where="--set",
                 fix=f"it is {before!r} now",
             )
         _, section, name = key.split(".", 2)
         part = getattr(target, section)
-        changed = {**part, name: value} if isinstance(part, dict) else replace(part, **{name: value})
+        changed = {**part, name: new} if isinstance(part, dict) else replace(part, **{name: new})
         target = replace(target, **{section: changed})
     return target
 
@@ -162,4 +161,3 @@ def _beside(config: Path, key: str, value: str) -> str:
     """A path relative to the config's folder; names (of a zoo model, a target) stay as they are."""
     is_path = key in ("output", "dump") or Path(value).suffix in (".onnx", ".pt2", ".toml")
     return str(config.parent / value) if is_path else value
-

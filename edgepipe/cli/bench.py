@@ -1,0 +1,53 @@
+"""Measure a bundle's speed, beside a peer in the same run."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from typing import TYPE_CHECKING
+
+from edgepipe.display import Progress
+from edgepipe.errors import UserError
+
+if TYPE_CHECKING:
+    from edgepipe.cli.parser import Parser
+
+
+def add_arguments(parser: Parser) -> None:
+    """Declare the options of ``edgepipe bench``."""
+    parser.add_argument("bundle", metavar="BUNDLE", help="a folder that 'edgepipe compile' wrote")
+    parser.add_argument("--runner", metavar="NAME", help="how to run it (default: the target's)")
+    parser.add_argument(
+        "--against",
+        metavar="PEER,…",
+        help="engines to measure in turn with it: ort (default), none",
+    )
+    parser.add_argument("--runs", type=int, default=200, metavar="N", help="timed inferences (200)")
+    parser.add_argument(
+        "--model", metavar="MODEL", help="the original model, where it is not found by its name"
+    )
+
+
+def execute(options: argparse.Namespace) -> int:
+    """Measure and print medians, spread and ratio."""
+    from edgepipe.benchmark import bench
+    from edgepipe.bundle import Bundle
+
+    if options.runs < 1:
+        raise UserError("must be at least 1", where="--runs")
+    progress = Progress(quiet=options.quiet or options.json)
+    bundle = Bundle.open(options.bundle)
+    against = None if options.against is None else tuple(options.against.split(","))
+    progress(f"bench {bundle.path.name}")
+    try:
+        result = bench(
+            bundle, runner=options.runner, against=against, runs=options.runs, model=options.model
+        )
+        progress.finish()
+    finally:
+        progress.abandon()
+    if options.json:
+        print(json.dumps(result.to_json(), indent=1))
+    elif not options.quiet:
+        print(result)
+    return 0

@@ -1,0 +1,47 @@
+"""Data to run a model on: SRC on the command line, as a stream of single runs.
+
+SRC is an ``.npz`` whose keys are the input names (plus optional ``labels``), a folder of
+``.npy`` files or images, or a name in ``calibration/``. Without one the data are synthetic.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from edgepipe.data import named
+from edgepipe.data.folder import open_folder
+from edgepipe.data.npz import open_npz
+from edgepipe.data.samples import Array, Inputs, Samples, Spec, from_arrays
+from edgepipe.data.synthetic import synthetic
+from edgepipe.errors import UserError, did_you_mean
+from edgepipe.zoo import Preprocessing
+
+__all__ = ["Inputs", "Samples", "Spec", "from_arrays", "open_data", "synthetic"]
+
+
+def open_data(
+    source: str | Path | Mapping[str, Array],
+    specs: Sequence[Spec],
+    preprocessing: Preprocessing | None = None,
+) -> Samples:
+    """Open SRC for a model with the inputs ``specs``.
+
+    ``preprocessing`` says how images become inputs (default: RGB / 255).
+    Raises UserError where the data cannot be the model's input, also later, while reading.
+    """
+    if isinstance(source, Mapping):
+        return from_arrays(source, specs, "arrays")
+    path = Path(source)
+    if path.is_dir():
+        return open_folder(path, specs, preprocessing)
+    if path.is_file() or path.suffix == ".npz":
+        return open_npz(path, specs)
+    known = named.names()
+    if str(source) in known:
+        return named.open_named(str(source), specs)
+    raise UserError(
+        "no such file, folder or data set",
+        where=str(source),
+        fix=did_you_mean(str(source), known) if known else "give an .npz or a folder",
+    )

@@ -1,0 +1,152 @@
+"""Data sets by name: ``calibration/*.toml`` says where the data are and how they become inputs.
+
+Keys: ``name``, ``summary``, ``source`` (an ``.npz``, relative to the TOML's folder), ``sha256``;
+``images``, the key of uint8 images [N, H, W, C] that ``[preprocessing]`` (as in ``models/*.toml``)
+turns into the single input, for an ``.npz`` without the input's own name; and ``[sampler]`` with
+``order`` ("file" or "shuffled"), ``count`` (samples to take) and ``seed``.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import tomllib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from edgepipe.data.folder import apply
+from edgepipe.data.npz import open_npz
+from edgepipe.data.samples import Array, Inputs, Samples, Spec, check_labels, from_arrays, runs_in
+from edgepipe.errors import UserError, did_you_mean
+from edgepipe.resources import data_folder
+from edgepipe.zoo import Preprocessing
+
+
+@dataclass(frozen=True)
+class Sampler:
+    """Which samples are taken: the first ``count`` in file order or of a seeded shuffle."""
+
+    order: str = "file"
+    count: int | None = None
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.order not in ("file", "shuffled"):
+            raise ValueError(f"sampler.order '{self.order}': known are file and shuffled")
+        if self.count is not None and self.count < 1:
+            raise ValueError("sampler.count must be positive")
+
+    def indices(self, available: int) -> Array:
+        """Indices of the samples to take out of ``available``."""
+        taken = available if self.count is None else min(self.count, available)
+        if self.order == "file":
+            return np.arange(taken)
+        return np.random.default_rng(self.seed).permutation(available)[:taken]
+
+
+@dataclass(frozen=True)
+class DataSet:
+    """One file of ``calibration/``."""
+
+    name: str
+    summary: str
+    source: str
+    sha256: str
+    images: str = ""
+    preprocessing: Preprocessing | None = None
+    sampler: Sampler = Sampler()
+
+
+def names() -> list[str]:
+    """Names of the data sets that ship with edgepipe, sorted."""
+    return sorted(p.stem for p in data_folder("calibration").glob("*.toml"))
+
+
+def describe(name: str, folder: Path | None = None) -> DataSet:
+    """Read ``name``'s file (in ``calibration/`` by default). Raises UserError."""
+    path = (folder or data_folder("calibration")) / f"{name}.toml"
+    try:
+        raw = tomllib.loads(path.read_text(encoding="utf-8"))
+        known = {field.name for field in fields(DataSet)}
+        for key in raw:
+            if key not in known:
+                raise UserError(
+                    f"unknown key '{key}'", where=path.name, fix=did_you_mean(key, known)
+                )
+        return DataSet(
+            **{
+                **raw,
+                "preprocessing": _preprocessing(raw.get("preprocessing")),
+                "sampler": Sampler(**raw.get("sampler", {})),
+            }
+        )
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, OSError, TypeError, ValueError) as error:
+        raise UserError(f"bad data set file: {error}", where=path.name) from None
+
+
+def _preprocessing(raw: dict[str, Any] | None) -> Preprocessing | None:
+    if raw is None:
+        return None
+    return Preprocessing(**{k: tuple(v) if isinstance(v, list) else v for k, v in raw.items()})
+
+
+def open_named(name: str, specs: Sequence[Spec], folder: Path | None = None) -> Samples:
+    """Samples of the data set ``name`` for a model with inputs ``specs``. Raises UserError."""
+    entry = describe(name, folder)
+    path = ((folder or data_folder("calibration")) / entry.source).resolve()
+    if not path.is_file():
+        raise UserError(f"its source '{entry.source}' is not there", where=f"data set '{name}'")
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    if digest != entry.sha256:
+        raise UserError(
+            f"{path.name} has sha256 {digest[:12]}…, not {entry.sha256[:12]}…",
+            where=f"data set '{name}'",
+            fix="fetch it again, or correct the file in calibration/",
+        )
+    if entry.images:
+        return _from_images(entry, path, specs)
+    samples = open_npz(path, specs)
+    if entry.sampler == Sampler():
+        return Samples(
+            f"data set '{name}': {samples.description}", samples.count, samples.read, samples.labels
+        )
+    with np.load(path, allow_pickle=False) as file:
+        return _take(entry, {key: file[key] for key in file.files}, specs)
+
+
+def _from_images(entry: DataSet, path: Path, specs: Sequence[Spec]) -> Samples:
+    if len(specs) != 1 or len(specs[0].shape) != 4:
+        raise UserError(
+            "holds images; the model's input is not one", where=f"data set '{entry.name}'"
+        )
+    spec, steps = specs[0], entry.preprocessing or Preprocessing(scale=1 / 255)
+    with np.load(path, allow_pickle=False) as file:
+        missing = {entry.images} - set(file.files)
+        if missing:
+            raise UserError(f"no array '{entry.images}'", where=path.name)
+        raw = file[entry.images]
+        labels = file["labels"] if "labels" in file.files else None
+    chosen = entry.sampler.indices(len(raw))
+    rows = spec.shape[0]
+    chosen = chosen[: len(chosen) // rows * rows]
+    probe = apply(raw[:1], steps)
+    runs_in(spec, (len(chosen), *probe.shape[1:]), probe.dtype, path.name)
+
+    def read() -> Iterator[Inputs]:
+        for start in range(0, len(chosen), rows):
+            yield {spec.name: apply(raw[chosen[start : start + rows]], steps)}
+
+    taken = None if labels is None else check_labels(labels[chosen], len(chosen), path.name)
+    return Samples(
+        f"data set '{entry.name}' ({len(chosen)} images)", len(chosen) // rows, read, taken
+    )
+
+
+def _take(entry: DataSet, arrays: dict[str, Array], specs: Sequence[Spec]) -> Samples:
+    available = max((len(a) for a in arrays.values() if a.ndim), default=1)
+    chosen = entry.sampler.indices(available)
+    taken = {k: a[chosen] if a.ndim and len(a) == available else a for k, a in arrays.items()}
+    return from_arrays(taken, specs, f"data set '{entry.name}'")

@@ -1,0 +1,136 @@
+"""An ``.npz`` as a stream: members are read run by run, so that it need not fit into memory."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+import zipfile
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+
+from edgepipe.data.samples import (
+    Array,
+    Inputs,
+    Samples,
+    Spec,
+    check_labels,
+    check_names,
+    check_numbers,
+    common_count,
+    runs_in,
+)
+from edgepipe.errors import UserError
+
+
+@dataclass(frozen=True)
+class _Member:
+    """Header of one array in an ``.npz``."""
+
+    shape: tuple[int, ...]
+    dtype: np.dtype[Any]
+    fortran: bool
+
+
+def open_npz(path: Path, specs: Sequence[Spec]) -> Samples:
+    """Samples from an ``.npz``, read run by run. Pickled objects are refused. Raises UserError."""
+    where = path.name
+    if not path.is_file():
+        raise UserError("no such file", where=str(path), fix="give an .npz, a folder or a data set")
+    members = _headers(path)
+    check_names(list(members), specs, where, labels=True)
+    counts = {
+        s.name: runs_in(s, members[s.name].shape, members[s.name].dtype, where) for s in specs
+    }
+    count = common_count(counts, where)
+    labels = None
+    if "labels" in members:
+        rows = count * (specs[0].shape[0] if specs and specs[0].shape else 1)
+        with np.load(path, allow_pickle=False) as file:
+            labels = check_labels(file["labels"], rows, where)
+
+    def read() -> Iterator[Inputs]:
+        streams = {s.name: _stream(path, s, members[s.name], counts[s.name], count) for s in specs}
+        for run in range(count):
+            yield {
+                name: check_numbers(next(stream), name, run, where)
+                for name, stream in streams.items()
+            }
+
+    return Samples(f"{where} ({count} {'run' if count == 1 else 'runs'})", count, read, labels)
+
+
+def _headers(path: Path) -> dict[str, _Member]:
+    try:
+        with zipfile.ZipFile(path) as archive:
+            found = {}
+            for name in archive.namelist():
+                with archive.open(name) as stream:
+                    found[name.removesuffix(".npy")] = _header(stream)
+            return found
+    except (zipfile.BadZipFile, zlib.error, EOFError, ValueError) as error:
+        raise UserError(f"not a readable .npz: {error}", where=path.name) from None
+
+
+def _header(stream: IO[bytes]) -> _Member:
+    version = np.lib.format.read_magic(stream)  # type: ignore[no-untyped-call]
+    read = (
+        np.lib.format.read_array_header_1_0
+        if version == (1, 0)
+        else np.lib.format.read_array_header_2_0
+    )
+    shape, fortran, dtype = read(stream)  # type: ignore[no-untyped-call]
+    if dtype.hasobject:
+        raise ValueError("it holds Python objects, which are never unpickled")
+    return _Member(shape, dtype, fortran)
+
+
+def _stream(path: Path, spec: Spec, member: _Member, count: int, runs: int) -> Iterator[Array]:
+    """Yield the array of each of ``runs`` runs without holding the whole member."""
+    if count == 1 or member.fortran:
+        with np.load(path, allow_pickle=False) as file:
+            whole = np.ascontiguousarray(file[spec.name])
+        for run in range(runs):
+            yield whole if count == 1 else whole[run * spec.shape[0] : (run + 1) * spec.shape[0]]
+        return
+    size = int(np.prod(spec.shape, dtype=np.int64)) * member.dtype.itemsize
+    try:
+        with zipfile.ZipFile(path) as archive, archive.open(f"{spec.name}.npy") as stream:
+            _header(stream)
+            for _ in range(runs):
+                data = stream.read(size)
+                if len(data) < size:
+                    raise EOFError("it ends too early")
+                yield np.frombuffer(data, member.dtype).reshape(spec.shape)
+    except (zipfile.BadZipFile, zlib.error, EOFError) as error:
+        raise UserError(f"damaged .npz: {error}", where=path.name) from None
+
+
+def read_npz(path: Path, specs: Sequence[Spec]) -> Inputs:
+    """All inputs of a model from an ``.npz``, checked, with their leading dimensions as they are.
+
+    ``labels`` may be present and is left out. Raises UserError.
+    """
+    open_npz(path, specs)  # checks names, shapes and dtypes
+    with np.load(path, allow_pickle=False) as file:
+        return {spec.name: check_numbers(file[spec.name], spec.name, path.name) for spec in specs}
+
+
+def write_npz(path: Path, arrays: Mapping[str, Array]) -> None:
+    """Write ``arrays`` to ``path``, whole or not at all. Raises OSError."""
+    from edgepipe.golden import npz_bytes
+
+    descriptor, name = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.absolute().parent)
+    temporary = Path(name)
+    try:
+        with os.fdopen(descriptor, "wb") as stream:
+            stream.write(npz_bytes(arrays))
+        temporary.chmod(0o644)
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise

@@ -1,0 +1,102 @@
+"""The original model behind a bundle: found again, checked, and run by ONNX Runtime."""
+
+from __future__ import annotations
+
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from edgepipe import importer, zoo
+from edgepipe.data import Inputs
+from edgepipe.errors import UserError
+from edgepipe.zoo import Preprocessing
+
+if TYPE_CHECKING:
+    import onnxruntime
+
+    from edgepipe.bundle import Bundle
+    from edgepipe.float64 import Float64Model
+    from edgepipe.importer.source import Source
+
+
+class Reference:
+    """The float model at the bundle's input shapes, in ONNX Runtime and in float64."""
+
+    def __init__(self, source: Source, preprocessing: Preprocessing | None = None) -> None:
+        self.source, self.preprocessing = source, preprocessing
+
+    @cached_property
+    def session(self) -> onnxruntime.InferenceSession:
+        """ONNX Runtime on one thread, CPU."""
+        return session(self.source.proto_bytes())
+
+    @cached_property
+    def _float64(self) -> Float64Model:
+        import onnx
+
+        from edgepipe.float64 import Float64Model
+
+        return Float64Model(onnx.load_model_from_string(self.source.proto_bytes()))
+
+    def run(self, inputs: Inputs) -> Inputs:
+        """Outputs by name for one run's inputs."""
+        names = [output.name for output in self.session.get_outputs()]
+        values = self.session.run(names, inputs)
+        return dict(zip(names, map(np.asarray, values), strict=True))
+
+    def run_float64(self, inputs: Inputs) -> Inputs:
+        """The same in double precision."""
+        return self._float64.run(inputs)
+
+
+def session(model: bytes) -> onnxruntime.InferenceSession:
+    """An ONNX Runtime session on one thread. Raises UserError where it refuses the model."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = options.inter_op_num_threads = 1
+    options.log_severity_level = 3
+    try:
+        return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # its exceptions have no common public base
+        said = " ".join(str(error).split())[:200]
+        raise UserError(f"ONNX Runtime refuses the original model: {said}") from None
+
+
+def open_reference(bundle: Bundle, model: str | Path | None = None) -> Reference:
+    """The original of ``bundle``: ``model``, or what the manifest's origin leads to.
+
+    Raises UserError where it is not found or is not the model the bundle was compiled from.
+    """
+    if model is None:
+        return find_reference(bundle)
+    source = importer.load(model, {spec.name: tuple(spec.shape) for spec in bundle.inputs})
+    wanted = bundle.manifest["source"]["sha256"]
+    if source.sha256 != wanted:
+        raise UserError(
+            f"is not the model that the bundle was compiled from (sha256 {source.sha256[:12]}…, "
+            f"the manifest says {wanted[:12]}…)",
+            where=str(model),
+            fix="compile it again, or give the right one with --model",
+        )
+    origin = bundle.manifest["source"]["origin"]
+    steps = zoo.describe(origin).preprocessing if origin in zoo.names() else None
+    return Reference(source, steps)
+
+
+def find_reference(bundle: Bundle) -> Reference:
+    """The original by the manifest's origin: a zoo name, ``package.module:factory``, or a file of
+    that name in the current folder or beside the bundle. Raises UserError."""
+    origin: str = bundle.manifest["source"]["origin"]
+    if origin in zoo.names() or ":" in origin:
+        return open_reference(bundle, origin)
+    for folder in (Path(), bundle.path.parent, bundle.path.parent.parent):
+        if (folder / origin).is_file():
+            return open_reference(bundle, folder / origin)
+    raise UserError(
+        f"the original model '{origin}' is neither here nor beside the bundle",
+        where=bundle.path.name,
+        fix="name it with --model",
+    )
