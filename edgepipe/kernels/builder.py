@@ -89,13 +89,20 @@ def kernel(name: str, arguments: Sequence[tuple[str, int, str]], body: Callable[
 
     ``body`` is called with one buffer per argument, inside the builder.
     """
-    with IRBuilder() as builder:
-        with T.prim_func(s_tir=True):
-            T.func_name(name)
-            buffers = [T.arg(n, T.Buffer((size,), dtype)) for n, size, dtype in arguments]
-            T.func_attr({"tirx.noalias": True, "edgepipe.template": name})
-            body(*buffers)
+    with IRBuilder() as builder, T.prim_func(s_tir=True):
+        T.func_name(name)
+        buffers = [T.arg(n, T.Buffer((size,), dtype)) for n, size, dtype in arguments]
+        T.func_attr({"tirx.noalias": True, "edgepipe.template": name})
+        body(*buffers)
     return builder.get()
+
+
+def operand_offset(layout: Blocked, n: Any, block: Any, row: Any, column: Any) -> Any:
+    """Offset in an epilogue operand, which may be broadcast over the batch or the pixels."""
+    n = 0 if layout.n == 1 else n
+    if layout.h == layout.w == 1:
+        row = column = 0
+    return layout.offset(n, block, row, column)
 
 
 def zero_border(layout: Blocked, buffer: Any) -> None:

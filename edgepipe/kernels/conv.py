@@ -19,6 +19,7 @@ from edgepipe.kernels.builder import (
     load,
     loop,
     minimum,
+    operand_offset,
     splat,
     store,
     zero_border,
@@ -177,7 +178,7 @@ def emit(op: ConvOp, knobs: Knobs) -> Any:
                 for j in range(blocks):
                     block = tile * blocks + j
                     operands = [
-                        load(buffer, layout.offset(n, block, row_i, column), lanes)
+                        load(buffer, operand_offset(layout, n, block, row_i, column), lanes)
                         for buffer, layout in zip(residuals, op.residuals, strict=True)
                     ]
                     value = apply(op.epilogue, acc[i * blocks + j], lanes, operands)

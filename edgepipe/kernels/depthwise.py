@@ -17,6 +17,7 @@ from edgepipe.kernels.builder import (
     load,
     loop,
     minimum,
+    operand_offset,
     store,
     zero_border,
 )
@@ -103,7 +104,7 @@ def emit(op: ConvOp, knobs: Knobs) -> Any:
             for r in range(rows):
                 for i in range(columns):
                     operands = [
-                        load(buffer, layout.offset(n, block, row + r, column + i), lanes)
+                        load(buffer, operand_offset(layout, n, block, row + r, column + i), lanes)
                         for buffer, layout in zip(residuals, op.residuals, strict=True)
                     ]
                     value = apply(op.epilogue, acc[r * columns + i], lanes, operands)

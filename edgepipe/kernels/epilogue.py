@@ -16,7 +16,7 @@ from edgepipe.kernels.builder import float32, splat
 class Step:
     """One elementwise step. ``values`` are its float constants (clip bounds, slope, ...).
 
-    ``add``, ``mul``, ``sub``, ``rsub`` and ``div`` take the next residual operand.
+    The kinds of BINARY take the next residual operand.
     """
 
     kind: str
@@ -28,6 +28,11 @@ class Step:
 
     def __str__(self) -> str:
         return self.kind + ("(" + ",".join(f"{v:g}" for v in self.values) + ")") * bool(self.values)
+
+
+def _prelu(x: Any, slope: Any) -> Any:
+    zero = x - x
+    return tirx.Select(x > zero, x, x * slope)
 
 
 def _clip(x: Any, low: Any, high: Any) -> Any:
@@ -85,6 +90,7 @@ BINARY: dict[str, Callable[[Any, Any], Any]] = {
     "rsub": lambda x, r: r - x,
     "max": tirx.max,
     "min": tirx.min,
+    "prelu": _prelu,
 }
 
 
@@ -94,13 +100,9 @@ def apply(steps: Sequence[Step], value: Any, lanes: int, operands: Sequence[Any]
     for step in steps:
         if step.takes_operand:
             operand = remaining.pop(0)
-            value = math.bind(
-                value, lanes, lambda v, s=step, o=operand: BINARY[s.kind](v, o)
-            )
+            value = math.bind(value, lanes, lambda v, s=step, o=operand: BINARY[s.kind](v, o))
         else:
-            value = math.bind(
-                value, lanes, lambda v, s=step: UNARY[s.kind](v, lanes, *s.values)
-            )
+            value = math.bind(value, lanes, lambda v, s=step: UNARY[s.kind](v, lanes, *s.values))
     return value
 
 

@@ -6,7 +6,16 @@ from typing import Any
 
 from tvm import tirx
 
-from edgepipe.kernels.builder import Registers, float32, kernel, load, loop, splat, store
+from edgepipe.kernels.builder import (
+    Registers,
+    float32,
+    kernel,
+    load,
+    loop,
+    operand_offset,
+    splat,
+    store,
+)
 from edgepipe.kernels.epilogue import apply
 from edgepipe.kernels.ops import GlobalPoolOp, Op
 from edgepipe.kernels.template import KernelTemplate, Knobs
@@ -46,10 +55,12 @@ def emit(op: GlobalPoolOp, knobs: Knobs) -> Any:
             if op.kind == "average":
                 result = result * splat(float32(1 / (x.h * x.w)), lanes)
             operands = [
-                load(buffer, layout.offset(n, block, 0, 0), lanes)
+                load(buffer, operand_offset(layout, n, block, 0, 0), lanes)
                 for buffer, layout in zip(residuals, op.residuals, strict=True)
             ]
-            store(target, y.offset(n, block, 0, 0), apply(op.epilogue, result, lanes, operands), lanes)
+            store(
+                target, y.offset(n, block, 0, 0), apply(op.epilogue, result, lanes, operands), lanes
+            )
 
     arguments = [("x", x.elements, "float32")]
     arguments += [(f"r{i}", r.elements, "float32") for i, r in enumerate(op.residuals)]

@@ -71,9 +71,7 @@ class Blocked:
         blocked = array.reshape(self.shape).transpose(0, 1, 4, 2, 3)
         top, left = self.pads[:2]
         flat = blocked.reshape(self.n, self.blocks * self.lanes, self.rows, self.cols)
-        return np.ascontiguousarray(
-            flat[:, : self.c, top : top + self.h, left : left + self.w]
-        )
+        return np.ascontiguousarray(flat[:, : self.c, top : top + self.h, left : left + self.w])
 
     def __str__(self) -> str:
         border = "+" + ",".join(map(str, self.pads)) if self.padded else ""

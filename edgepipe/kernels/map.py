@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from edgepipe.kernels.builder import kernel, load, loop, store, zero_border
+from edgepipe.kernels.builder import kernel, load, loop, operand_offset, store, zero_border
 from edgepipe.kernels.epilogue import apply
-from edgepipe.kernels.layout import Blocked
 from edgepipe.kernels.ops import MapOp, Op, UpsampleOp
 from edgepipe.kernels.template import KernelTemplate, Knobs
 from edgepipe.target import Target
@@ -18,14 +17,6 @@ def matches(op: Op, target: Target) -> str | None:
 
 def default(op: MapOp | UpsampleOp, target: Target) -> Knobs:
     return {}
-
-
-def operand_offset(layout: Blocked, n: Any, block: Any, row: Any, column: Any) -> Any:
-    """Offset in an operand that may be broadcast over the batch or over the pixels."""
-    n = 0 if layout.n == 1 else n
-    if layout.h == layout.w == 1:
-        row = column = 0
-    return layout.offset(n, block, row, column)
 
 
 def emit(op: MapOp | UpsampleOp, knobs: Knobs) -> Any:

@@ -18,6 +18,7 @@ from edgepipe.kernels.builder import (
     loop,
     maximum,
     minimum,
+    operand_offset,
     splat,
     store,
     zero_border,
@@ -88,7 +89,7 @@ def emit(op: PoolOp, knobs: Knobs) -> Any:
             if op.kind == "average":
                 result = result / splat(_divisor(op, row, column), lanes)
             operands = [
-                load(buffer, layout.offset(n, block, row, column), lanes)
+                load(buffer, operand_offset(layout, n, block, row, column), lanes)
                 for buffer, layout in zip(residuals, op.residuals, strict=True)
             ]
             value = apply(op.epilogue, result, lanes, operands)

@@ -41,9 +41,7 @@ def _copy(x: Blocked, y: Blocked, source: Any, target: Any) -> None:
                     value: Any = float32(0)
                 else:
                     safe = tirx.min(channel, y.c - 1)
-                    value = tirx.Select(
-                        channel < y.c, element(n, safe, row, column), float32(0)
-                    )
+                    value = tirx.Select(channel < y.c, element(n, safe, row, column), float32(0))
             else:
                 value = element(n, channel, row, column)
             store(target, at + lane, value, 1)

@@ -1,0 +1,70 @@
+"""From a canonical ONNX graph to one Relax function that only calls kernels.
+
+The stages are the order of ``lower``: find what runs as templates, choose layouts, build Relax,
+and let TVM legalise, fuse and schedule the rest.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import onnx_ir as ir
+
+from edgepipe.codegen.plan import KernelAudit
+from edgepipe.context import Context
+
+
+@dataclass(frozen=True)
+class Program:
+    """``module["main"]`` is a list of ``call_tir`` and reshapes; every PrimFunc is scheduled.
+
+    ``audits`` holds, per template kernel, one entry per call in call order. ``inputs`` and
+    ``outputs`` are the ONNX names in order.
+    """
+
+    module: Any
+    audits: dict[str, list[KernelAudit]]
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+
+
+def lower(model: ir.Model, context: Context) -> Program:
+    """Lower ``model`` (static shapes, canonical ONNX) for ``context.target``.
+
+    Raises Unsupported, naming the op, for what edgepipe does not compile.
+    """
+    import tvm
+    from tvm import relax
+
+    from edgepipe.lowering import groups, layouts
+    from edgepipe.lowering.emit import Emitter
+    from edgepipe.lowering.schedule import schedule_default
+    from edgepipe.lowering.to_relax import to_relax
+
+    names = tuple(v.name or "" for v in model.graph.inputs if not v.is_initializer())
+    outputs = tuple(v.name or "" for v in model.graph.outputs)
+    context.progress("choosing kernels and layouts")
+    layouts.assign(model, groups.find(model.graph, context), context)
+    context.dump("lowering-00-layouts.txt", str(model))
+
+    emitter = Emitter(context)
+    module = to_relax(model, emitter)
+    context.dump("lowering-01-relax.txt", module.script())
+    context.progress("lowering the rest with TVM")
+    transform = relax.transform
+    with tvm.target.Target({"kind": "llvm"}), tvm.transform.PassContext(opt_level=3):
+        module = tvm.transform.Sequential(
+            [
+                transform.LegalizeOps(),
+                transform.AnnotateTIROpPattern(),
+                transform.FoldConstant(),
+                transform.FuseOps(),
+                transform.FuseTIR(),
+                transform.RewriteDataflowReshape(),
+                transform.DeadCodeElimination(),
+            ]
+        )(module)
+    module = schedule_default(module, context.target)
+    context.dump("lowering-02-kernels.txt", module.script())
+    return Program(module, emitter.audits, names, outputs)

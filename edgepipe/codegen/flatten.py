@@ -1,0 +1,185 @@
+"""The Relax main function as a Plan: calls in order, every argument with its place."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import tvm
+from tvm import relax
+
+from edgepipe.codegen.memory import Lifetime, align, peak_live, plan
+from edgepipe.codegen.plan import Call, KernelAudit, Place, Plan, TensorSpec
+from edgepipe.kernels.builder import kernel, load, loop, store
+from edgepipe.lowering import Program
+
+
+@dataclass(eq=False)
+class Buffer:
+    """A tensor with a place of its own: an input, an output, a constant or a piece of arena."""
+
+    size: int
+    place: Place | None = None
+    first: int = -1
+    last: int = -1
+
+
+@dataclass(frozen=True)
+class RawCall:
+    """A call before memory planning."""
+
+    function: str
+    arguments: tuple[Buffer, ...]
+
+
+def _type_bytes(type_: Any) -> int:
+    count = 1
+    for extent in type_.shape:
+        count *= int(extent)
+    dtype = str(type_.dtype)
+    return count * (1 if dtype == "bool" else np.dtype(dtype).itemsize)
+
+
+class _Weights:
+    """The weights blob: every tensor aligned, equal tensors stored once."""
+
+    def __init__(self) -> None:
+        self.blob = bytearray()
+        self.known: dict[bytes, Buffer] = {}
+
+    def add(self, array: np.ndarray) -> Buffer:
+        data = np.ascontiguousarray(array).tobytes()
+        if data not in self.known:
+            self.blob.extend(bytes(align(len(self.blob)) - len(self.blob)))
+            self.known[data] = Buffer(len(data), Place("weights", len(self.blob)))
+            self.blob.extend(data)
+        return self.known[data]
+
+
+class Flattener:
+    """Reads ``main`` once. ``calls`` name PrimFuncs; ``copies`` are functions it had to add."""
+
+    def __init__(self, program: Program) -> None:
+        self.program = program
+        self.weights = _Weights()
+        self.calls: list[RawCall] = []
+        self.copies: dict[str, Any] = {}
+        self.values: dict[Any, Any] = {}  # relax var → Buffer, or a list of them for a tuple
+        main = program.module["main"]
+        self.inputs = [self._spec(n, v.ty) for n, v in zip(program.inputs, main.params, strict=True)]
+        for i, param in enumerate(main.params):
+            self.values[param] = Buffer(_type_bytes(param.ty), Place("input", index=i))
+        result = main.body.body
+        for block in main.body.blocks:
+            for binding in block.bindings:
+                self.values[binding.var] = self._bind(binding.value)
+        results = self._value(result)
+        types = result.ty.fields if isinstance(results, list) else [result.ty]
+        results = results if isinstance(results, list) else [results]
+        self.outputs = [self._spec(n, t) for n, t in zip(program.outputs, types, strict=True)]
+        for i, (buffer, type_) in enumerate(zip(results, types, strict=True)):
+            self._output(i, buffer, type_)
+
+    @staticmethod
+    def _spec(name: str, type_: Any) -> TensorSpec:
+        return TensorSpec(name, tuple(int(d) for d in type_.shape), str(type_.dtype))
+
+    def _value(self, expr: Any) -> Any:
+        if isinstance(expr, tvm.ir.GenericConst):
+            return self.weights.add(expr.value.numpy())
+        if isinstance(expr, relax.Tuple):
+            return [self._value(f) for f in expr.fields]
+        return self.values[expr]
+
+    def _bind(self, value: Any) -> Any:
+        if isinstance(value, relax.TupleGetItem):
+            return self._value(value.tuple_value)[value.index]
+        if not isinstance(value, relax.Call):
+            return self._value(value)
+        name = getattr(value.op, "name", "")
+        if name == "relax.reshape":
+            return self._value(value.args[0])
+        if name != "relax.call_tir":
+            raise NotImplementedError(f"{name} in the lowered program")
+        function, arguments = value.args[0], value.args[1]
+        types = value.ty.fields if hasattr(value.ty, "fields") else [value.ty]
+        results = [Buffer(_type_bytes(t)) for t in types]
+        sources = self._value(arguments)
+        self._call(function.name_hint, [*sources, *results])
+        return results if hasattr(value.ty, "fields") else results[0]
+
+    def _call(self, function: str, arguments: list[Buffer]) -> None:
+        for buffer in arguments:
+            if buffer.first < 0:
+                buffer.first = len(self.calls)
+            buffer.last = len(self.calls)
+        self.calls.append(RawCall(function, tuple(arguments)))
+
+    def _output(self, index: int, buffer: Buffer, type_: Any) -> None:
+        """Let the kernel that computes an output write it there; copy what nobody computes."""
+        if buffer.place is None:
+            buffer.place = Place("output", index=index)
+            return
+        size = _type_bytes(type_)
+        name = f"copy_{size}"
+        self.copies[name] = _copy_function(name, size)
+        self._call(name, [buffer, Buffer(size, Place("output", index=index))])
+
+    def plan(self, symbols: Mapping[str, str], workspaces: Mapping[str, list[int]]) -> Plan:
+        """Place everything. ``symbols`` maps function names to C symbols; ``workspaces`` gives the
+        bytes of the extra pointers each symbol takes."""
+        calls = []
+        tensors: list[Buffer] = []
+        for at, call in enumerate(self.calls):
+            extra = [
+                Buffer(size, None, at, at) for size in workspaces.get(symbols[call.function], [])
+            ]
+            arguments = [*call.arguments, *extra]
+            tensors += [b for b in arguments if b.place is None and b.first == at]
+            calls.append(RawCall(call.function, tuple(arguments)))
+        lifetimes = [Lifetime(b.size, b.first, b.last) for b in tensors]
+        offsets, arena_bytes = plan(lifetimes)
+        for buffer, offset in zip(tensors, offsets, strict=True):
+            buffer.place = Place("arena", offset)
+        audits = {name: list(entries) for name, entries in self.program.audits.items()}
+        return Plan(
+            inputs=tuple(self.inputs),
+            outputs=tuple(self.outputs),
+            calls=tuple(
+                Call(symbols[c.function], tuple(_placed(b) for b in c.arguments), c.function)
+                for c in calls
+            ),
+            arena_bytes=arena_bytes,
+            peak_live_bytes=peak_live(lifetimes),
+            weights=bytes(self.weights.blob),
+            audit=tuple(_audit(c, audits) for c in calls),
+        )
+
+
+def _placed(buffer: Buffer) -> Place:
+    assert buffer.place is not None
+    return buffer.place
+
+
+def _audit(call: RawCall, audits: dict[str, list[KernelAudit]]) -> KernelAudit:
+    entries = audits.get(call.function)
+    if entries:
+        return entries.pop(0)
+    return KernelAudit(
+        op=call.function,
+        op_type="generic",
+        kernel=call.function,
+        arithmetic="as in the model",
+        accumulator="as in the model",
+        macs=0,
+    )
+
+
+def _copy_function(name: str, size: int) -> Any:
+    def body(source: Any, target: Any) -> None:
+        with loop(size) as i:
+            store(target, i, load(source, i, 1), 1)
+
+    return kernel(name, [("x", size, "uint8"), ("y", size, "uint8")], body)

@@ -1,0 +1,87 @@
+"""Kernel nodes to ``call_tir`` of their template's PrimFunc, with the audit of what was chosen."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+from tvm import relax
+
+from edgepipe.codegen.plan import KernelAudit
+from edgepipe.context import Context
+from edgepipe.errors import Unsupported
+from edgepipe.kernels.epilogue import describe
+from edgepipe.kernels.ops import MatmulOp, Op
+from edgepipe.kernels.template import KernelTemplate, Knobs, select
+from edgepipe.lowering.layouts import KernelNode
+
+STAGE = "lowering.kernels"
+
+
+@dataclass
+class Emitter:
+    """Emits every kernel node; equal ops share one PrimFunc. ``audit`` is keyed by kernel name
+    and node so that the plan can list, per call, what runs."""
+
+    context: Context
+    functions: dict[Any, Any] = field(default_factory=dict)
+    names: dict[str, int] = field(default_factory=dict)
+    audits: dict[str, list[KernelAudit]] = field(default_factory=dict)
+
+    def __call__(self, builder: Any, node: ir.Node, inputs: list[Any]) -> list[Any]:
+        kernel: KernelNode = node.meta["kernel"]
+        template, reasons = select(kernel.op, self.context.target)
+        for reason in reasons:
+            self.context.note(STAGE, node.name, reason)
+        if template is None:
+            raise Unsupported(f"no kernel for {kernel.op_type}", where=node.name)
+        knobs = template.default(kernel.op, self.context.target)
+        var = self._function(builder, template, kernel.op, knobs)
+        arguments = _arguments(template, kernel, knobs, inputs)
+        self.audits.setdefault(var.name_hint, []).append(_audit(template, kernel, knobs, var))
+        shape = tuple(int(d) for d in node.outputs[0].shape)  # type: ignore[union-attr,arg-type]
+        call = relax.call_tir(var, arguments, relax.TensorType(shape, "float32"))
+        return [builder.emit(call)]
+
+    def _function(self, builder: Any, template: KernelTemplate, op: Op, knobs: Knobs) -> Any:
+        key = (op, tuple(sorted(knobs.items())))
+        if key not in self.functions:
+            function = template.emit(op, knobs)
+            name = str(function.attrs["edgepipe.template"])
+            number = self.names[name] = self.names.get(name, -1) + 1
+            function = function.with_attr("op_pattern", 8)  # opaque: never fused by Relax
+            self.functions[key] = builder.add_func(function, f"{name}_{number}")
+        return self.functions[key]
+
+
+def _arguments(
+    template: KernelTemplate, kernel: KernelNode, knobs: Knobs, inputs: list[Any]
+) -> list[Any]:
+    remaining = list(inputs)
+
+    def take(array: np.ndarray | None) -> Any:
+        return remaining.pop(0) if array is None else relax.const(np.ascontiguousarray(array))
+
+    activations = [take(a) for a in kernel.inputs]
+    packed = [relax.const(a) for a in template.pack(kernel.op, knobs, kernel.weights)]
+    residuals = [take(a) for a in kernel.residuals]
+    assert not remaining
+    return [*activations, *packed, *residuals]
+
+
+def _audit(template: KernelTemplate, kernel: KernelNode, knobs: Knobs, var: Any) -> KernelAudit:
+    steps = () if not hasattr(kernel.op, "epilogue") else kernel.op.epilogue
+    fused = describe(steps)
+    if isinstance(kernel.op, MatmulOp) and kernel.op.bias:
+        fused = "+".join(filter(None, ["bias", fused]))
+    return KernelAudit(
+        op="; ".join(kernel.names),
+        op_type=kernel.op_type + (f"+{fused}" if fused else ""),
+        kernel=var.name_hint,
+        arithmetic=template.arithmetic,
+        accumulator=template.accumulator,
+        macs=kernel.op.macs,
+        knobs=",".join(f"{k}={v}" for k, v in sorted(knobs.items())),
+    )
