@@ -24,11 +24,22 @@ STAGE = "passes"
 
 def _passes() -> tuple[Callable[[Editor], int], ...]:
     # onnx is imported here and not with the package: the command line must answer at once.
-    from edgepipe.passes import clean, fold, fuse_batchnorm, identity, inline, opset
+    from edgepipe.passes import (
+        canonical,
+        clean,
+        decompose,
+        fold,
+        fuse_batchnorm,
+        identity,
+        inline,
+        opset,
+    )
 
     return (
         inline.run,
         opset.run,
+        decompose.run,
+        canonical.run,
         identity.run,
         fuse_batchnorm.run,
         identity.run,

@@ -30,7 +30,9 @@ class Editor:
         self.model = model
         self.note = note
         #: Called by the folding sweep with every node before it is looked at.
-        self.before_visit: Callable[[ir.Node], None] | None = None
+        self.before_visit: Callable[[ir.Node], object] | None = None
+        #: Nodes added since the sweep last looked; it folds and infers them next.
+        self.inserted: list[ir.Node] = []
         self._names: set[str] = set()
         self.refresh()
 
@@ -107,8 +109,10 @@ class Editor:
         node.name = self.fresh(f"{stem}/{op_type}")
         for value in node.outputs:
             value.name = self.fresh(f"{stem}/{op_type}")
+        node.version = OPSET
         owner(before).insert_before(before, node)
         self.infer(node)
+        self.inserted.append(node)
         return node
 
     def become(
@@ -119,7 +123,7 @@ class Editor:
         attributes: Mapping[str, Any] | None = None,
     ) -> None:
         """Turn ``node`` into another operator with the same outputs (names, shapes, users)."""
-        node.op_type, node.domain, node.version = op_type, "", None
+        node.op_type, node.domain, node.version = op_type, "", OPSET
         node.attributes.clear()
         for attribute in ir.convenience.convert_attributes(dict(attributes or {})):
             node.attributes.add(attribute)

@@ -4,7 +4,8 @@
 2. ``Shape`` and ``Size`` of a value with a static shape become constants.
 3. Every other node gets the shapes and dtypes of its outputs; because 1 and 2 happened on the
    way, shape arithmetic (Shape → Gather → Concat → Reshape) is resolved in the same sweep.
-4. Not folded: random operators; ``DequantizeLinear`` of 8-bit and wider types (it marks
+4. If, Loop and Scan are replaced by straight-line code where possible (``control_flow``).
+5. Not folded: random operators; ``DequantizeLinear`` of 8-bit and wider types (it marks
    quantized weights); results above 1 MB that are larger than their inputs (Expand, Tile,
    ConstantOfShape), so that folding never blows the weights up.
 """
@@ -16,6 +17,7 @@ import math
 import numpy as np
 import onnx_ir as ir
 
+from edgepipe.passes import control_flow
 from edgepipe.passes.editor import Array, Editor, array_of, is_op, shape_of
 from edgepipe.passes.evaluate import RANDOM, evaluate
 
@@ -36,7 +38,14 @@ def sweep(edit: Editor, graph: ir.Graph) -> int:
 def visit(edit: Editor, node: ir.Node) -> int:
     """Fold ``node`` or infer its outputs. Its inputs must have been visited."""
     if edit.before_visit is not None:
+        edit.inserted.clear()
         edit.before_visit(node)
+        added, edit.inserted = edit.inserted, []
+        count = sum(visit(edit, new) for new in added if new.graph is not None)
+        if node.graph is None:
+            return count
+    if is_op(node, "If", "Loop", "Scan") and control_flow.replace(edit, node, visit):
+        return 1
     edit.infer(node)
     arrays = _fold(edit, node)
     if arrays is None:

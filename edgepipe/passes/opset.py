@@ -39,8 +39,7 @@ def run(edit: Editor) -> int:
         count = fold.sweep(edit, model.graph)
     finally:
         edit.before_visit = None
-    for graph in model.graphs():
-        graph.opset_imports[""] = OPSET
+    upgrade.label(model)
     return count
 
 

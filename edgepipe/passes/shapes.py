@@ -24,10 +24,11 @@ def infer_node(node: ir.Node, opset: int = OPSET) -> None:
     """
     if node.domain not in ("", "ai.onnx") or any(_has_graph(a) for a in node.attributes.values()):
         return
-    try:
-        schema = defs.get_schema(node.op_type, opset, "")
-    except defs.SchemaError:
-        return
+    if not defs.has(node.op_type, opset, ""):
+        opset = defs.onnx_opset_version()  # the few kept operators that are newer
+        if not defs.has(node.op_type, opset, ""):
+            return
+    schema = defs.get_schema(node.op_type, opset, "")
     types: dict[str, onnx.TypeProto] = {}
     data: dict[str, onnx.TensorProto] = {}
     for value in node.inputs:

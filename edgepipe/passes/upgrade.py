@@ -13,9 +13,11 @@ from collections.abc import Callable
 
 import numpy as np
 import onnx_ir as ir
+from onnx import defs
 
 from edgepipe.errors import Unsupported
-from edgepipe.passes.editor import Array, Editor, array_of, shape_of
+from edgepipe.passes import decompose, rewrite_math
+from edgepipe.passes.editor import OPSET, Array, Editor, array_of, is_op, shape_of
 
 Adapter = Callable[[Editor, ir.Node], None]
 ADAPTERS: dict[str, list[tuple[int, Adapter]]] = defaultdict(list)
@@ -25,9 +27,47 @@ def apply(edit: Editor, node: ir.Node, opset: int) -> None:
     """Bring ``node`` from ``opset`` to the canonical opset. Raises Unsupported."""
     if node.domain != "":
         return
+    opset = node.version or opset
+    node.version = opset
+    if is_op(node, "SpaceToDepth") and "mode" in node.attributes:
+        if node.attributes.pop("mode").as_string() == "CRD":
+            rewrite_math.space_to_depth_crd(edit, node)
+    if newer_than_canonical(node, opset):
+        decompose.expand(edit, node)
+        return
     for version, adapter in ADAPTERS.get(node.op_type, ()):
         if opset < version:
             adapter(edit, node)
+    node.version = OPSET
+
+
+def newer_than_canonical(node: ir.Node, opset: int) -> bool:
+    """Whether ``node`` uses what the canonical opset does not have (new types are no matter)."""
+    if opset <= OPSET:
+        return False
+    has = defs.has(node.op_type, OPSET, "")
+    schema = defs.get_schema(node.op_type, OPSET, "") if has else None
+    if schema is None or len(node.inputs) > schema.max_input:
+        return True
+    for name in list(node.attributes):
+        if name in schema.attributes:
+            continue
+        if name in ("round_mode", "stash_type"):
+            node.attributes.pop(name)  # concern float8 and the accumulation of half floats
+            continue
+        return True
+    return node.op_type in ("BitShift", "Mod", "Celu")
+
+
+def label(model: ir.Model) -> None:
+    """Declare the opset: the canonical one, or a newer one where a kept operator needs it."""
+    opset = OPSET
+    for node in model.graph.all_nodes():
+        if node.domain == "" and not defs.has(node.op_type, OPSET, ""):
+            newest = defs.get_schema(node.op_type, defs.onnx_opset_version(), "")
+            opset = max(opset, newest.since_version)
+    for graph in model.graphs():
+        graph.opset_imports[""] = opset
 
 
 def _since(version: int, *op_types: str) -> Callable[[Adapter], Adapter]:

@@ -1,0 +1,3 @@
+"""Own decompositions of attention operators."""
+
+from __future__ import annotations
