@@ -1,0 +1,220 @@
+"""The C driver of a bundle: a header for users and the code that calls the kernels in order."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Sequence
+from importlib import resources
+
+from edgepipe.codegen.plan import ALIGNMENT, Call, Place, Plan, TensorSpec
+from edgepipe.errors import UserError
+
+#: First bytes of weights.bin; the digit is the version of the file's layout.
+WEIGHTS_MAGIC = b"EDGEPW1\0"
+
+_ITEM_BYTES = {
+    "bool": 1, "int8": 1, "uint8": 1, "int16": 2, "uint16": 2, "float16": 2,
+    "int32": 4, "uint32": 4, "float32": 4, "int64": 8, "uint64": 8, "float64": 8,
+}  # fmt: skip
+
+
+def check_prefix(prefix: str) -> None:
+    """Refuse a prefix that cannot start C identifiers. Raises UserError."""
+    if not re.fullmatch(r"[A-Za-z][A-Za-z0-9_]{0,63}", prefix):
+        raise UserError(
+            f"'{prefix}' cannot start C identifiers",
+            where="--prefix",
+            fix="use letters, digits and underscores, a letter first, 64 at most",
+        )
+
+
+def element_count(tensor: TensorSpec) -> int:
+    """Number of elements of ``tensor``; 1 for a scalar."""
+    count = 1
+    for extent in tensor.shape:
+        count *= extent
+    return count
+
+
+def tensor_bytes(tensor: TensorSpec) -> int:
+    """Size of ``tensor`` in bytes, dense and row-major. Raises UserError for an unknown dtype."""
+    if tensor.dtype not in _ITEM_BYTES:
+        raise UserError(f"a bundle cannot pass tensors of dtype {tensor.dtype}", where=tensor.name)
+    return element_count(tensor) * _ITEM_BYTES[tensor.dtype]
+
+
+def weights_file(plan: Plan) -> bytes:
+    """The content of weights.bin: a 64-byte header (magic, hash, size; rest zero), then the blob.
+
+    The hash ties the blob to the calls that read it, so weights of another model are refused.
+    """
+    header = WEIGHTS_MAGIC + _weights_hash(plan).to_bytes(8, "little")
+    header += (ALIGNMENT + len(plan.weights)).to_bytes(8, "little")
+    return header.ljust(ALIGNMENT, b"\0") + plan.weights
+
+
+def arena_bytes(plan: Plan) -> int:
+    """Size of the arena a caller provides; never 0, so that it can always be allocated."""
+    return max(ALIGNMENT, -(-plan.arena_bytes // ALIGNMENT) * ALIGNMENT)
+
+
+def api_symbols(prefix: str) -> list[str]:
+    """The C functions a bundle exports; every other symbol is hidden."""
+    return [f"{prefix}_{name}" for name in _API]
+
+
+_API = (
+    "version", "weights_bytes", "arena_bytes", "input_count", "output_count",
+    "input", "output", "init", "run",
+)  # fmt: skip
+
+
+def render(plan: Plan, prefix: str, version: str = "") -> dict[str, str]:
+    """Return ``{"model.h": …, "driver.c": …}`` for ``plan``.
+
+    ``version`` is what ``PREFIX_version()`` returns. Model-supplied names appear only inside
+    escaped C strings. Raises UserError for a prefix or dtype that C cannot express.
+    """
+    check_prefix(prefix)
+    values = {"prefix": prefix, "PREFIX": prefix.upper(), "alignment": str(ALIGNMENT)}
+    header = _fill("model.h", values)
+    driver = _fill(
+        "driver.c",
+        {
+            **values,
+            "version": c_string(version or prefix),
+            "weights_bytes": str(ALIGNMENT + len(plan.weights)),
+            "weights_magic": f"0x{int.from_bytes(WEIGHTS_MAGIC, 'little'):016x}ull",
+            "weights_hash": f"0x{_weights_hash(plan):016x}ull",
+            "arena_bytes": str(arena_bytes(plan)),
+            "input_count": str(len(plan.inputs)),
+            "output_count": str(len(plan.outputs)),
+            "inputs": _descriptors(prefix, "input", plan.inputs),
+            "outputs": _descriptors(prefix, "output", plan.outputs),
+            "prototypes": "\n".join(_prototypes(plan.calls)),
+            "calls": "\n".join(_call(call) for call in plan.calls),
+        },
+    )
+    return {"model.h": header, "driver.c": driver}
+
+
+def native_files(plan: Plan, prefix: str) -> dict[str, str]:
+    """The C programs of a native bundle: ``bench.c`` and ``example.c``."""
+    values = {
+        "prefix": prefix,
+        "PREFIX": prefix.upper(),
+        "alignment": str(ALIGNMENT),
+        # ISO C has no empty arrays.
+        "input_slots": str(max(1, len(plan.inputs))),
+        "output_slots": str(max(1, len(plan.outputs))),
+    }
+    return {name: _fill(name, values) for name in ("bench.c", "example.c")}
+
+
+def wasm_files(plan: Plan, prefix: str, variants: Sequence[str]) -> dict[str, str]:
+    """The loader, its types and the bench program of a wasm bundle.
+
+    ``variants`` are the further builds (``model.VARIANT.wasm``), the preferred one first.
+    """
+    values = {
+        "prefix": prefix,
+        "alignment": str(ALIGNMENT),
+        "variants": json.dumps(list(variants)),
+        "inputs_json": _json_specs(plan.inputs),
+        "outputs_json": _json_specs(plan.outputs),
+        "input_types": _typescript(plan.inputs),
+        "output_types": _typescript(plan.outputs),
+    }
+    return {name: _fill(name, values) for name in ("model.mjs", "model.d.mts", "bench.mjs")}
+
+
+def c_string(text: str) -> str:
+    """``text`` as a C string literal, UTF-8; trigraphs, quotes and control codes are escaped."""
+    out = []
+    for byte in text.encode("utf-8"):
+        char = chr(byte)
+        # Octal escapes end after three digits, so a following digit cannot join them.
+        plain = 32 <= byte < 127 and char not in '"\\?'
+        out.append(char if plain else f"\\{byte:03o}")
+    return '"' + "".join(out) + '"'
+
+
+def resource(name: str) -> str:
+    """Text of one of the source templates that ship with the package."""
+    return resources.files("edgepipe.codegen").joinpath("runtime", name).read_text("utf-8")
+
+
+def _fill(name: str, values: dict[str, str]) -> str:
+    def value(match: re.Match[str]) -> str:
+        return values[match.group(1)]
+
+    return re.sub(r"@(\w+)@", value, resource(name))
+
+
+_TYPED_ARRAYS = {
+    "bool": "Uint8Array", "float16": "Uint16Array", "float32": "Float32Array",
+    "float64": "Float64Array", "int64": "BigInt64Array", "uint64": "BigUint64Array",
+    "int8": "Int8Array", "uint8": "Uint8Array", "int16": "Int16Array", "uint16": "Uint16Array",
+    "int32": "Int32Array", "uint32": "Uint32Array",
+}  # fmt: skip
+
+
+def _json_specs(tensors: Sequence[TensorSpec]) -> str:
+    # ensure_ascii (the default) also keeps U+2028 and the like out of the script.
+    return json.dumps([{"name": t.name, "shape": list(t.shape), "dtype": t.dtype} for t in tensors])
+
+
+def _typescript(tensors: Sequence[TensorSpec]) -> str:
+    return "\n".join(
+        f"  /** {t.dtype} [{', '.join(map(str, t.shape))}] */\n"
+        f"  {json.dumps(t.name)}: {_TYPED_ARRAYS[t.dtype]};"
+        for t in tensors
+    )
+
+
+def _weights_hash(plan: Plan) -> int:
+    digest = hashlib.sha256(plan.weights)
+    digest.update(repr([(call.symbol, call.arguments) for call in plan.calls]).encode())
+    return int.from_bytes(digest.digest()[:8], "little")
+
+
+def _descriptors(prefix: str, role: str, tensors: Sequence[TensorSpec]) -> str:
+    # ISO C has no empty arrays: a scalar's dims and an empty list keep one unused element.
+    lines = [
+        f"static const int64_t {role}_{i}_dims[] = {{{', '.join(map(str, t.shape)) or '0'}}};"
+        for i, t in enumerate(tensors)
+    ]
+    lines.append(f"static const {prefix}_tensor {role}_tensors[] = {{")
+    for i, t in enumerate(tensors):
+        fields = f"{c_string(t.name)}, {c_string(t.dtype)}, {len(t.shape)}, {role}_{i}_dims"
+        lines.append(f"    {{{fields}, {tensor_bytes(t)}u}},")
+    if not tensors:
+        lines.append('    {"", "", 0, 0, 0u},')
+    return "\n".join([*lines, "};"])
+
+
+def _prototypes(calls: Sequence[Call]) -> list[str]:
+    arity: dict[str, int] = {}
+    for call in calls:
+        if arity.setdefault(call.symbol, len(call.arguments)) != len(call.arguments):
+            raise ValueError(f"{call.symbol} is called with different numbers of arguments")
+    return [
+        f"void {symbol}({', '.join(['void *'] * count) or 'void'});"
+        for symbol, count in arity.items()
+    ]
+
+
+def _call(call: Call) -> str:
+    return f"    {call.symbol}({', '.join(_argument(place) for place in call.arguments)});"
+
+
+def _argument(place: Place) -> str:
+    if place.space == "input":
+        return f"(char *)inputs[{place.index}] + {place.offset}"
+    if place.space == "output":
+        return f"(char *)outputs[{place.index}] + {place.offset}"
+    if place.space == "weights":
+        return f"(char *)weights + {ALIGNMENT + place.offset}"
+    return f"(char *)arena + {place.offset}"

@@ -1,0 +1,194 @@
+"""From objects to what runs: shared and static library, bench program, WebAssembly module.
+
+zig (from PyPI) is compiler and linker for every target. Outputs carry no time stamps, build ids
+or paths: the same inputs give the same bytes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import importlib.util
+import os
+import subprocess
+import tempfile
+from collections.abc import Mapping
+from functools import cache
+from pathlib import Path
+
+from edgepipe.codegen import driver, elf
+from edgepipe.errors import EdgepipeError, UserError
+from edgepipe.target import Target
+
+# Warnings are errors nowhere: generated code meets many compiler versions at the user's.
+_C_FLAGS = (
+    "-O2", "-g0", "-std=c99", "-ffreestanding", "-fvisibility=hidden", "-ffunction-sections",
+    "-fno-sanitize=all", "-fno-stack-protector", "-fno-unwind-tables",
+    "-fno-asynchronous-unwind-tables",
+)  # fmt: skip
+_WASM_STACK_BYTES = 65536
+_DEFAULT_PAGE_BYTES = {"aarch64": 65536}
+
+
+def native(
+    target: Target, sources: Mapping[str, str], kernels: bytes, prefix: str
+) -> dict[str, bytes]:
+    """Link ``model.so``, ``model.a`` and the static program ``bench``.
+
+    ``sources`` holds model.h, driver.c and bench.c; ``kernels`` is a relocatable ELF object of
+    position-independent code. No result needs a library at run time. Raises UserError where zig
+    is missing, EdgepipeError where it fails.
+    """
+    api = driver.api_symbols(prefix)
+    with tempfile.TemporaryDirectory(prefix="edgepipe-link-") as name:
+        work = Path(name)
+        for file, text in sources.items():
+            (work / file).write_text(text, encoding="utf-8")
+        (work / "kernels.o").write_bytes(kernels)
+        _compile_driver(target, work)
+        zig("ld.lld", "-r", "--gc-sections", "--strip-debug", *(f"--undefined={s}" for s in api),
+            "-o", "model.o", "driver.o", "kernels.o", "libmath.a",
+            cwd=work)  # fmt: skip
+        private = elf.make_private((work / "model.o").read_bytes(), api, prefix)
+        (work / "model.o").write_bytes(private)
+        zig("ar", "rcsD", "model.a", "model.o", cwd=work)
+        page = target.facts.get("page_bytes", _DEFAULT_PAGE_BYTES.get(target.arch, 4096))
+        zig("ld.lld", "-shared", "--gc-sections", "--strip-all", "--build-id=none",
+            "-soname=model.so", "-z", f"max-page-size={page}", "-z", "noexecstack", "-z", "defs",
+            "-o", "model.so", "model.o", cwd=work)  # fmt: skip
+        # No -mcpu: zig builds the C library anew for each CPU it is given, 40 s at a time.
+        zig("cc", "-target", target.link.static_zig_target, "-static", "-O2", "-g0", "-s",
+            "-fno-sanitize=all", "-Wl,--build-id=none", "-o", "bench", "bench.c", "model.a",
+            cwd=work)  # fmt: skip
+        return {file: (work / file).read_bytes() for file in ("model.so", "model.a", "bench")}
+
+
+def wasm(
+    target: Target, sources: Mapping[str, str], objects: Mapping[str, bytes], prefix: str
+) -> dict[str, bytes]:
+    """Link ``model.wasm`` and one ``model.VARIANT.wasm`` per further variant of ``objects``.
+
+    The modules import nothing; they export their memory, ``__heap_base`` and the API. Raises as
+    ``native`` does.
+    """
+    exports = [*driver.api_symbols(prefix), "__heap_base"]
+    with tempfile.TemporaryDirectory(prefix="edgepipe-link-") as name:
+        work = Path(name)
+        for file, text in sources.items():
+            (work / file).write_text(text, encoding="utf-8")
+        _compile_driver(target, work)
+        files = {}
+        for variant, kernels in sorted(objects.items()):
+            file = f"model.{variant}.wasm" if variant else "model.wasm"
+            (work / "kernels.o").write_bytes(kernels)
+            zig("wasm-ld", "--no-entry", "--gc-sections", "--strip-all", "--stack-first",
+                "-z", f"stack-size={_WASM_STACK_BYTES}", *(f"--export={s}" for s in exports),
+                "-o", file, "driver.o", "kernels.o", "libmath.a",
+                cwd=work)  # fmt: skip
+            files[file] = (work / file).read_bytes()
+        return files
+
+
+def zig(*arguments: str, cwd: Path) -> None:
+    """Run one zig command. Raises UserError (zig missing, disk full) or EdgepipeError."""
+    done = subprocess.run(
+        [str(zig_program()), *arguments], cwd=cwd, capture_output=True, check=False
+    )
+    if done.returncode == 0:
+        return
+    text = done.stderr.decode("utf-8", "replace")
+    if "No space left" in text or "NoSpaceLeft" in text:
+        raise UserError("the disk is full", where=str(cwd), fix="free some space and try again")
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    first = next((line for line in lines if "error" in line), lines[-1] if lines else "no message")
+    raise EdgepipeError(f"zig {arguments[0]} failed ({done.returncode}): {first}")
+
+
+@cache
+def zig_program() -> Path:
+    """Path of the zig program that the ``ziglang`` package brings. Raises UserError."""
+    spec = importlib.util.find_spec("ziglang")
+    for folder in (spec.submodule_search_locations or []) if spec else []:
+        for name in ("zig", "zig.exe"):
+            if (Path(folder) / name).is_file():
+                return Path(folder) / name
+    raise UserError("the zig compiler is missing", fix="pip install 'ziglang>=0.17,<0.18'")
+
+
+def zig_cpu(target: Target) -> str:
+    """The target's CPU and features as zig's ``-mcpu`` wants them."""
+    # WebAssembly: start from nothing, so that a module never asks for more than the target says.
+    cpu = target.llvm.get("mcpu") or (
+        "mvp+mutable_globals" if target.kind == "wasm" else "baseline"
+    )
+    features = [f[0] + f[1:].replace("-", "_") for f in target.llvm.get("mattr", ())]
+    return cpu.replace("-", "_") + "".join(features)
+
+
+def cache_folder() -> Path:
+    """Where built runtime libraries are kept: ``$XDG_CACHE_HOME/edgepipe/runtime`` or the like."""
+    base = os.environ.get("XDG_CACHE_HOME", "")
+    root = Path(base) if base and Path(base).is_absolute() else Path("~/.cache").expanduser()
+    return root / "edgepipe" / "runtime"
+
+
+def math_library(target: Target) -> bytes:
+    """Archive of math.zig and zig's compiler-rt for ``target``, built once per content.
+
+    It is kept in the user's cache as ``KEY-SHA256.a``: KEY stands for everything it depends on,
+    SHA256 is that of the archive and is checked on every read. Raises as ``zig`` does; a cache
+    that cannot be written only costs the build again.
+    """
+    source = driver.resource("math.zig")
+    arguments = [
+        "build-lib", "-static", "-fcompiler-rt", "-OReleaseFast", "-fstrip", "-fPIC",
+        "-ffunction-sections", "-fdata-sections", "-target", target.link.zig_target,
+        f"-mcpu={zig_cpu(target)}",
+    ]  # fmt: skip
+    key = hashlib.sha256(repr((source, arguments, _zig_version())).encode()).hexdigest()[:16]
+    if (cached := _cached(key)) is not None:
+        return cached
+    with tempfile.TemporaryDirectory(prefix="edgepipe-math-") as name:
+        work = Path(name)
+        (work / "math.zig").write_text(source, encoding="utf-8")
+        zig(*arguments, "--cache-dir", "cache", "--name", "math", "math.zig", cwd=work)
+        content = (work / "libmath.a").read_bytes()
+    with contextlib.suppress(OSError):
+        _keep(key, content)
+    return content
+
+
+def _cached(key: str) -> bytes | None:
+    with contextlib.suppress(OSError):
+        for path in sorted(cache_folder().glob(f"{key}-*.a")):
+            content = path.read_bytes()
+            if hashlib.sha256(content).hexdigest() == path.stem.rsplit("-", 1)[1]:
+                return content
+    return None
+
+
+def _keep(key: str, content: bytes) -> None:
+    folder = cache_folder()
+    folder.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=folder, prefix=".", suffix=".tmp")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(content)
+        Path(name).replace(folder / f"{key}-{hashlib.sha256(content).hexdigest()}.a")
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise
+
+
+def _compile_driver(target: Target, work: Path) -> None:
+    (work / "libmath.a").write_bytes(math_library(target))
+    position = () if target.kind == "wasm" else ("-fPIC",)
+    zig("cc", "-target", target.link.zig_target, f"-mcpu={zig_cpu(target)}", *_C_FLAGS, *position,
+        "-c", "driver.c", "-o", "driver.o", cwd=work)  # fmt: skip
+
+
+@cache
+def _zig_version() -> str:
+    from importlib.metadata import version
+
+    return version("ziglang")

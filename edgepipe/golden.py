@@ -1,0 +1,83 @@
+"""Golden samples: inputs made from a seed and what the original model answers to them."""
+
+from __future__ import annotations
+
+import io
+import zipfile
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from edgepipe.codegen.plan import TensorSpec
+
+Array = npt.NDArray[np.generic]
+
+
+def synthetic_inputs(
+    inputs: Sequence[TensorSpec], seed: int = 0, integer_limit: int = 8
+) -> dict[str, Array]:
+    """Seeded inputs: floats normal with deviation 1, bool fair, integers in [0, integer_limit)."""
+    random = np.random.default_rng(seed)
+    values: dict[str, Array] = {}
+    for tensor in inputs:
+        dtype = np.dtype(tensor.dtype)
+        if dtype.kind == "f":
+            values[tensor.name] = random.standard_normal(tensor.shape, np.float32).astype(dtype)
+        elif dtype.kind == "b":
+            values[tensor.name] = random.integers(0, 2, tensor.shape).astype(dtype)
+        else:
+            values[tensor.name] = random.integers(0, integer_limit, tensor.shape).astype(dtype)
+    return values
+
+
+def golden(
+    proto: bytes, inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec]
+) -> tuple[dict[str, Array], dict[str, Array], str]:
+    """Return inputs, the original model's outputs for them, and the name of the reference.
+
+    Integers are often indices whose range the model does not tell: where the reference refuses
+    them, smaller ones are tried. When no reference can run the model, outputs is empty and the
+    name is ``none``.
+    """
+    for run in (_onnxruntime, _onnx_reference):
+        for limit in (8, 2, 1):
+            values = synthetic_inputs(inputs, integer_limit=limit)
+            try:
+                name, results = run(proto, values)
+            except Exception:  # each reference has error types of its own for each cause
+                continue
+            got = dict(zip((o.name for o in outputs), results, strict=True))
+            return values, got, name
+    return synthetic_inputs(inputs), {}, "none"
+
+
+def _onnxruntime(proto: bytes, values: Mapping[str, Array]) -> tuple[str, list[Array]]:
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1  # the order of additions must not depend on the machine
+    options.log_severity_level = 4
+    session = onnxruntime.InferenceSession(proto, options, providers=["CPUExecutionProvider"])
+    return f"onnxruntime {onnxruntime.__version__}", session.run(None, dict(values))
+
+
+def _onnx_reference(proto: bytes, values: Mapping[str, Array]) -> tuple[str, list[Array]]:
+    import onnx
+    from onnx.reference import ReferenceEvaluator
+
+    evaluator = ReferenceEvaluator(onnx.load_from_string(proto))
+    results = [np.asarray(result) for result in evaluator.run(None, dict(values))]
+    return f"onnx reference {onnx.__version__}", results
+
+
+def npz_bytes(arrays: Mapping[str, Array]) -> bytes:
+    """``arrays`` as an uncompressed .npz whose bytes depend on nothing else."""
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_STORED) as archive:
+        for name, array in arrays.items():
+            member = io.BytesIO()
+            np.lib.format.write_array(member, np.ascontiguousarray(array).reshape(array.shape))
+            info = zipfile.ZipInfo(f"{name}.npy", date_time=(1980, 1, 1, 0, 0, 0))
+            archive.writestr(info, member.getvalue())
+    return buffer.getvalue()

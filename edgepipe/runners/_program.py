@@ -1,0 +1,73 @@
+"""A bundle's bench program in a process of its own: on this machine, emulated, or in Node."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from edgepipe.errors import EdgepipeError, UserError
+from edgepipe.runners import _io
+from edgepipe.runners._base import Timing
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
+
+    from edgepipe.bundle import Bundle
+
+
+def run_many(
+    bundle: Bundle, command: Sequence[str], samples: Sequence[Mapping[str, npt.NDArray[Any]]]
+) -> list[dict[str, npt.NDArray[Any]]]:
+    """Execute samples in one process of ``command`` (launcher words; the program is added)."""
+    with tempfile.TemporaryDirectory(prefix="edgepipe-run-") as name:
+        source, result = Path(name) / "in.bin", Path(name) / "out.bin"
+        _io.write_raw(source, samples)
+        _execute(bundle, command, ["run", str(source), str(result), str(len(samples))])
+        return _io.read_raw(result, bundle.outputs, len(samples))
+
+
+def bench(
+    bundle: Bundle, command: Sequence[str], runner: str, engine: str, runs: int, warmup: int,
+    *, emulated: bool,
+) -> Timing:  # fmt: skip
+    """Measure latency with the bench program and return what it printed."""
+    options = ["--runs", str(runs), "--warmup", str(warmup), "--json"]
+    raw = json.loads(_execute(bundle, command, options))
+    if emulated:
+        raw["peak_rss_bytes"] = None  # the emulator's own memory, mostly
+    return Timing(
+        runner=runner,
+        engine=engine,
+        emulated=emulated,
+        variant=raw.pop("variant", ""),
+        **{key: raw[key] for key in raw if key in Timing.__dataclass_fields__ and key != "engine"},
+    )
+
+
+def _execute(bundle: Bundle, command: Sequence[str], arguments: Sequence[str]) -> str:
+    bundle.file("weights.bin")
+    native = bundle.target.kind != "wasm"
+    program = bundle.file("bench" if native else "bench.mjs")
+    if not native:
+        for name in bundle.manifest["files"]:  # what bench.mjs loads
+            bundle.file(name)
+    try:
+        done = subprocess.run(
+            [*command, str(program), *arguments], capture_output=True, text=True, check=False
+        )
+    except PermissionError:
+        raise UserError(
+            "is not executable", where=str(program), fix=f"chmod +x '{program}'"
+        ) from None
+    if done.returncode == 0:
+        return done.stdout
+    if done.returncode < 0:
+        name = signal.Signals(-done.returncode).name
+        raise EdgepipeError(f"{program.name} died of {name} {done.stderr.strip()}".rstrip())
+    last = (done.stderr.strip() or "no message").splitlines()[-1]
+    raise EdgepipeError(f"{program.name} failed ({done.returncode}): {last}")
