@@ -81,7 +81,7 @@ def tensor_bytes(tensor: onnx.TensorProto, where: str) -> int:
     if any(dim < 0 for dim in tensor.dims):
         raise UserError(f"negative dimension in {list(tensor.dims)}", where=where)
     bits = _BITS.get(_type_name(tensor.data_type), 8)
-    size = (math.prod(tensor.dims) * bits + 7) // 8
+    size: int = (math.prod(tensor.dims) * bits + 7) // 8
     if size > MAX_TENSOR_BYTES:
         raise UserError(
             f"shape {list(tensor.dims)} needs {size / 2**30:.1f} GiB; the limit is 2 GiB",

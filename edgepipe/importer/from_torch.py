@@ -44,7 +44,7 @@ def load_factory(text: str, given: Mapping[str, tuple[int, ...]]) -> Source:
             f"the factory returned {type(module).__name__}, not a torch.nn.Module", where=text
         )
     arguments = _arguments(module, examples, given, text)
-    content = export(module, arguments, text)
+    content = _serialize(_export(text, module.eval(), (), kwargs=arguments))
     return load_bytes(content, identifier(text.rpartition(":")[2]), text, {})
 
 
@@ -61,7 +61,7 @@ def load_program(path: Path, given: Mapping[str, tuple[int, ...]]) -> Source:
             where=path.name,
             fix="save it again with torch.export.save of this torch version",
         ) from None
-    content = _to_onnx(path.name, program)
+    content = _serialize(_export(path.name, program))
     return load_bytes(content, identifier(path.stem), path.name, given)
 
 
@@ -76,15 +76,26 @@ def export_zoo(entry: ZooEntry, shapes: Mapping[str, tuple[int, ...]]) -> bytes:
         i.name: torch.zeros(shapes[i.name], dtype=getattr(torch, i.dtype)) for i in entry.inputs
     }
     weights.initialise(module, entry.inputs, entry.name)
-    return export(module, examples, entry.name)
+    names = {"output_names": list(entry.outputs)}
+    # torch's optimiser would fold the BatchNorms; the zoo keeps them, as trained files have them.
+    program = _export(entry.name, module, (), kwargs=examples, optimize=False, **names)
+    from onnxscript import optimizer
+
+    with _quiet():
+        # The limits are in bytes; recurrent weights are reordered by slices that must fold.
+        limit = 1 << 22
+        optimizer.fold_constants(
+            program.model,
+            onnx_shape_inference=True,
+            input_size_limit=limit,
+            output_size_limit=limit,
+        )
+        optimizer.remove_unused_nodes(program.model)
+    return _serialize(program)
 
 
-def export(module: Any, arguments: Mapping[str, Any], where: str) -> bytes:
-    """Export ``module`` in eval mode, called with ``arguments`` by name, to ONNX bytes."""
-    return _to_onnx(where, module.eval(), (), kwargs=dict(arguments))
-
-
-def _to_onnx(where: str, *positional: Any, **keyword: Any) -> bytes:
+def _export(where: str, *positional: Any, **keyword: Any) -> Any:
+    """Call ``torch.onnx.export`` without a sound; UserError for whatever it raises."""
     torch = _torch()
     try:
         import onnxscript  # noqa: F401
@@ -94,7 +105,7 @@ def _to_onnx(where: str, *positional: Any, **keyword: Any) -> bytes:
         ) from None
     try:
         with _quiet(), torch.no_grad():
-            program = torch.onnx.export(
+            return torch.onnx.export(
                 *positional, **keyword, dynamo=True, verbose=False, opset_version=_EXPORT_OPSET
             )
     except Exception as error:  # whatever the traced module or the exporter raises
@@ -104,6 +115,9 @@ def _to_onnx(where: str, *positional: Any, **keyword: Any) -> bytes:
             where=where,
             fix="make forward traceable by torch.export, or export to ONNX yourself",
         ) from None
+
+
+def _serialize(program: Any) -> bytes:
     # The exporter notes source lines and folders of this machine on every node.
     model: ir.Model = ClearMetadataAndDocStringPass()(program.model).model
     content: bytes = ir.serde.serialize_model(model).SerializeToString(deterministic=True)

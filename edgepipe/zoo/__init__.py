@@ -39,8 +39,9 @@ class ZooEntry:
     """One network.
 
     Either ``builder`` ("package.module:function", a torch builder with random weights) or
-    ``file`` (an ONNX file in ``models/``) is set. ``macs`` counts multiply-accumulates of
-    convolutions, dense layers, matrix products and recurrent cells at the shapes of ``inputs``;
+    ``file`` (an ONNX file in ``models/``) is set. ``outputs`` are the ONNX names. ``macs``
+    counts multiply-accumulates of convolutions, dense layers, matrix products and recurrent
+    cells at the shapes of ``inputs``;
     ``parameters`` counts trainable numbers. ``accuracy`` is the float top-1 (0…1) on
     ``test_data``, an ``.npz`` in ``models/`` with the input's name and ``labels`` as keys.
     """
@@ -48,6 +49,7 @@ class ZooEntry:
     name: str
     summary: str
     inputs: tuple[ZooInput, ...]
+    outputs: tuple[str, ...]
     macs: int
     parameters: int
     preprocessing: Preprocessing
@@ -92,8 +94,10 @@ def _entry(raw: dict[str, Any], path: Path) -> ZooEntry:
     if raw["name"] != path.stem or bool(raw.get("builder")) == bool(raw.get("file")):
         raise ValueError("name must be the file's, and one of builder and file is needed")
     inputs = tuple(ZooInput(**{**i, "shape": tuple(i["shape"])}) for i in raw["inputs"])
+    outputs = tuple(raw["outputs"])
     steps: dict[str, Any] = {
         key: tuple(value) if isinstance(value, list) else value
         for key, value in raw.get("preprocessing", {}).items()
     }
-    return ZooEntry(**{**raw, "inputs": inputs, "preprocessing": Preprocessing(**steps)})
+    parts = {"inputs": inputs, "outputs": outputs, "preprocessing": Preprocessing(**steps)}
+    return ZooEntry(**{**raw, **parts})

@@ -52,8 +52,12 @@ def _deviation(layer: nn.Module, shape: tuple[int, ...]) -> float:
     fan_in = int(np.prod(shape[1:]))
     if isinstance(layer, nn.Conv2d):
         return float((2.0 / fan_in) ** 0.5)
-    if isinstance(layer, nn.Linear | nn.LSTM):
+    if isinstance(layer, nn.ConvTranspose2d):  # kernel = stride: one input pixel per output
+        return float((1.0 / shape[0]) ** 0.5)
+    if isinstance(layer, nn.Linear):
         return float((1.0 / fan_in) ** 0.5)  # no ReLU follows: unit gain
+    if isinstance(layer, nn.LSTM):
+        return float((2.0 / fan_in) ** 0.5)  # gates squash: a smaller gain forgets the input
     return 0.02  # embeddings, position and class tokens: as ViT and BERT start
 
 
