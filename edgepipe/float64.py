@@ -132,7 +132,7 @@ def _windows(
     return view[(*slices, *(slice(None, None, d) for d in dilations))]
 
 
-class Conv(OpRun):
+class Conv(OpRun):  # type: ignore[misc]
     """ONNX Conv of any rank as one matrix product per group, x [N, C, *spatial]."""
 
     def _run(  # type: ignore[no-untyped-def]
@@ -167,7 +167,7 @@ class Conv(OpRun):
         return (y if b is None else y + b.reshape(1, -1, *[1] * rank),)
 
 
-class BatchNormalization(OpRun):
+class BatchNormalization(OpRun):  # type: ignore[misc]
     """ONNX BatchNormalization in inference mode (the evaluator's opset-9 version trains)."""
 
     def _run(  # type: ignore[no-untyped-def]
@@ -180,7 +180,7 @@ class BatchNormalization(OpRun):
         return (x * gain.reshape(shape) + (bias - mean * gain).reshape(shape),)
 
 
-class MaxPool(OpRun):
+class MaxPool(OpRun):  # type: ignore[misc]
     """ONNX MaxPool without the optional Indices output."""
 
     def _run(  # type: ignore[no-untyped-def]
@@ -202,7 +202,7 @@ class MaxPool(OpRun):
         return (windows.max(axis=tuple(range(x.ndim, windows.ndim))),)
 
 
-class AveragePool(OpRun):
+class AveragePool(OpRun):  # type: ignore[misc]
     """ONNX AveragePool; padding counts only where ``count_include_pad`` says so."""
 
     def _run(  # type: ignore[no-untyped-def]

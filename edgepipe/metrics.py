@@ -91,7 +91,8 @@ def has_classes(shape: tuple[int, ...]) -> bool:
 
 def top1(scores: Array) -> Array:
     """Index of the largest score of each row of [batch, classes]."""
-    return np.argmax(scores, axis=1)
+    winners: Array = np.argmax(scores, axis=1)
+    return winners
 
 
 @dataclass

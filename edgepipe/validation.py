@@ -140,7 +140,7 @@ def validate(
     ``max_top1_drop`` is in percentage points: of accuracy with labels, else of agreement.
     ``step`` is called with (runs done, runs in all). Raises UserError.
     """
-    executor = runners.pick(bundle.target, runner)
+    chosen = runners.pick(bundle.target, runner).NAME
     reference: Reference | None = None
     if data is None and model is None:
         samples, expected = _golden(bundle)
@@ -154,11 +154,11 @@ def validate(
         expected = reference.run
     tally = _Tally(samples.labels)
     for chunk in samples.chunks(_chunk_runs(bundle)):
-        results = _run(bundle, chunk, executor)
+        results = runners.run_many(bundle, chunk, chosen)
         for inputs, result in zip(chunk, results, strict=True):
             tally.add(inputs, result, expected(inputs))
         step(tally.runs, samples.count)
-    return _judge(bundle, executor.name, samples, tally, reference, min_snr_db, max_top1_drop)
+    return _judge(bundle, chosen, samples, tally, reference, min_snr_db, max_top1_drop)
 
 
 def _golden(bundle: Bundle) -> tuple[Samples, Callable[[Inputs], Inputs]]:
@@ -174,25 +174,11 @@ def _golden(bundle: Bundle) -> tuple[Samples, Callable[[Inputs], Inputs]]:
 
 def _chunk_runs(bundle: Bundle) -> int:
     """Runs handed to a runner at once: processes start slowly, memory is finite."""
-    if any(not spec.shape for spec in bundle.inputs):
-        return 1
     size = sum(
         math.prod(spec.shape) * np.dtype(spec.dtype).itemsize
         for spec in (*bundle.inputs, *bundle.outputs)
     )
     return max(1, min(256, _CHUNK_BYTES // max(size, 1)))
-
-
-def _run(bundle: Bundle, chunk: list[Inputs], executor: Any) -> list[Inputs]:
-    """Run ``chunk`` in one go and take the stacked outputs apart again."""
-    if len(chunk) == 1:
-        return [runners.run_samples(bundle, chunk[0], executor)]
-    stacked = {name: np.concatenate([run[name] for run in chunk]) for name in chunk[0]}
-    outputs = runners.run_samples(bundle, stacked, executor)
-    return [
-        dict(zip(outputs, parts, strict=True))
-        for parts in zip(*(np.split(value, len(chunk)) for value in outputs.values()), strict=True)
-    ]
 
 
 class _Tally:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import time
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,7 +26,7 @@ def add_arguments(parser: Parser) -> None:
         "model",
         nargs="?",
         metavar="MODEL",
-        help="an .onnx file, a .pt2 program, package.module:factory, or a name from 'edgepipe models'",
+        help=".onnx file, .pt2 program, package.module:factory, or a name from 'edgepipe models'",
     )
     parser.add_argument(
         "--target", metavar="NAME|FILE.toml", help="a name from 'edgepipe targets', or a file"
@@ -132,5 +133,35 @@ def _report(
 
 def summary(bundle: Bundle, stages: Sequence[tuple[str, float]], seconds: float) -> str:
     """The lines that ``compile`` prints about a bundle."""
-    manifest = bundle.manifest
-    raise NotImplementedError(manifest, stages, seconds, pairs, size_text)
+    manifest, target = bundle.manifest, bundle.target
+    memory, kernels = manifest["memory"], manifest["kernels"]
+    sizes = {name: facts["bytes"] for name, facts in manifest["files"].items()}
+    code = [name for name in ("model.so", "model.wasm") if name in sizes]
+    rows: list[tuple[str, object]] = [
+        ("bundle", _shown(bundle.path)),
+        ("target", f"{target.name} ({target.llvm.get('mcpu', target.arch)})"),
+        ("recipe", manifest["recipe"]),
+        (
+            "size",
+            ", ".join(f"{name} {size_text(sizes[name])}" for name in [*code, "weights.bin"])
+            + f", {size_text(sum(sizes.values()))} in all",
+        ),
+        (
+            "arena",
+            f"{size_text(memory['arena_bytes'])} (tensors alive at once: "
+            f"{size_text(memory['peak_live_bytes'])})",
+        ),
+        ("kernels", _kernel_text(kernels)),
+        ("time", f"{seconds:.1f} s ({', '.join(f'{n} {s:.1f}' for n, s in stages if s >= 0.05)})"),
+    ]
+    return pairs(rows)
+
+
+def _kernel_text(kernels: Sequence[Mapping[str, Any]]) -> str:
+    counts = Counter(kernel["kernel"] for kernel in kernels)
+    most = ", ".join(f"{count} {name}" for name, count in counts.most_common(6))
+    return f"{len(kernels)}: {most}{', …' if len(counts) > 6 else ''}"
+
+
+def _shown(path: Path) -> str:
+    return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)

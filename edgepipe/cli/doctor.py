@@ -1,4 +1,4 @@
-"""Say what this machine can run and the command that adds what is missing."""
+"""Say what is installed and what adds the rest."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import json
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
-from edgepipe.display import table
+from edgepipe.display import pairs, table
 
 if TYPE_CHECKING:
     from edgepipe.cli.parser import Parser
@@ -18,9 +18,16 @@ def add_arguments(parser: Parser) -> None:
 
 
 def execute(options: argparse.Namespace) -> int:
-    """Print every check; 2 where something that compiling needs is missing."""
+    """Print every check, and the command for each that failed."""
     from edgepipe import doctor
 
     checks = doctor.checks()
-    print(json.dumps([asdict(c) for c in checks]) if options.json else table([], []))
+    if options.json:
+        print(json.dumps([asdict(check) for check in checks], indent=1))
+        return 0
+    print(table(["", "what", "found"], [["ok" if c.ok else "–", c.name, c.detail] for c in checks]))
+    missing = [check for check in checks if not check.ok and check.fix]
+    if missing:
+        print("\nto add what is missing:")
+        print(pairs((f"  {check.name}", check.fix) for check in missing))
     return 0

@@ -77,7 +77,7 @@ def guarded(work: Callable[[], int], *, debug: bool) -> int:
             if debug:
                 traceback.print_exc()
             code, line = explain(error, interrupted=interrupt.came)
-            print(f"edgepipe: {line}", file=sys.stderr)
+            print(f"error: {line}", file=sys.stderr)
             return code
 
 

@@ -97,7 +97,8 @@ def apply_settings(target: Target, settings: Mapping[str, Any]) -> Target:
         _, section, name = key.split(".", 2)
         part = getattr(target, section)
         changed = {**part, name: new} if isinstance(part, dict) else replace(part, **{name: new})
-        target = replace(target, **{section: changed})
+        sections: dict[str, Any] = {section: changed}
+        target = replace(target, **sections)
     return target
 
 

@@ -9,20 +9,21 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from edgepipe.codegen.plan import TensorSpec
 from edgepipe.data import named
 from edgepipe.data.folder import open_folder
 from edgepipe.data.npz import open_npz
-from edgepipe.data.samples import Array, Inputs, Samples, Spec, from_arrays
+from edgepipe.data.samples import Array, Inputs, Samples, from_arrays
 from edgepipe.data.synthetic import synthetic
 from edgepipe.errors import UserError, did_you_mean
 from edgepipe.zoo import Preprocessing
 
-__all__ = ["Inputs", "Samples", "Spec", "from_arrays", "open_data", "synthetic"]
+__all__ = ["Inputs", "Samples", "from_arrays", "open_data", "synthetic"]
 
 
 def open_data(
     source: str | Path | Mapping[str, Array],
-    specs: Sequence[Spec],
+    specs: Sequence[TensorSpec],
     preprocessing: Preprocessing | None = None,
 ) -> Samples:
     """Open SRC for a model with the inputs ``specs``.

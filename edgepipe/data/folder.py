@@ -8,7 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from edgepipe.data.samples import Array, Inputs, Samples, Spec, check_numbers, runs_in
+from edgepipe.codegen.plan import TensorSpec
+from edgepipe.data.samples import Array, Inputs, Samples, check_numbers, runs_in
 from edgepipe.errors import UserError
 from edgepipe.zoo import Preprocessing
 
@@ -19,7 +20,7 @@ DEFAULT = Preprocessing(raw="RGB, 0…255", scale=1 / 255)
 
 
 def open_folder(
-    path: Path, specs: Sequence[Spec], preprocessing: Preprocessing | None = None
+    path: Path, specs: Sequence[TensorSpec], preprocessing: Preprocessing | None = None
 ) -> Samples:
     """Samples from the files of ``path`` for a model with a single input. Raises UserError.
 
@@ -53,7 +54,7 @@ def open_folder(
         for start in range(0, len(files), batch):
             rows = [load(file) for file in files[start : start + batch]]
             array = np.concatenate(rows) if batch > 1 else rows[0]
-            yield {spec.name: check_numbers(array, spec.name, start // batch, str(path))}
+            yield {spec.name: check_numbers(array, spec, start // batch, str(path))}
 
     how = f", {load.described}" if isinstance(load, _Images) else ""
     return Samples(f"{path.name}/ ({len(files)} files{how})", len(files) // batch, read)
@@ -62,8 +63,9 @@ def open_folder(
 class _Arrays:
     """Reads one row of the batch from an ``.npy`` file."""
 
-    def __init__(self, spec: Spec) -> None:
-        self.row = _Row(spec)
+    def __init__(self, spec: TensorSpec) -> None:
+        shape = (1, *spec.shape[1:]) if spec.shape else ()
+        self.row = TensorSpec(spec.name, shape, spec.dtype)
 
     def __call__(self, file: Path) -> Array:
         try:
@@ -79,18 +81,10 @@ class _Arrays:
         return array
 
 
-class _Row:
-    """The spec of one row of a batch."""
-
-    def __init__(self, spec: Spec) -> None:
-        self.name, self.dtype = spec.name, spec.dtype
-        self.shape: tuple[int, ...] = (1, *spec.shape[1:]) if spec.shape else ()
-
-
 class _Images:
     """Reads one image as [1, C, H, W]."""
 
-    def __init__(self, spec: Spec, preprocessing: Preprocessing) -> None:
+    def __init__(self, spec: TensorSpec, preprocessing: Preprocessing) -> None:
         if len(spec.shape) != 4 or spec.shape[1] not in (1, 3):
             raise UserError(
                 f"images cannot be input '{spec.name}' of shape {list(spec.shape)}",
@@ -125,6 +119,6 @@ class _Images:
 def apply(raw: Array, steps: Preprocessing) -> Array:
     """``raw`` [H, W, C] (or [N, H, W, C]) → float32 [N, C, H, W] by ``(raw·scale − mean)/std``."""
     batch = raw[np.newaxis] if raw.ndim == 3 else raw
-    mean, std = np.float32(steps.mean), np.float32(steps.std)
+    mean, std = np.array(steps.mean, np.float32), np.array(steps.std, np.float32)
     values = (batch.astype(np.float32) * np.float32(steps.scale) - mean) / std
     return np.ascontiguousarray(np.moveaxis(values, -1, 1))

@@ -17,9 +17,10 @@ from typing import Any
 
 import numpy as np
 
+from edgepipe.codegen.plan import TensorSpec
 from edgepipe.data.folder import apply
 from edgepipe.data.npz import open_npz
-from edgepipe.data.samples import Array, Inputs, Samples, Spec, check_labels, from_arrays, runs_in
+from edgepipe.data.samples import Array, Inputs, Samples, check_labels, from_arrays, runs_in
 from edgepipe.errors import UserError, did_you_mean
 from edgepipe.resources import data_folder
 from edgepipe.zoo import Preprocessing
@@ -90,10 +91,11 @@ def describe(name: str, folder: Path | None = None) -> DataSet:
 def _preprocessing(raw: dict[str, Any] | None) -> Preprocessing | None:
     if raw is None:
         return None
-    return Preprocessing(**{k: tuple(v) if isinstance(v, list) else v for k, v in raw.items()})
+    steps: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in raw.items()}
+    return Preprocessing(**steps)
 
 
-def open_named(name: str, specs: Sequence[Spec], folder: Path | None = None) -> Samples:
+def open_named(name: str, specs: Sequence[TensorSpec], folder: Path | None = None) -> Samples:
     """Samples of the data set ``name`` for a model with inputs ``specs``. Raises UserError."""
     entry = describe(name, folder)
     path = ((folder or data_folder("calibration")) / entry.source).resolve()
@@ -117,7 +119,7 @@ def open_named(name: str, specs: Sequence[Spec], folder: Path | None = None) -> 
         return _take(entry, {key: file[key] for key in file.files}, specs)
 
 
-def _from_images(entry: DataSet, path: Path, specs: Sequence[Spec]) -> Samples:
+def _from_images(entry: DataSet, path: Path, specs: Sequence[TensorSpec]) -> Samples:
     if len(specs) != 1 or len(specs[0].shape) != 4:
         raise UserError(
             "holds images; the model's input is not one", where=f"data set '{entry.name}'"
@@ -145,7 +147,7 @@ def _from_images(entry: DataSet, path: Path, specs: Sequence[Spec]) -> Samples:
     )
 
 
-def _take(entry: DataSet, arrays: dict[str, Array], specs: Sequence[Spec]) -> Samples:
+def _take(entry: DataSet, arrays: dict[str, Array], specs: Sequence[TensorSpec]) -> Samples:
     available = max((len(a) for a in arrays.values() if a.ndim), default=1)
     chosen = entry.sampler.indices(available)
     taken = {k: a[chosen] if a.ndim and len(a) == available else a for k, a in arrays.items()}

@@ -13,11 +13,11 @@ from typing import IO, Any
 
 import numpy as np
 
+from edgepipe.codegen.plan import TensorSpec
 from edgepipe.data.samples import (
     Array,
     Inputs,
     Samples,
-    Spec,
     check_labels,
     check_names,
     check_numbers,
@@ -36,7 +36,7 @@ class _Member:
     fortran: bool
 
 
-def open_npz(path: Path, specs: Sequence[Spec]) -> Samples:
+def open_npz(path: Path, specs: Sequence[TensorSpec]) -> Samples:
     """Samples from an ``.npz``, read run by run. Pickled objects are refused. Raises UserError."""
     where = path.name
     if not path.is_file():
@@ -57,8 +57,8 @@ def open_npz(path: Path, specs: Sequence[Spec]) -> Samples:
         streams = {s.name: _stream(path, s, members[s.name], counts[s.name], count) for s in specs}
         for run in range(count):
             yield {
-                name: check_numbers(next(stream), name, run, where)
-                for name, stream in streams.items()
+                spec.name: check_numbers(next(streams[spec.name]), spec, run, where)
+                for spec in specs
             }
 
     return Samples(f"{where} ({count} {'run' if count == 1 else 'runs'})", count, read, labels)
@@ -77,19 +77,21 @@ def _headers(path: Path) -> dict[str, _Member]:
 
 
 def _header(stream: IO[bytes]) -> _Member:
-    version = np.lib.format.read_magic(stream)  # type: ignore[no-untyped-call]
+    version = np.lib.format.read_magic(stream)
     read = (
         np.lib.format.read_array_header_1_0
         if version == (1, 0)
         else np.lib.format.read_array_header_2_0
     )
-    shape, fortran, dtype = read(stream)  # type: ignore[no-untyped-call]
+    shape, fortran, dtype = read(stream)
     if dtype.hasobject:
         raise ValueError("it holds Python objects, which are never unpickled")
     return _Member(shape, dtype, fortran)
 
 
-def _stream(path: Path, spec: Spec, member: _Member, count: int, runs: int) -> Iterator[Array]:
+def _stream(
+    path: Path, spec: TensorSpec, member: _Member, count: int, runs: int
+) -> Iterator[Array]:
     """Yield the array of each of ``runs`` runs without holding the whole member."""
     if count == 1 or member.fortran:
         with np.load(path, allow_pickle=False) as file:
@@ -110,14 +112,14 @@ def _stream(path: Path, spec: Spec, member: _Member, count: int, runs: int) -> I
         raise UserError(f"damaged .npz: {error}", where=path.name) from None
 
 
-def read_npz(path: Path, specs: Sequence[Spec]) -> Inputs:
+def read_npz(path: Path, specs: Sequence[TensorSpec]) -> Inputs:
     """All inputs of a model from an ``.npz``, checked, with their leading dimensions as they are.
 
     ``labels`` may be present and is left out. Raises UserError.
     """
     open_npz(path, specs)  # checks names, shapes and dtypes
     with np.load(path, allow_pickle=False) as file:
-        return {spec.name: check_numbers(file[spec.name], spec.name, path.name) for spec in specs}
+        return {spec.name: file[spec.name] for spec in specs}
 
 
 def write_npz(path: Path, arrays: Mapping[str, Array]) -> None:

@@ -5,26 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from edgepipe.codegen.plan import TensorSpec
 from edgepipe.errors import UserError, did_you_mean
 
 Array = NDArray[Any]
 Inputs = dict[str, Array]
-
-
-class Spec(Protocol):
-    """What a model says of one input: name, static shape (row-major), NumPy dtype name."""
-
-    @property
-    def name(self) -> str: ...
-    @property
-    def shape(self) -> tuple[int, ...]: ...
-    @property
-    def dtype(self) -> str: ...
 
 
 @dataclass(frozen=True)
@@ -51,13 +41,13 @@ class Samples:
             yield chunk
 
 
-def runs_in(spec: Spec, shape: Sequence[int], dtype: np.dtype[Any], where: str) -> int:
+def runs_in(spec: TensorSpec, shape: Sequence[int], dtype: np.dtype[Any], where: str) -> int:
     """How many runs an array for ``spec`` holds: its leading dimension over the model's.
 
     Raises UserError where shape or dtype do not fit.
     """
     wanted, given = tuple(spec.shape), tuple(shape)
-    if dtype != np.dtype(spec.dtype):
+    if not np.can_cast(dtype, np.dtype(spec.dtype), "same_kind"):
         raise UserError(
             f"input '{spec.name}' is {dtype}, the model wants {spec.dtype}",
             where=where,
@@ -68,7 +58,9 @@ def runs_in(spec: Spec, shape: Sequence[int], dtype: np.dtype[Any], where: str) 
     fits = len(given) == len(wanted) > 0 and given[1:] == wanted[1:] and given[0] > 0
     if not fits or given[0] % wanted[0]:
         more = f"[N{', ' if wanted[1:] else ''}{', '.join(map(str, wanted[1:]))}]" if wanted else ""
-        rule = f"{list(wanted)}" + (f" or {more} with N a multiple of {wanted[0]}" if more else "")
+        rule = f"{list(wanted)}" + (f" or {more}" if more else "")
+        if more and wanted[0] > 1:
+            rule += f" with N a multiple of {wanted[0]}"
         raise UserError(
             f"input '{spec.name}' has shape {list(given)}",
             where=where,
@@ -77,7 +69,9 @@ def runs_in(spec: Spec, shape: Sequence[int], dtype: np.dtype[Any], where: str) 
     return given[0] // wanted[0]
 
 
-def check_names(names: Sequence[str], specs: Sequence[Spec], where: str, *, labels: bool) -> None:
+def check_names(
+    names: Sequence[str], specs: Sequence[TensorSpec], where: str, *, labels: bool
+) -> None:
     """Refuse missing and unknown keys of ``names`` with a UserError."""
     known = [spec.name for spec in specs] + (["labels"] if labels else [])
     for name in names:
@@ -114,15 +108,21 @@ def check_labels(labels: Array, rows: int, where: str) -> Array:
     return labels.astype(np.int64)
 
 
-def check_numbers(array: Array, name: str, run: int, where: str) -> Array:
-    """Refuse NaN, which would make every comparison meaningless."""
+def check_numbers(array: Array, spec: TensorSpec, run: int, where: str) -> Array:
+    """``array`` in the model's dtype. Refuses NaN, which would make every comparison meaningless,
+    and integers that the dtype cannot hold."""
     if array.dtype.kind == "f" and np.isnan(array).any():
-        raise UserError(f"input '{name}' of sample {run} contains NaN", where=where)
-    return array
+        raise UserError(f"input '{spec.name}' of sample {run} contains NaN", where=where)
+    converted = np.ascontiguousarray(array, dtype=spec.dtype).reshape(array.shape)
+    if array.dtype.kind in "iu" and not np.array_equal(converted, array):
+        raise UserError(
+            f"input '{spec.name}' of sample {run} does not fit {spec.dtype}", where=where
+        )
+    return converted
 
 
 def from_arrays(
-    arrays: Mapping[str, Array], specs: Sequence[Spec], where: str, *, synthetic: bool = False
+    arrays: Mapping[str, Array], specs: Sequence[TensorSpec], where: str, *, synthetic: bool = False
 ) -> Samples:
     """Samples from arrays in memory, ``labels`` among them or not. Raises UserError."""
     check_names(list(arrays), specs, where, labels=True)
@@ -138,9 +138,7 @@ def from_arrays(
                 array = arrays[spec.name]
                 if counts[spec.name] > 1:
                     array = array[run * spec.shape[0] : (run + 1) * spec.shape[0]]
-                inputs[spec.name] = check_numbers(
-                    np.ascontiguousarray(array), spec.name, run, where
-                )
+                inputs[spec.name] = check_numbers(array, spec, run, where)
             yield inputs
 
     described = f"{where} ({count} {'run' if count == 1 else 'runs'})"

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from edgepipe.data.samples import Inputs, Samples, Spec
+from edgepipe.codegen.plan import TensorSpec
+from edgepipe.data.samples import Inputs, Samples
 from edgepipe.golden import synthetic_inputs
 
 
-def synthetic(specs: Sequence[Spec], *, runs: int = 8, first_seed: int = 1) -> Samples:
+def synthetic(specs: Sequence[TensorSpec], *, runs: int = 8, first_seed: int = 1) -> Samples:
     """``runs`` seeded runs, seeds counting from ``first_seed`` (the golden inputs have seed 0)."""
 
     def read() -> Iterator[Inputs]:

@@ -1,0 +1,51 @@
+# Everything runs in .venv, which the first target that needs it creates.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+# zig compiles its C library once per target; keep that between runs and checkouts.
+export ZIG_GLOBAL_CACHE_DIR ?= $(HOME)/.cache/edgepipe/zig
+
+.PHONY: help demo test check bench format clean
+
+help:
+	@echo "make demo    compile, run and validate a trained network on three kinds of target"
+	@echo "make check   lint, types and the fast tests"
+	@echo "make test    every test"
+	@echo "make bench   the measurements in benchmarks/"
+
+# The command line with what it needs, without torch.
+$(VENV)/.core: pyproject.toml
+	@./.ci/system-packages $(PYTHON)
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet -e '.[wasmtime]'
+	@touch $@
+
+# With torch, the test tools and the linters.
+$(VENV)/.dev: $(VENV)/.core
+	$(BIN)/python -m pip install --quiet -e '.[dev]'
+	@touch $@
+
+demo: $(VENV)/.core
+	$(BIN)/python benchmarks/demo.py
+
+check: $(VENV)/.dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/python -m pytest -q -m "not slow"
+
+test: $(VENV)/.dev
+	$(BIN)/python -m pytest -q -n $(shell nproc) --dist worksteal
+
+bench: $(VENV)/.dev
+	$(BIN)/python benchmarks/latency_host.py
+	$(BIN)/python benchmarks/latency_node.py
+	$(BIN)/python benchmarks/compile_cost.py
+	$(BIN)/python benchmarks/matrix.py
+
+format: $(VENV)/.dev
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean:
+	rm -rf out dist build .pytest_cache .mypy_cache .ruff_cache

@@ -1,0 +1,93 @@
+"""What every test may use, and the rule that CI skips nothing it must have."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import shutil
+from collections.abc import Callable, Generator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def shared_folder() -> Path | None:
+    """The folder of trained networks outside the repository; None where there is none."""
+    named = os.environ.get("EDGEPIPE_SHARED")
+    folder = Path(named) if named else ROOT.parent / "shared"
+    return folder if (folder / "models").is_dir() else None
+
+
+def _has_module(name: str) -> Callable[[], str | None]:
+    return lambda: None if importlib.util.find_spec(name) else f"{name} is not installed"
+
+
+def _has_program(*names: str) -> Callable[[], str | None]:
+    return lambda: None if any(map(shutil.which, names)) else f"{names[0]} is not installed"
+
+
+def _has_shared() -> str | None:
+    return None if shared_folder() else "no trained networks: set EDGEPIPE_SHARED to their folder"
+
+
+#: Marker → probe that returns why the capability is missing, or None. Probes never raise.
+PROBES: dict[str, Callable[[], str | None]] = {
+    "needs_qemu": _has_program("qemu-aarch64-static", "qemu-aarch64"),
+    "needs_node": _has_program("node"),
+    "needs_wasmtime": _has_module("wasmtime"),
+    "needs_torch": _has_module("torch"),
+    "needs_shared": _has_shared,
+}
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Skip, saying why, where a marked capability is missing."""
+    for marker, probe in PROBES.items():
+        if item.get_closest_marker(marker) and (reason := probe()):
+            pytest.skip(reason)
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """EDGEPIPE_SHARED=none says that the trained networks are knowingly absent."""
+    if os.environ.get("EDGEPIPE_SHARED") == "none":
+        absent = [item for item in items if item.get_closest_marker("needs_shared")]
+        config.hook.pytest_deselected(items=absent)
+        items[:] = [item for item in items if item not in absent]
+
+
+@pytest.hookimpl(hookwrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Item, call: pytest.CallInfo[None]
+) -> Generator[None, None, None]:
+    """In CI a skip is a failure, unless the test is marked ``may_skip``."""
+    outcome = yield
+    report = outcome.get_result()
+    if (
+        os.environ.get("CI") == "true"
+        and report.skipped
+        and not hasattr(report, "wasxfail")
+        and not item.get_closest_marker("may_skip")
+        and not _knowingly_absent(str(report.longrepr))
+    ):
+        report.outcome = "failed"
+        report.longrepr = f"skipped in CI, where it must run: {report.longrepr}"
+
+
+def _knowingly_absent(reason: str) -> bool:
+    return os.environ.get("EDGEPIPE_SHARED") == "none" and "EDGEPIPE_SHARED" in reason
+
+
+@pytest.fixture(scope="session")
+def shared_models() -> Path:
+    """Folder of the trained networks; for tests marked ``needs_shared``."""
+    folder = shared_folder()
+    assert folder is not None
+    return folder / "models"
+
+
+@pytest.fixture(scope="session")
+def repository() -> Path:
+    """Root of the checkout."""
+    return ROOT

@@ -1,0 +1,92 @@
+"""Targets: every shipped file loads, every mistake in a file is named."""
+
+import platform
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from edgepipe.errors import UserError
+from edgepipe.recipe import Recipe
+from edgepipe.resources import data_folder
+from edgepipe.target import Target, target_names
+
+EXPECTED = {
+    "android-arm64",
+    "host",
+    "jetson-tx2-cpu",
+    "raspberry-pi-3-32",
+    "raspberry-pi-4",
+    "raspberry-pi-5",
+    "wasm-relaxed",
+    "wasm-simd",
+    "x86-64-v3",
+}
+x86_only = pytest.mark.skipif(platform.machine() != "x86_64", reason="host is x86-64 only")
+
+
+def test_the_promised_targets_are_there() -> None:
+    assert set(target_names()) >= EXPECTED
+
+
+@pytest.mark.parametrize("name", sorted(EXPECTED - {"host"}))
+def test_a_target_says_what_it_is(name: str) -> None:
+    target = Target.load(name)
+    assert target.name == name
+    assert target.kind in ("cpu", "wasm")
+    assert target.run.runners
+    assert target.link.zig_target
+    target.check(Recipe("fp32"))
+
+
+@x86_only
+def test_host_is_detected_and_never_native() -> None:
+    host = Target.load("host")
+    assert host.llvm["mcpu"] in ("x86-64-v3", "x86-64-v4")
+    assert host.simd.lanes_f32 == {"x86-64-v3": 8, "x86-64-v4": 16}[host.llvm["mcpu"]]
+
+
+def test_a_misspelt_name_is_answered_with_the_closest() -> None:
+    with pytest.raises(UserError, match="did you mean 'raspberry-pi-4'"):
+        Target.load("raspbery-pi-4")
+
+
+def _changed(tmp_path: Path, old: str, new: str) -> Path:
+    text = (data_folder("targets") / "raspberry-pi-4.toml").read_text(encoding="utf-8")
+    assert old in text
+    path = tmp_path / "board.toml"
+    path.write_text(text.replace(old, new), encoding="utf-8")
+    return path
+
+
+def test_a_file_of_ones_own_is_a_target(tmp_path: Path) -> None:
+    path = _changed(tmp_path, 'mcpu = "cortex-a72"', 'mcpu = "cortex-a53"')
+    assert Target.load(str(path)).llvm["mcpu"] == "cortex-a53"
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "said"),
+    [
+        ("summary =", "sumary =", "did you mean 'summary'"),
+        ('kind = "cpu"\n', "", "missing key 'kind'"),
+        ("registers = 32", "register = 32", "register"),
+        ("[simd]", "[simd", "not a readable TOML"),
+    ],
+)
+def test_a_mistake_in_a_file_is_named(tmp_path: Path, old: str, new: str, said: str) -> None:
+    with pytest.raises(UserError) as caught:
+        Target.load(str(_changed(tmp_path, old, new)))
+    assert said in str(caught.value)
+    assert "board.toml" in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_missing_file_is_named() -> None:
+    with pytest.raises(UserError, match=r"nowhere\.toml: no such target file"):
+        Target.load("nowhere.toml")
+
+
+def test_a_recipe_the_device_lacks_is_refused_with_what_it_offers() -> None:
+    target = replace(Target.load("raspberry-pi-4"), recipes=("w8a8",))
+    with pytest.raises(UserError, match="it offers w8a8"):
+        target.check(Recipe("fp32"))
