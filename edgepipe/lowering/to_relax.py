@@ -11,7 +11,7 @@ from tvm import relax
 
 from edgepipe.errors import EdgepipeError, Unsupported
 from edgepipe.lowering import converters
-from edgepipe.lowering.converters.op import Op, dtype_of_expr, product, shape_of_expr
+from edgepipe.lowering.converters.op import Op, constant_of, dtype_of_expr, product, shape_of_expr
 
 #: Emits a node of domain ``edgepipe``: (block builder, node, inputs) → outputs.
 EmitKernel = Callable[[Any, ir.Node, list[Any]], list[Any]]
@@ -64,7 +64,7 @@ def constant(tensor: Any, name: str | None) -> Any:
         array = array.astype(np.uint8)
     if str(array.dtype) not in _DTYPES:
         raise Unsupported(f"tensor type {array.dtype} is not supported", where=name)
-    return relax.const(np.ascontiguousarray(array).reshape(array.shape))
+    return constant_of(array)
 
 
 def _convert_node(
@@ -103,7 +103,7 @@ def _convert_standard(node: ir.Node, inputs: list[Any], bb: Any, opset: int) -> 
     types = [_tensor_type(v) for v in node.outputs if v.name]
     if types and all(product(shape) == 0 for shape, _ in types):
         return [
-            relax.const(np.zeros(*_tensor_type(v))) if v.name else None for v in node.outputs
+            constant_of(np.zeros(*_tensor_type(v))) if v.name else None for v in node.outputs
         ]
     results = converter(Op(node, bb, inputs, opset))
     return list(results) if isinstance(results, list | tuple) else [results]

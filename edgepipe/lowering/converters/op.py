@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import onnx_ir as ir
+import tvm
 from tvm import relax, te, tirx
 from tvm.ir import GenericConst
 
@@ -186,7 +187,7 @@ class Op:
 
     def const(self, array: Array) -> Expr:
         """A constant tensor."""
-        return relax.const(np.ascontiguousarray(array).reshape(array.shape))
+        return constant_of(array)
 
     def reshape(self, x: Expr, shape: Sequence[int]) -> Expr:
         """``x`` with another shape and the same row-major data (no copy after planning)."""
@@ -209,6 +210,12 @@ def shape_of_expr(x: Expr) -> tuple[int, ...]:
 def dtype_of_expr(x: Expr) -> str:
     """NumPy dtype name of a Relax expression."""
     return str(x.ty.dtype)
+
+
+def constant_of(array: Array) -> Expr:
+    """A Relax constant of exactly the array's dtype."""
+    # relax.const given an array would make int64 int32 and float64 float32.
+    return relax.const(tvm.runtime.tensor(np.ascontiguousarray(array).reshape(array.shape)))
 
 
 def axis_of(axis: int, rank: int) -> int:
