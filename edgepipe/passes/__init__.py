@@ -29,10 +29,14 @@ def _passes() -> tuple[Callable[[Editor], int], ...]:
         clean,
         decompose,
         fold,
+        fuse_affine,
         fuse_batchnorm,
+        fuse_pad,
         identity,
         inline,
+        matmul,
         opset,
+        reshape,
     )
 
     return (
@@ -42,6 +46,10 @@ def _passes() -> tuple[Callable[[Editor], int], ...]:
         canonical.run,
         identity.run,
         fuse_batchnorm.run,
+        fuse_affine.run,
+        fuse_pad.run,
+        matmul.run,
+        reshape.run,
         identity.run,
         fold.run,
         clean.run,

@@ -19,10 +19,10 @@ from edgepipe.passes.decompose import rewrites
 from edgepipe.passes.editor import Array, Editor, array_of, shape_of
 
 
-def like(edit: Editor, value: float | list[float], reference: ir.Value | None) -> ir.Value:
+def like(edit: Editor, value: float | Array, reference: ir.Value | None) -> ir.Value:
     """A constant of the dtype of ``reference``."""
     assert reference is not None and reference.dtype is not None
-    return edit.constant(np.array(value, reference.dtype.numpy()))
+    return edit.constant(np.asarray(value).astype(reference.dtype.numpy()))
 
 
 def ints(edit: Editor, values: list[int] | tuple[int, ...]) -> ir.Value:
@@ -173,7 +173,7 @@ def float_mod(edit: Editor, node: ir.Node) -> bool:
     """Case 6."""
     a, b = node.inputs
     assert a is not None and a.dtype is not None
-    if not a.dtype.is_floating_point() or node.attributes.get_int("fmod", 0):
+    if not a.dtype.is_floating_point() or node.attributes.get_int("fmod", 0) == 1:
         return False
     rest = edit.insert(node, "Mod", [a, b], {"fmod": 1})
     zero = like(edit, 0, a)

@@ -28,7 +28,6 @@ def infer_node(node: ir.Node, opset: int = OPSET) -> None:
         opset = defs.onnx_opset_version()  # the few kept operators that are newer
         if not defs.has(node.op_type, opset, ""):
             return
-    schema = defs.get_schema(node.op_type, opset, "")
     types: dict[str, onnx.TypeProto] = {}
     data: dict[str, onnx.TensorProto] = {}
     for value in node.inputs:
@@ -45,13 +44,7 @@ def infer_node(node: ir.Node, opset: int = OPSET) -> None:
         if array is not None and array.size <= _MAX_DATA and array.ndim <= 1:
             data[value.name] = ir.serde.serialize_tensor(value.const_value)  # type: ignore[arg-type]
     try:
-        found = shape_inference.infer_node_outputs(
-            schema,
-            ir.serde.serialize_node(node),
-            types,
-            data,
-            opset_imports=[onnx.helper.make_opsetid("", opset)],
-        )
+        found = _infer(node, opset, types, data)
     except (shape_inference.InferenceError, RuntimeError) as error:
         reason = str(error).replace("[ShapeInferenceError]", "").replace("[TypeInferenceError]", "")
         raise UserError(
@@ -62,6 +55,29 @@ def infer_node(node: ir.Node, opset: int = OPSET) -> None:
     for value in node.outputs:
         if value.name and value.name in found:
             _assign(value, found[value.name])
+
+
+def _infer(
+    node: ir.Node,
+    opset: int,
+    types: dict[str, onnx.TypeProto],
+    data: dict[str, onnx.TensorProto],
+) -> dict[str, onnx.TypeProto]:
+    proto = ir.serde.serialize_node(node)
+    newest = defs.onnx_opset_version()
+    while True:
+        schema = defs.get_schema(node.op_type, opset, "")
+        imports = [onnx.helper.make_opsetid("", opset)]
+        try:
+            return dict(
+                shape_inference.infer_node_outputs(
+                    schema, proto, types, data, opset_imports=imports
+                )
+            )
+        except onnx.checker.ValidationError as error:
+            if opset == newest:
+                raise RuntimeError(str(error)) from None
+            opset = newest  # later versions of many operators only add element types
 
 
 def _assign(value: ir.Value, proto: onnx.TypeProto) -> None:

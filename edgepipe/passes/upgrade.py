@@ -29,8 +29,11 @@ def apply(edit: Editor, node: ir.Node, opset: int) -> None:
         return
     opset = node.version or opset
     node.version = opset
-    if is_op(node, "SpaceToDepth") and "mode" in node.attributes:
-        if node.attributes.pop("mode").as_string() == "CRD":
+    if is_op(node, "Range"):
+        _scalars(edit, node)
+    if is_op(node, "SpaceToDepth"):
+        mode = node.attributes.pop("mode", None)
+        if mode is not None and mode.as_string() == "CRD":
             rewrite_math.space_to_depth_crd(edit, node)
     if newer_than_canonical(node, opset):
         decompose.expand(edit, node)
@@ -39,6 +42,15 @@ def apply(edit: Editor, node: ir.Node, opset: int) -> None:
         if opset < version:
             adapter(edit, node)
     node.version = OPSET
+
+
+def _scalars(edit: Editor, node: ir.Node) -> None:
+    # Exporters pass vectors of one element; runtimes accept them, the standard does not.
+    for index, value in enumerate(node.inputs):
+        dims = shape_of(value)
+        if dims is not None and dims != () and math.prod(dims) == 1:
+            target = edit.constant(np.zeros(0, np.int64), "scalar")
+            node.replace_input_with(index, edit.insert(node, "Reshape", [value, target]))
 
 
 def newer_than_canonical(node: ir.Node, opset: int) -> bool:
