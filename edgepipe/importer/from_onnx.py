@@ -1,4 +1,4 @@
-"""ONNX files and bytes: read, check, fix the shapes, bring to a modern opset, infer shapes."""
+"""ONNX files and bytes: read, check, fix the input shapes, infer the others."""
 
 from __future__ import annotations
 
@@ -73,7 +73,6 @@ def build(
     shapes.fix_inputs(proto, given, origin)
     checks.run_checker(proto, origin)
     reference = opset.runnable(proto).SerializeToString(deterministic=True)
-    proto = opset.modernize(proto)
     proto = shapes.infer(proto, origin, reference)
     model = ir.serde.deserialize_model(proto)
     return Source(name, origin, sha256, model, reference)

@@ -1,28 +1,19 @@
-"""Operator set versions: older models are raised to one, so that passes see few dialects."""
+"""Operator set versions: what the reference needs so that ONNX Runtime can run it.
+
+The model itself keeps its opset: the graph passes upgrade it operator by operator. The onnx
+package's own version converter is not used, because it changes results silently (Hardmax before
+opset 13, linear Upsample and Resize before 11).
+"""
 
 from __future__ import annotations
 
 import onnx
-from onnx import defs, version_converter
+from onnx import defs
 
 from edgepipe.importer.checks import graphs, opset_version
 
-#: Models below are converted up to this; 21 has blocked Q/DQ and int4, and every adapter exists.
-MODERN_OPSET = 21
 #: The newest opset and IR version ONNX Runtime 1.31 loads.
 _RUNTIME_OPSET, _RUNTIME_IR = 26, 13
-
-
-def modernize(proto: onnx.ModelProto) -> onnx.ModelProto:
-    """Convert an older ``proto`` to ``MODERN_OPSET``; kept as it is where no adapter exists."""
-    if opset_version(proto) >= MODERN_OPSET:
-        return proto
-    try:
-        converted = version_converter.convert_version(proto, MODERN_OPSET)
-    except Exception:  # the C++ converter raises plain RuntimeErrors of many kinds
-        return proto
-    same = [o.name for o in converted.graph.output] == [o.name for o in proto.graph.output]
-    return converted if same else proto
 
 
 def runnable(proto: onnx.ModelProto) -> onnx.ModelProto:

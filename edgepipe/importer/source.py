@@ -16,9 +16,9 @@ class Source:
     ``name`` is a C identifier, for folders and symbols. ``origin`` is what the user typed,
     without folders, for the manifest. ``sha256`` is that of the model file (with external data:
     of the file and every data file it names), or of the exported ONNX bytes.
-    ``model`` is at opset 21 or newer, every input static, every shape that inference can tell
-    filled in. ``reference`` is the original float model at its original opset with the same
-    input shapes, as self-contained ONNX bytes.
+    ``model`` has its original opset (7 or newer), every input static, and every shape that
+    inference can tell without folding constants. ``reference`` is the same float model as
+    self-contained ONNX bytes that ONNX Runtime can run.
     """
 
     name: str
