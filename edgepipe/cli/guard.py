@@ -89,11 +89,21 @@ def explain(error: BaseException, *, interrupted: bool = False) -> tuple[int, st
         return error.exit_code, str(error)
     if isinstance(error, MemoryError):
         return 2, "out of memory; nothing was written"
-    if isinstance(error, OSError) and error.errno in _ENVIRONMENT:
-        where = f"{error.filename}: " if error.filename else ""
-        fix = _FIXES.get(error.errno)
-        return 2, f"{where}{_ENVIRONMENT[error.errno]}" + (f"; {fix}" if fix else "")
+    if (environment := _environment(error)) is not None:
+        return 2, environment
     said = " ".join(f"{type(error).__name__}: {error}".split())
     if len(said) > 300:
         said = said[:297] + "..."
     return 3, f"a bug in edgepipe ({said}); please rerun with --debug and report what it prints"
+
+
+def _environment(error: BaseException) -> str | None:
+    """What the operating system refused, by ``error`` or by what it was explicitly raised from."""
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, OSError) and cause.errno in _ENVIRONMENT:
+            where = f"{cause.filename}: " if cause.filename else ""
+            fix = _FIXES.get(cause.errno)
+            return f"{where}{_ENVIRONMENT[cause.errno]}" + (f"; {fix}" if fix else "")
+        cause = cause.__cause__
+    return None

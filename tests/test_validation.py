@@ -1,0 +1,144 @@
+"""Validation: right bundles pass, wrong ones fail, and the report says what it judged by."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import dense
+import numpy as np
+import pytest
+
+from edgepipe.bundle import Bundle
+from edgepipe.errors import UserError
+from edgepipe.validation import Report, validate
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("dense")
+
+
+@pytest.fixture(scope="module")
+def model(folder: Path) -> Path:
+    return dense.save_model(folder / "dense.onnx", *dense.weights())
+
+
+@pytest.fixture(scope="module")
+def right(folder: Path, model: Path) -> Bundle:
+    return dense.build(folder, model, *dense.weights())
+
+
+def labelled(path: Path, x: np.ndarray) -> Path:
+    w, b = dense.weights()
+    np.savez(path, x=x, labels=np.argmax(x @ w.T + b, axis=1))
+    return path
+
+
+def test_golden_data_need_no_original(right: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("edgepipe.importer.load", None)
+    report = validate(right)
+    assert report.ok
+    assert report.synthetic
+    assert report.outputs[0].snr_db > 120
+    assert "golden" in report.data
+    assert "says nothing of accuracy" in str(report)
+
+
+def test_labelled_data_give_the_accuracy_of_both(right: Bundle, tmp_path: Path) -> None:
+    report = validate(right, labelled(tmp_path / "d.npz", dense.data()), max_top1_drop=0)
+    assert report.ok
+    assert (report.accuracy, report.reference_accuracy) == (1.0, 1.0)
+    assert report.runs == 40
+    assert not report.synthetic
+    assert report.outputs[0].top1_agreement == 1.0
+
+
+def test_a_named_model_without_data_is_run_on_seeded_inputs(right: Bundle, model: Path) -> None:
+    report = validate(right, model=model)
+    assert report.ok
+    assert report.synthetic
+    assert "seeds" in report.data
+
+
+def swapped(w: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    order = [1, 0, *range(2, dense.CLASSES)]
+    return w[order], b[order]
+
+
+def scaled(w: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    scale = np.float32([1] * 9 + [1.001])
+    return w * scale[:, None], b * scale
+
+
+@pytest.mark.parametrize("damage", [swapped, scaled])
+@pytest.mark.parametrize("source", ["golden", "npz"])
+def test_positive_control(folder: Path, model: Path, tmp_path: Path, damage, source: str) -> None:
+    """Two swapped channels, and one channel off by a thousandth, must both fail."""
+    wrong = dense.build(folder, model, *damage(*dense.weights()), name=f"wrong-{damage.__name__}")
+    data = None if source == "golden" else labelled(tmp_path / "d.npz", dense.data())
+    report = validate(wrong, data)
+    assert not report.ok
+    assert report.outputs[0].snr_db < 100
+    assert "scores: SNR" in report.failures[0]
+    if damage is swapped and source == "npz":
+        assert report.accuracy is not None
+        assert report.accuracy < 1.0
+        lost = validate(wrong, data, min_snr_db=-100, max_top1_drop=0.1)
+        assert "accuracy drops" in lost.failures[0]
+
+
+def test_amplified_rounding_is_judged_by_float64(tmp_path: Path) -> None:
+    """Terms of 3e4 that cancel leave both engines 50 dB of noise: no fault of the bundle."""
+    w, b = dense.weights(cancelling=3e4)
+    model = dense.save_model(tmp_path / "dense.onnx", w, b)
+    built = dense.build(tmp_path, model, w, b)
+    x = dense.data(spread=1e-5)
+    report = validate(built, {"x": x})
+    (output,) = report.outputs
+    assert output.snr_db < 100
+    assert output.snr64_db is not None
+    assert output.reference_snr64_db is not None
+    assert output.snr64_db < 100
+    assert report.ok, report
+    assert not validate(built, {"x": x}, min_snr_db=100).ok  # an explicit floor is meant
+    # Positive control: noise of the bundle's own, on top of the amplified rounding, fails.
+    noisy = dense.build(tmp_path, model, w * np.float32(1 + 3e-3), b, name="noisy")
+    report = validate(noisy, {"x": x})
+    assert not report.ok
+    assert "further from a float64 run" in report.failures[0]
+
+
+def test_another_model_is_refused(right: Bundle, tmp_path: Path) -> None:
+    w, b = dense.weights()
+    other = dense.save_model(tmp_path / "dense.onnx", w, b + 1)
+    with pytest.raises(UserError, match="is not the model that the bundle was compiled from"):
+        validate(right, model=other)
+
+
+def test_a_model_that_is_gone_is_asked_for(tmp_path: Path) -> None:
+    model = dense.save_model(tmp_path / "gone.onnx", *dense.weights())
+    built = dense.build(tmp_path, model, *dense.weights())
+    model.unlink()
+    assert validate(built).ok
+    with pytest.raises(UserError, match=r"'gone\.onnx' is neither here nor beside.*--model"):
+        validate(built, {"x": dense.data()})
+
+
+def test_top1_needs_classes(right: Bundle, model: Path) -> None:
+    report = validate(right, {"x": dense.data()}, model=model, max_top1_drop=0)
+    assert report.ok  # without labels: the share of rows with another winner
+    assert report.accuracy is None
+
+
+def test_the_report_is_json(right: Bundle) -> None:
+    report = validate(right)
+    text = json.dumps(report.to_json(), allow_nan=False)
+    assert json.loads(text)["ok"] is True
+    assert json.loads(text)["outputs"][0]["name"] == "scores"
+    exact = Report("b", "local", "d", False, 1, report.outputs, float("inf"))
+    assert '"inf"' in json.dumps(exact.to_json(), allow_nan=False)
+
+
+def test_the_bundle_has_the_method(right: Bundle) -> None:
+    assert right.validate(runner="local").ok
