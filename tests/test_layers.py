@@ -1,0 +1,203 @@
+"""Layer rules: which part of the package may import which, and who may import what is heavy.
+
+One value flows one way (importer → passes → lowering → codegen → bundle); a part that reaches
+back, or a heavy import that creeps into the command line, fails here by name.
+"""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+#: Part of edgepipe → parts it may import. Adding an arrow is a decision; this is where it shows.
+MAY_IMPORT: dict[str, set[str]] = {
+    "__main__": {"cli"},
+    "errors": set(),
+    "resources": set(),
+    "display": set(),
+    "machine": set(),
+    "recipe": {"errors"},
+    "target": {"errors", "recipe", "resources"},
+    "context": {"recipe", "target"},
+    # What comes in.
+    "zoo": {"errors", "resources"},
+    "importer": {"errors", "zoo"},
+    # What is done with it. Neither knows where the model came from nor where it goes.
+    "passes": {"context", "errors", "importer.opset"},
+    "sparsity": {"context", "errors"},
+    "quantization": {"context", "errors"},
+    "kernels": {"errors", "target"},
+    "lowering": {"codegen.plan", "codegen.math", "context", "errors", "kernels", "target"},
+    "tuning": {"context", "errors", "kernels", "lowering", "target", "runners"},
+    "codegen": {"context", "errors", "kernels", "lowering", "target"},
+    # What goes out.
+    "golden": {"codegen.plan", "errors"},
+    "bundle_folder": {"errors"},
+    "bundle": {
+        "benchmark",
+        "bundle_folder",
+        "codegen",
+        "context",
+        "errors",
+        "golden",
+        "importer",
+        "recipe",
+        "runners",
+        "target",
+        "validation",
+    },
+    "pipeline": {
+        "bundle",
+        "codegen",
+        "context",
+        "errors",
+        "importer",
+        "lowering",
+        "passes",
+        "quantization",
+        "recipe",
+        "sparsity",
+        "target",
+    },
+    # What is done with a bundle.
+    "runners": {"bundle", "codegen.plan", "errors", "golden", "target"},
+    "data": {"codegen.plan", "errors", "golden", "resources", "zoo"},
+    "float64": {"errors"},
+    "metrics": {"float64"},
+    "reference": {"bundle", "data", "errors", "float64", "importer", "zoo"},
+    "validation": {"bundle", "data", "display", "errors", "metrics", "reference", "runners"},
+    "benchmark": {"bundle", "display", "errors", "machine", "reference", "runners"},
+    "doctor": {"codegen.link", "errors", "runners", "target"},
+    "cli": {
+        "benchmark",
+        "bundle",
+        "context",
+        "data",
+        "display",
+        "doctor",
+        "errors",
+        "pipeline",
+        "recipe",
+        "target",
+        "validation",
+        "zoo",
+    },
+}
+
+#: Heavy package → parts that may import it.
+HEAVY: dict[str, set[str]] = {
+    "tvm": {"kernels", "lowering", "tuning", "codegen"},
+    "torch": {"importer", "zoo"},
+    "onnxscript": {"importer"},
+    "wasmtime": {"runners"},
+    "PIL": {"data"},
+    "sklearn": {"zoo"},
+}
+
+#: Never imported at the top of a module: optional, or slow before the first word is printed.
+LAZY_EVERYWHERE = {"torch", "onnxscript", "wasmtime", "PIL", "sklearn", "onnxruntime"}
+#: Programs that are run, not imported, may import at the top what they are about.
+PROGRAMS = {"zoo"}
+#: Parts whose modules must not import even NumPy at the top.
+LIGHT = {"__init__", "__main__", "cli", "display", "errors", "recipe", "resources", "target"}
+SLOW = LAZY_EVERYWHERE | {"numpy", "onnx", "onnx_ir", "tvm"}
+
+
+def imported(node: ast.AST) -> list[str]:
+    """Dotted names that an import statement may load."""
+    if isinstance(node, ast.Import):
+        return [alias.name for alias in node.names]
+    if isinstance(node, ast.ImportFrom) and node.module and not node.level:
+        return [f"{node.module}.{alias.name}" for alias in node.names]
+    return []
+
+
+def statements(tree: ast.Module, *, top_only: bool) -> Iterator[ast.AST]:
+    """All statements, or only those executed at import (without ``if TYPE_CHECKING``)."""
+    if not top_only:
+        yield from ast.walk(tree)
+        return
+    pending: list[ast.stmt] = list(tree.body)
+    while pending:
+        node = pending.pop()
+        yield node
+        if isinstance(node, ast.If) and "TYPE_CHECKING" not in ast.unparse(node.test):
+            pending += [*node.body, *node.orelse]
+        if isinstance(node, ast.Try):
+            pending += node.body
+
+
+def modules(repository: Path) -> Iterator[tuple[str, Path, ast.Module]]:
+    root = repository / "edgepipe"
+    for path in sorted(root.rglob("*.py")):
+        part = path.relative_to(root).parts[0].removesuffix(".py")
+        yield part, path.relative_to(repository), ast.parse(path.read_text(encoding="utf-8"))
+
+
+def allowed(part: str, name: str) -> bool:
+    """Whether ``part`` may import ``edgepipe.<name>``."""
+    if part == "__init__" or name.split(".", maxsplit=1)[0] in (part, "__version__"):
+        return True
+    return any(name == rule or name.startswith(f"{rule}.") for rule in MAY_IMPORT[part])
+
+
+def test_every_part_has_a_rule(repository: Path) -> None:
+    unknown = {part for part, _, _ in modules(repository)} - MAY_IMPORT.keys() - {"__init__"}
+    assert not unknown, f"add them to MAY_IMPORT: {unknown}"
+
+
+def test_parts_import_only_what_they_may(repository: Path) -> None:
+    wrong = [
+        f"{path}: {name}"
+        for part, path, tree in modules(repository)
+        for node in statements(tree, top_only=False)
+        for name in imported(node)
+        if name.startswith("edgepipe.") and not allowed(part, name.removeprefix("edgepipe."))
+    ]
+    assert not wrong
+
+
+def test_heavy_packages_stay_where_they_belong(repository: Path) -> None:
+    wrong = [
+        f"{path}: {name}"
+        for part, path, tree in modules(repository)
+        for node in statements(tree, top_only=False)
+        for name in imported(node)
+        if part not in HEAVY.get(name.split(".")[0], {part})
+    ]
+    assert not wrong
+
+
+def test_what_is_slow_or_optional_is_imported_late(repository: Path) -> None:
+    wrong = []
+    for part, path, tree in modules(repository):
+        late = SLOW if part in LIGHT else set() if part in PROGRAMS else LAZY_EVERYWHERE
+        for node in statements(tree, top_only=True):
+            wrong += [f"{path}: {name}" for name in imported(node) if name.split(".")[0] in late]
+    assert not wrong
+
+
+@pytest.mark.parametrize(
+    ("part", "name", "verdict"),
+    [
+        ("passes", "lowering.lower", False),
+        ("lowering", "codegen.plan.Plan", True),
+        ("lowering", "codegen.link", False),
+        ("kernels", "kernels.layout", True),
+        ("cli", "runners", False),
+    ],
+)
+def test_the_rules_can_refuse(part: str, name: str, verdict: bool) -> None:
+    assert allowed(part, name) is verdict
+
+
+def test_top_level_imports_are_told_from_late_ones() -> None:
+    tree = ast.parse(
+        "import torch\nif TYPE_CHECKING:\n import tvm\nelse:\n import onnx\n"
+        "def f():\n import numpy\ntry:\n import PIL\nexcept ImportError: pass"
+    )
+    top = {name for node in statements(tree, top_only=True) for name in imported(node)}
+    assert top == {"torch", "PIL"}
