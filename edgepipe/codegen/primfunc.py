@@ -31,6 +31,8 @@ def llvm_target(target: Target, extra_attributes: tuple[str, ...] = ()) -> Any:
     attributes = [*spec.pop("mattr", []), *extra_attributes]
     if attributes:
         spec["mattr"] = attributes
+    if target.kind == "wasm":  # TVM does not know it and says so on every build
+        spec["vector-width"] = 128
     llvm = tvm.target.Target({"kind": "llvm", "opt-level": 3, **spec})
     return llvm.with_host(llvm)
 

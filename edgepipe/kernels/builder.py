@@ -76,11 +76,11 @@ def maximum(a: Any, b: Any) -> Any:
     return max(a, b) if isinstance(a, int) and isinstance(b, int) else tirx.max(a, b)
 
 
-def fma(a: Any, b: Any, c: Any, fused: bool) -> Any:
+def fma(a: Any, b: Any, c: Any, lanes: int, fused: bool) -> Any:
     """``a * b + c``; ``fused`` names the instruction instead of leaving it to contraction."""
     if not fused:
         return c + a * b
-    dtype = str(c.dtype) if hasattr(c, "dtype") else "float32"
+    dtype = f"float32x{lanes}" if lanes > 1 else "float32"
     return tirx.call_llvm_pure_intrin(dtype, "llvm.fma", a, b, c)
 
 

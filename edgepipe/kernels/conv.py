@@ -162,7 +162,9 @@ def emit(op: ConvOp, knobs: Knobs) -> Any:
                         for j in range(blocks):
                             weight = load(weights, base + lane * width + j * lanes, lanes)
                             at = i * blocks + j
-                            acc[at] = fma(splat(scalar, lanes), weight, acc[at], knobs["fused"])
+                            acc[at] = fma(
+                                splat(scalar, lanes), weight, acc[at], lanes, knobs["fused"]
+                            )
 
             if x_lanes == 1 and kh * kw <= 9 and ci_blocks > 1:
                 with loop(ci_blocks) as block:

@@ -100,7 +100,7 @@ def emit(op: ConvOp, knobs: Knobs) -> Any:
                                 lanes,
                             )
                             at = r * columns + i
-                            acc[at] = fma(vector, weight(ky, kx), acc[at], knobs["fused"])
+                            acc[at] = fma(vector, weight(ky, kx), acc[at], lanes, knobs["fused"])
             for r in range(rows):
                 for i in range(columns):
                     operands = [

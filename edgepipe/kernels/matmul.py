@@ -119,7 +119,9 @@ def emit(op: MatmulOp, knobs: Knobs) -> Any:
                         for j in range(blocks):
                             at = i * blocks + j
                             weight = load(b, b_at(k + u, j), lanes)
-                            acc[at] = fma(splat(scalar, lanes), weight, acc[at], knobs["fused"])
+                            acc[at] = fma(
+                                splat(scalar, lanes), weight, acc[at], lanes, knobs["fused"]
+                            )
 
             with loop(op.k // unroll) as k:
                 step(k * unroll, unroll)
