@@ -246,6 +246,8 @@ def test_an_interrupt_is_known_also_where_a_library_hides_it(
         (OSError(errno.ENOSPC, "No space left on device", "/x"), 2, "no space left on the device"),
         (OSError(errno.EACCES, "Permission denied", "/x"), 2, "/x: permission denied"),
         (OSError(errno.EROFS, "Read-only file system", "/x"), 2, "read-only file system"),
+        (ModuleNotFoundError("", name="tvm"), 2, "pip install 'apache-tvm==0.27.0.post1'"),
+        (ModuleNotFoundError("", name="edgepipe.x"), 3, "a bug in edgepipe"),
         (MemoryError(), 2, "out of memory"),
         (UserError("no such op", where="conv1", fix="use another"), 2, "conv1: no such op; use"),
         (KeyError("what"), 3, "a bug in edgepipe (KeyError: 'what'); please rerun with --debug"),

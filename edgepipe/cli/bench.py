@@ -38,7 +38,7 @@ def execute(options: argparse.Namespace) -> int:
     progress = Progress(quiet=options.quiet or options.json)
     bundle = Bundle.open(options.bundle)
     against = None if options.against is None else tuple(options.against.split(","))
-    progress(f"bench {bundle.path.name}")
+    progress(f"measuring {bundle.path.name}")
     try:
         result = bench(
             bundle, runner=options.runner, against=against, runs=options.runs, model=options.model

@@ -64,7 +64,7 @@ def execute(options: argparse.Namespace) -> int:
 
     notes: list[Note] = []
     progress = Progress(quiet=bool(values.get("quiet") or values.get("json")))
-    progress("load the compiler")
+    progress("loading the compiler")
     from edgepipe import pipeline
 
     started = time.perf_counter()

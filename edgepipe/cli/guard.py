@@ -36,6 +36,20 @@ _FIXES = {
     errno.EROFS: "choose a folder you may write to",
 }
 
+#: Modules that edgepipe depends on → what to install.
+_PACKAGES = {
+    "numpy": "numpy>=2",
+    "onnx": "onnx>=1.23",
+    "onnx_ir": "onnx-ir>=1.1",
+    "onnxruntime": "onnxruntime",
+    "tvm": "apache-tvm==0.27.0.post1",
+    "ziglang": "ziglang",
+    "torch": "edgepipe[torch]",
+    "onnxscript": "edgepipe[torch]",
+    "wasmtime": "edgepipe[wasmtime]",
+    "PIL": "edgepipe[images]",
+}
+
 
 class _Interrupt:
     """Ctrl-C and SIGTERM. Libraries that run compiled code may turn the KeyboardInterrupt into
@@ -89,6 +103,8 @@ def explain(error: BaseException, *, interrupted: bool = False) -> tuple[int, st
         return error.exit_code, str(error)
     if isinstance(error, MemoryError):
         return 2, "out of memory; nothing was written"
+    if isinstance(error, ModuleNotFoundError) and error.name in _PACKAGES:
+        return 2, f"{error.name} is not installed; pip install '{_PACKAGES[error.name]}'"
     if (environment := _environment(error)) is not None:
         return 2, environment
     said = " ".join(f"{type(error).__name__}: {error}".split())

@@ -43,7 +43,7 @@ def execute(options: argparse.Namespace) -> int:
 
     progress = Progress(quiet=options.quiet or options.json)
     bundle = Bundle.open(options.bundle)
-    progress(f"validate {bundle.path.name}")
+    progress(f"validating {bundle.path.name}")
     try:
         report = validate(
             bundle,
