@@ -7,8 +7,8 @@ from pathlib import Path
 
 from edgepipe import bundle, importer, passes
 from edgepipe.bundle import Bundle
+from edgepipe.codegen import driver
 from edgepipe.context import Context, Note
-from edgepipe.errors import UserError
 from edgepipe.recipe import Recipe
 from edgepipe.target import Target
 
@@ -36,7 +36,7 @@ def compile(
     recipe = recipe if isinstance(recipe, Recipe) else Recipe.parse(recipe)
     target.check(recipe)
     context = Context(target, recipe, dump_dir, progress, [] if notes is None else notes)
-    _check_prefix(prefix)
+    driver.check_prefix(prefix)
 
     progress("reading the model")
     source = importer.load(model, shapes)
@@ -47,13 +47,3 @@ def compile(
     program = lowering.lower(graph, context)
     plan, objects = codegen.generate(program, context, prefix)
     return bundle.write(destination, source, plan, objects, context, prefix)
-
-
-def _check_prefix(prefix: str) -> None:
-    """Refuse what cannot start the name of a C function."""
-    if not (prefix.isascii() and prefix.isidentifier()):
-        raise UserError(
-            f"'{prefix}' is not a C identifier",
-            where="--prefix",
-            fix="use letters, digits and underscores, for example my_model",
-        )
