@@ -55,6 +55,7 @@ def load_program(path: Path, given: Mapping[str, tuple[int, ...]]) -> Source:
     try:
         with _quiet():
             program = torch.export.load(io.BytesIO(path.read_bytes()))
+            program._guards_code = []  # Python text that calling the program would execute
     except Exception as error:  # zip, JSON and torch errors of many types
         raise UserError(
             f"cannot be loaded by torch.export: {first_line(error)}",
