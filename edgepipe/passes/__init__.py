@@ -25,6 +25,7 @@ STAGE = "passes"
 def _passes() -> tuple[Callable[[Editor], int], ...]:
     # onnx is imported here and not with the package: the command line must answer at once.
     from edgepipe.passes import (
+        activations,
         canonical,
         clean,
         decompose,
@@ -35,6 +36,7 @@ def _passes() -> tuple[Callable[[Editor], int], ...]:
         identity,
         inline,
         matmul,
+        normalization,
         opset,
         reshape,
     )
@@ -45,6 +47,9 @@ def _passes() -> tuple[Callable[[Editor], int], ...]:
         decompose.run,
         canonical.run,
         identity.run,
+        clean.run,
+        normalization.run,
+        activations.run,
         fuse_batchnorm.run,
         fuse_affine.run,
         fuse_pad.run,

@@ -11,8 +11,9 @@
    noop_with_empty_axes says so).
 7. Flatten, Squeeze, Unsqueeze, Reshape of static shapes → Reshape whose target is a constant
    without 0 and -1.
-8. ReduceMean over exactly the spatial axes, and AveragePool over a whole image without pads
-   → GlobalAveragePool (and Reshape without keepdims).
+8. ReduceMean over exactly the spatial axes of an image (rank 4 and more), and AveragePool over
+   a whole image without pads → GlobalAveragePool (and Reshape without keepdims). Rank 3 is left
+   alone: there it is as likely a sequence [batch, position, feature].
 """
 
 from __future__ import annotations
@@ -199,7 +200,7 @@ def _reduce(edit: Editor, node: ir.Node) -> bool:
         axes = np.arange(len(dims))
     axes = np.unique(np.where(axes < 0, axes + len(dims), axes)).astype(np.int64)
     keep = node.attributes.get_int("keepdims", 1)
-    spatial = len(dims) >= 3 and axes.tolist() == list(range(2, len(dims)))
+    spatial = len(dims) >= 4 and axes.tolist() == list(range(2, len(dims)))
     source = node.inputs[0]
     if node.op_type == "ReduceMean" and spatial and source is not None and source.dtype is not None:
         if not source.dtype.is_floating_point():

@@ -27,6 +27,7 @@ NATIVE: set[str] = {
     *("Clip", "Elu", "Gelu", "HardSigmoid", "HardSwish", "LeakyRelu", "Mish", "PRelu", "Relu"),
     *("Selu", "Shrink", "Softplus", "Softsign", "ThresholdedRelu"),
     *("Softmax", "LogSoftmax", "LayerNormalization", "GroupNormalization"),
+    *("RMSNormalization", "LpNormalization", "GlobalLpPool", "Celu", "CenterCropPad"),
     *("ReduceL1", "ReduceL2", "ReduceLogSum", "ReduceLogSumExp", "ReduceSumSquare"),
     *("GreaterOrEqual", "LessOrEqual", "DepthToSpace", "SpaceToDepth", "Range", "CastLike"),
     *("DynamicQuantizeLinear",),

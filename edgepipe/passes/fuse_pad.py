@@ -101,7 +101,7 @@ def _refusal(pad: ir.Node, user: ir.Node, amounts: list[int]) -> str | None:
     if user.op_type == "AveragePool":
         if user.attributes.get_int("ceil_mode", 0) == 1:
             return "the pool rounds its output size up"
-        if any(own) and not user.attributes.get_int("count_include_pad", 0) == 1:
+        if any(own) and user.attributes.get_int("count_include_pad", 0) != 1:
             return "the pool has own pads that it does not count"
         kernel = user.attributes.get_ints("kernel_shape", ())
         if any(t >= k for t, k in zip(amounts, [*kernel, *kernel], strict=True)):
