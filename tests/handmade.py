@@ -110,7 +110,9 @@ def inputs(seed: int = 0) -> dict[str, np.ndarray]:
     return {NAMES[0]: x, NAMES[1]: np.array(random.integers(-(2**40), 2**40), np.int64)}
 
 
-def compile_c(target: Target, text: str, extra: tuple[str, ...] = ()) -> bytes:
+def compile_c(
+    target: Target, text: str, extra: tuple[str, ...] = (), flags: tuple[str, ...] = ()
+) -> bytes:
     """Compile C kernels for ``target`` as the compiler would: a relocatable object, no libc."""
     position = () if target.kind == "wasm" else ("-fPIC",)
     features = "".join(f[0] + f[1:].replace("-", "_") for f in extra)
@@ -118,7 +120,7 @@ def compile_c(target: Target, text: str, extra: tuple[str, ...] = ()) -> bytes:
         (Path(folder) / "kernels.c").write_text(text, encoding="utf-8")
         link.zig("cc", "-target", target.link.zig_target, f"-mcpu={link.zig_cpu(target)}{features}",
                  "-O2", "-g0", "-fno-sanitize=all", "-fno-stack-protector", "-ffp-contract=off",
-                 *position, "-c", "kernels.c", "-o", "kernels.o", cwd=Path(folder))  # fmt: skip
+                 *position, *flags, "-c", "kernels.c", "-o", "kernels.o", cwd=Path(folder))  # fmt: skip
         return (Path(folder) / "kernels.o").read_bytes()
 
 

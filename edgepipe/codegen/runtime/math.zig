@@ -33,10 +33,6 @@ fn publish(comptime function: *const anyopaque, comptime name: []const u8) void 
 
 fn of(comptime T: type) type {
     return struct {
-        fn pow(x: T, y: T) T {
-            return math.pow(T, x, y);
-        }
-
         // Adding and taking away 2^(mantissa bits) leaves an integer, rounded half to even.
         fn roundEven(x: T) T {
             const limit: T = 1.0 / math.floatEps(T);
@@ -56,10 +52,6 @@ fn of(comptime T: type) type {
         fn scale(x: T, exponent: c_int) callconv(.c) T {
             return math.ldexp(x, exponent);
         }
-
-        fn power10(x: T) T {
-            return math.pow(T, 10, x);
-        }
     };
 }
 
@@ -68,22 +60,52 @@ comptime {
         const suffix = if (T == f32) "f" else "";
         const own = of(T);
         for (.{
-            .{ "tanh", math.tanh },          .{ "sinh", math.sinh },          .{ "cosh", math.cosh },
-            .{ "asin", math.asin },          .{ "acos", math.acos },          .{ "atan", math.atan },
-            .{ "asinh", math.asinh },        .{ "acosh", math.acosh },        .{ "atanh", math.atanh },
-            .{ "log1p", math.log1p },        .{ "expm1", math.expm1 },        .{ "cbrt", math.cbrt },
-            .{ "exp10", own.power10 },       .{ "erfc", own.erfc },           .{ "rint", own.roundEven },
-            .{ "nearbyint", own.roundEven }, .{ "roundeven", own.roundEven },
+            .{ "tanh", math.tanh },          .{ "sinh", math.sinh },     .{ "cosh", math.cosh },
+            .{ "asin", math.asin },          .{ "acos", math.acos },     .{ "atan", math.atan },
+            .{ "asinh", math.asinh },        .{ "acosh", math.acosh },   .{ "atanh", math.atanh },
+            .{ "log1p", math.log1p },        .{ "expm1", math.expm1 },   .{ "cbrt", math.cbrt },
+            .{ "erfc", own.erfc },           .{ "rint", own.roundEven }, .{ "nearbyint", own.roundEven },
+            .{ "roundeven", own.roundEven },
         }) |entry| publish(&Unary(T, entry[1]).call, entry[0] ++ suffix);
         for (.{
-            .{ "pow", own.pow },      .{ "atan2", math.atan2 },
-            .{ "hypot", math.hypot }, .{ "copysign", own.copysign },
+            .{ "atan2", math.atan2 },
+            .{ "hypot", math.hypot },
+            .{ "copysign", own.copysign },
         }) |entry| publish(&Binary(T, entry[1]).call, entry[0] ++ suffix);
         publish(&own.scale, "ldexp" ++ suffix);
         publish(&own.scale, "scalbn" ++ suffix);
     }
+    publish(&Unary(f32, exp10Single).call, "exp10f");
+    publish(&Unary(f64, exp10Double).call, "exp10");
+    publish(&Binary(f32, powSingle).call, "powf");
+    publish(&Binary(f64, powDouble).call, "pow");
     publish(&Unary(f32, erfSingle).call, "erff");
     publish(&Unary(f64, erfDouble).call, "erf");
+}
+
+fn powDouble(x: f64, y: f64) f64 {
+    return math.pow(f64, x, y);
+}
+
+// |x|^y = 2^(y·log2 |x|) in double precision is good for half a unit in the last place of single;
+// zeros and infinities come out as IEEE 754 wants by themselves.
+fn powSingle(x: f32, y: f32) f32 {
+    if (x == 1 or y == 0) return 1;
+    if (math.isInf(y) and @abs(x) == 1) return 1;
+    const whole = @trunc(y) == y;
+    const half = y * 0.5;
+    const odd = whole and @trunc(half) != half;
+    if (x < 0 and !whole and !math.isInf(x)) return math.nan(f32);
+    const magnitude: f32 = @floatCast(@exp2(@as(f64, y) * @log2(@as(f64, @abs(x)))));
+    return if (odd and math.signbit(x)) -magnitude else magnitude;
+}
+
+fn exp10Single(x: f32) f32 {
+    return @floatCast(@exp2(@as(f64, x) * @as(f64, math.log2(10.0))));
+}
+
+fn exp10Double(x: f64) f64 {
+    return math.pow(f64, 10, x);
 }
 
 // Chebyshev fits of math.erf in double precision (relative error below 1e-9), as power series:
