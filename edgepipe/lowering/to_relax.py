@@ -102,9 +102,7 @@ def _convert_standard(node: ir.Node, inputs: list[Any], bb: Any, opset: int) -> 
         raise Unsupported(f"Op {node.op_type} is not supported: {reason}", where=node.name or None)
     types = [_tensor_type(v) for v in node.outputs if v.name]
     if types and all(product(shape) == 0 for shape, _ in types):
-        return [
-            constant_of(np.zeros(*_tensor_type(v))) if v.name else None for v in node.outputs
-        ]
+        return [constant_of(np.zeros(*_tensor_type(v))) if v.name else None for v in node.outputs]
     results = converter(Op(node, bb, inputs, opset))
     return list(results) if isinstance(results, list | tuple) else [results]
 

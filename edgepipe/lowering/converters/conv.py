@@ -77,9 +77,7 @@ def conv_te(x: Any, w: Any, win: Window, group: int, dtype: str) -> Any:
     taps = [te.reduce_axis((0, win.kernel[a]), f"k{a}") for a in range(rank)]
 
     def element(n: Any, oc: Any, *where: Any) -> Any:
-        source = [
-            where[a] * win.strides[a] + taps[a] * win.dilations[a] for a in range(rank)
-        ]
+        source = [where[a] * win.strides[a] + taps[a] * win.dilations[a] for a in range(rank)]
         channel = c if group == 1 else oc // each * channels + c
         return te.sum(
             cast(big(n, channel, *source), dtype) * cast(w(oc, c, *taps), dtype), axis=[c, *taps]
@@ -183,5 +181,3 @@ def _transpose_pads(
     if mode == "SAME_UPPER":
         return tuple(t // 2 for t in total)
     return tuple(t - t // 2 for t in total)
-
-

@@ -189,8 +189,13 @@ def _swish(op: Op) -> Expr:
 
 @converts("IsNaN")
 def _is_nan(op: Op) -> Expr:
-    return op.compute(op.out_shape(), lambda i, x: is_nan(cast(at(x, i), "float32"))
-                      if op.dtype() == "float16" else is_nan(at(x, i)), op.inputs[0])
+    return op.compute(
+        op.out_shape(),
+        lambda i, x: (
+            is_nan(cast(at(x, i), "float32")) if op.dtype() == "float16" else is_nan(at(x, i))
+        ),
+        op.inputs[0],
+    )
 
 
 @converts("IsInf")
@@ -334,8 +339,11 @@ def _clip(op: Op) -> Expr:
                 v = maximum(v, rest.pop(0))
             return minimum(v, rest.pop(0)) if high is not None else v
 
-        bounds = [at(b, ()) if not b.shape else b(*[0] * len(b.shape))
-                  for b in (low, high) if b is not None]
+        bounds = [
+            at(b, ()) if not b.shape else b(*[0] * len(b.shape))
+            for b in (low, high)
+            if b is not None
+        ]
         return widened(clip)(at(x, i), *bounds)
 
     low, high = (op.inputs[k] if op.has(k) else None for k in (1, 2))

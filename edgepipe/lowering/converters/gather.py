@@ -57,9 +57,7 @@ def _gather_nd(op: Op) -> Expr:
 
     def element(index: Any, x: Any, indices: Any) -> Any:
         lead = index[: len(picked) - 1]
-        source = [
-            bounded(indices(*lead, j), shape[batch + j]) for j in range(depth)
-        ]
+        source = [bounded(indices(*lead, j), shape[batch + j]) for j in range(depth)]
         return x(*index[:batch], *source, *index[len(picked) - 1 :])
 
     return op.compute(op.out_shape(), element, op.tensor(0), op.tensor(1))

@@ -124,11 +124,18 @@ class Kernel:
         block = T.sblock(self.name)
         self._stack.enter_context(block)
         self._open.append(block)
-        whole = [t.buffer[tuple(slice(0, d) for d in t.shape)] if t.shape else t.buffer[()]
-                 for t in self._in if t is not None]
+        whole = [
+            t.buffer[tuple(slice(0, d) for d in t.shape)] if t.shape else t.buffer[()]
+            for t in self._in
+            if t is not None
+        ]
         T.reads(*whole)
-        T.writes(*[t.buffer[tuple(slice(0, d) for d in t.shape)] if t.shape else t.buffer[()]
-                   for t in self._out])
+        T.writes(
+            *[
+                t.buffer[tuple(slice(0, d) for d in t.shape)] if t.shape else t.buffer[()]
+                for t in self._out
+            ]
+        )
 
     def input(self, i: int) -> Tensor:
         """Input ``i`` of the kernel."""
@@ -142,9 +149,7 @@ class Kernel:
 
     def local(self, dtype: str, count: int = 1) -> Tensor:
         """A few elements in registers or on the stack."""
-        return Tensor(
-            T.sblock_alloc_buffer((count,), dtype, scope="local"), (count,), dtype
-        )
+        return Tensor(T.sblock_alloc_buffer((count,), dtype, scope="local"), (count,), dtype)
 
     def scratch(self, shape: tuple[int, ...], dtype: str) -> Tensor:
         """Temporary memory, planned into the arena when it is large."""
@@ -185,6 +190,3 @@ class Kernel:
             self.results = [result]
         else:
             self.results = [self.op.item(result, i) for i in range(len(types))]
-
-
-

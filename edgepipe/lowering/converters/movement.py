@@ -45,8 +45,9 @@ def _tile(op: Op) -> Expr:
     shape = op.shape()
 
     def element(index: Any, x: Any) -> Any:
-        return x(*[i if o == s else i % s for i, s, o in
-                   zip(index, shape, op.out_shape(), strict=True)])
+        return x(
+            *[i if o == s else i % s for i, s, o in zip(index, shape, op.out_shape(), strict=True)]
+        )
 
     return op.compute(op.out_shape(), element, op.tensor(0))
 
@@ -143,8 +144,13 @@ def _pad(op: Op) -> Expr:
                 source.append(_reflected(i, shape[a], mode))
         if not inside:
             return x(*source)
-        fill = zero(x) if value is None else value if not hasattr(value, "shape") else at(
-            value, [0] * len(value.shape))
+        fill = (
+            zero(x)
+            if value is None
+            else value
+            if not hasattr(value, "shape")
+            else at(value, [0] * len(value.shape))
+        )
         return tirx.if_then_else(tirx.all(*inside), x(*source), fill)
 
     return op.compute(out, element, op.tensor(0), op.inputs[2] if op.has(2) else None)
@@ -220,8 +226,9 @@ def _known(op: Op) -> Expr:
                 return op.const(np.array(op.attr(name), dtype))
         raise op.unsupported("only numeric constants")
     if op.type == "Range":
-        start, limit, delta = (op.static(i, n).reshape(()) for i, n in
-                               enumerate(("start", "limit", "delta")))
+        start, limit, delta = (
+            op.static(i, n).reshape(()) for i, n in enumerate(("start", "limit", "delta"))
+        )
         count = op.out_shape()[0]
         del limit
         return op.const((start + np.arange(count) * delta).astype(dtype))

@@ -98,20 +98,18 @@ def _rms_norm(op: Op) -> Expr:
     axes, epsilon = list(range(axis, len(shape))), op.attr("epsilon", 1e-5)
 
     def norm(x: Any, scale: Any) -> Any:
-        squares = fold_axes(
-            x, axes, _SUM, lambda v: cast(v, wide) * cast(v, wide), "squares"
-        )
+        squares = fold_axes(x, axes, _SUM, lambda v: cast(v, wide) * cast(v, wide), "squares")
         inverse = te.compute(
             squares.shape,
-            lambda *i: const(1, wide)
-            / tirx.sqrt(squares(*i) * const(1 / count, wide) + const(epsilon, wide)),
+            lambda *i: (
+                const(1, wide)
+                / tirx.sqrt(squares(*i) * const(1 / count, wide) + const(epsilon, wide))
+            ),
             name="inverse",
         )
         return te.compute(
             x.shape,
-            lambda *i: cast(
-                cast(x(*i), wide) * at(inverse, i) * cast(at(scale, i), wide), dtype
-            ),
+            lambda *i: cast(cast(x(*i), wide) * at(inverse, i) * cast(at(scale, i), wide), dtype),
             name="normalised",
         )
 
@@ -182,9 +180,7 @@ def _softmax(op: Op) -> Expr:
             def finish(*i: Any) -> Any:
                 return cast(shifted(*i) - at(log, i), dtype)
         else:
-            inverse = te.compute(
-                total.shape, lambda *i: const(1, wide) / total(*i), name="inverse"
-            )
+            inverse = te.compute(total.shape, lambda *i: const(1, wide) / total(*i), name="inverse")
 
             def finish(*i: Any) -> Any:
                 return cast(power(*i) * at(inverse, i), dtype)

@@ -28,7 +28,9 @@ def _taps(
     return source, inside
 
 
-def pool_te(x: Any, win: Window, out: tuple[int, ...], combine: Any, empty: Any, before: Any) -> Any:
+def pool_te(
+    x: Any, win: Window, out: tuple[int, ...], combine: Any, empty: Any, before: Any
+) -> Any:
     """TE: ``combine`` of ``before(element)`` over each window; ``empty`` outside the input."""
     spatial = tuple(int(d) for d in x.shape[2:])
 
@@ -148,9 +150,7 @@ def _lp_pool(op: Op) -> Expr:
         total = pool_te(
             x, win, op.out_shape(), _SUM, const(0, wide), lambda v: _lp_power(cast(v, wide), p)
         )
-        return te.compute(
-            total.shape, lambda *i: cast(_lp_root(total(*i), p), dtype), name="root"
-        )
+        return te.compute(total.shape, lambda *i: cast(_lp_root(total(*i), p), dtype), name="root")
 
     return op.te(pool, op.tensor(0))
 
@@ -221,5 +221,3 @@ def _reindexed(flat: Any, own: tuple[int, ...], out: tuple[int, ...]) -> Any:
     for i, extent in zip(index, out, strict=True):
         position = position * extent + i
     return position
-
-

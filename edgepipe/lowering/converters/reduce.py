@@ -49,7 +49,9 @@ _REDUCTIONS = {
     "ReduceProd": _Reduction(_PRODUCT, 1),
     "ReduceMax": _Reduction(_MAX, -np.inf),
     "ReduceMin": _Reduction(_MIN, np.inf),
-    "ReduceL1": _Reduction(_SUM, 0, before=lambda x: tirx.Select(x < like(0, x), like(0, x) - x, x)),
+    "ReduceL1": _Reduction(
+        _SUM, 0, before=lambda x: tirx.Select(x < like(0, x), like(0, x) - x, x)
+    ),
     "ReduceL2": _Reduction(_SUM, 0, lambda x: x * x, lambda x, n: _root(x)),
     "ReduceSumSquare": _Reduction(_SUM, 0, lambda x: x * x),
     "ReduceLogSum": _Reduction(_SUM, -np.inf, finish=lambda x, n: libm("log", x)),
@@ -144,8 +146,7 @@ def _log_sum_exp(op: Op) -> Expr:
         shifted = te.compute(
             x.shape,
             lambda *i: tirx.exp(
-                cast(x(*i), wide)
-                - finite(*[0 if kept[a] == 1 else j for a, j in enumerate(i)])
+                cast(x(*i), wide) - finite(*[0 if kept[a] == 1 else j for a, j in enumerate(i)])
             ),
             name="shifted",
         )

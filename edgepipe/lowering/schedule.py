@@ -1,0 +1,162 @@
+"""The default CPU schedule, for every kernel that is not a template.
+
+Correct for everything, decent for common cases, fast to compile. Per PrimFunc:
+
+1. cheap element-wise producers are inlined into what reads them;
+2. a reduction keeps ``lanes`` (times a few rows) neighbouring outputs in registers and walks the
+   reduced axes outside of them; where the innermost output axis is short, the innermost reduced
+   axis is cut into ``lanes`` partial results instead (rfactor);
+3. the loops of element-wise blocks are fused as far as their accesses stay contiguous, which
+   LLVM's loop vectoriser turns into vector code with a tail.
+
+No threads. Kernels with the attribute ``edgepipe.template`` and kernels written as loops (opaque
+blocks) are left as they are.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import tvm
+from tvm import s_tir, tirx
+
+from edgepipe.lowering.blocks import (
+    Block,
+    cost,
+    fusible,
+    read_blocks,
+)
+from edgepipe.target import Target
+
+#: Outputs of one reduction held in registers: vectors per tile.
+_TILE_VECTORS = 4
+
+
+def schedule_default(mod: Any, target: Target) -> Any:
+    """Schedule every PrimFunc of ``mod`` (IRModule) that has no template; returns a new module."""
+    functions = {}
+    for var, function in mod.functions.items():
+        if isinstance(function, tirx.PrimFunc) and not _is_done(function):
+            function = schedule_function(function, target.simd.lanes_f32)
+        functions[var] = function
+    result = tvm.IRModule(functions, attrs=mod.attrs)
+    return result
+
+
+def _is_done(function: Any) -> bool:
+    attrs = function.attrs
+    return attrs is not None and ("edgepipe.template" in attrs or "tirx.is_scheduled" in attrs)
+
+
+def schedule_function(function: Any, lanes: int) -> Any:
+    """Schedule one PrimFunc; what cannot be scheduled stays as it was."""
+    try:
+        sch = s_tir.Schedule(tvm.IRModule({"main": function}))
+        blocks = read_blocks(sch)
+    except (tvm.error.TVMError, RuntimeError, ValueError):
+        return function
+    if not blocks or any(b.opaque for b in blocks):
+        return function
+    for step in (_inline, _reduce, _spatial):
+        sch = _attempt(sch, step, lanes)
+    return sch.mod["main"]
+
+
+def _attempt(sch: Any, step: Any, lanes: int) -> Any:
+    """Run ``step`` on a copy, so that a primitive that fails half way leaves nothing behind."""
+    copy = sch.copy()
+    try:
+        step(copy, lanes)
+    except (tvm.error.TVMError, RuntimeError, ValueError):
+        return sch
+    return copy
+
+
+def _inline(sch: Any, lanes: int) -> None:
+    del lanes
+    for block in read_blocks(sch):
+        if block.reduction or block.writes_output:
+            continue
+        consumers = [b for b in read_blocks(sch) if any(r.same_as(block.writes) for r in b.reads)]
+        expensive = cost(block.node) > 2
+        wider = any(b.iterations > block.iterations for b in consumers)
+        if expensive and (wider or len(consumers) > 1):
+            continue
+        if block.guarded and any(b.reduction for b in consumers):
+            continue  # padding: a test per tap costs more than the copy
+        try:
+            sch.compute_inline(sch.get_sblock(block.name))
+        except (tvm.error.TVMError, RuntimeError, ValueError):
+            continue
+
+
+def _reduce(sch: Any, lanes: int) -> None:
+    for block in read_blocks(sch):
+        if block.reduction:
+            try:
+                _schedule_reduction(sch.copy(), block, lanes)
+            except (tvm.error.TVMError, RuntimeError, ValueError):
+                continue
+            _schedule_reduction(sch, block, lanes)
+
+
+def _schedule_reduction(sch: Any, block: Block, lanes: int) -> None:
+    handle = sch.get_sblock(block.name)
+    loops = sch.get_loops(handle)
+    spatial = [x for x, kind in zip(loops, block.kinds, strict=True) if kind == "S"]
+    reduced = [x for x, kind in zip(loops, block.kinds, strict=True) if kind == "R"]
+    extents = {x: int(sch.get(x).extent) for x in loops}
+    if spatial and extents[spatial[-1]] >= lanes:
+        _vector_outputs(sch, handle, spatial, reduced, extents, lanes)
+    elif reduced and extents[reduced[-1]] >= 2 * lanes:
+        _vector_partials(sch, handle, spatial, reduced, lanes)
+
+
+def _vector_outputs(
+    sch: Any, handle: Any, spatial: list[Any], reduced: list[Any], extents: Any, lanes: int
+) -> None:
+    """Order: outputs, reduced axes, a tile of neighbouring outputs in registers."""
+    extent = extents[spatial[-1]]
+    width = next((w for v in range(_TILE_VECTORS, 0, -1) if extent % (w := v * lanes) == 0), 0)
+    if not width:
+        width = next(
+            (w for w in range(min(extent, _TILE_VECTORS * lanes), 0, -1) if extent % w == 0), 1
+        )
+    if width < 2:
+        return
+    outer, inner = sch.split(spatial[-1], [None, width])
+    sch.reorder(*spatial[:-1], outer, *reduced, inner)
+    local = sch.cache_write(handle, 0, "local")
+    sch.reverse_compute_at(local, outer)
+    if width % lanes == 0:
+        rest, vector = sch.split(inner, [None, lanes])
+        sch.unroll(rest)
+        sch.vectorize(vector)
+    sch.decompose_reduction(handle, reduced[0])
+
+
+def _vector_partials(
+    sch: Any, handle: Any, spatial: list[Any], reduced: list[Any], lanes: int
+) -> None:
+    """Partial results per lane of the innermost reduced axis, then their reduction."""
+    del spatial
+    outer, inner = sch.split(reduced[-1], [None, lanes])
+    sch.rfactor(inner, 0)
+    del outer
+
+
+def _spatial(sch: Any, lanes: int) -> None:
+    del lanes
+    for block in read_blocks(sch):
+        if block.reduction or block.name.endswith("_local"):
+            continue
+        handle = sch.get_sblock(block.name)
+        loops = sch.get_loops(handle)
+        if len(loops) != len(block.kinds):
+            continue
+        while len(loops) > 1 and fusible(block, len(loops) - 2):
+            merged = sch.fuse(*loops[-2:])
+            loops = [*loops[:-2], merged]
+
+
+__all__ = ["schedule_default", "schedule_function"]
