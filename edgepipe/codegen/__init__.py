@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from edgepipe.codegen.plan import Plan
 from edgepipe.context import Context
-from edgepipe.lowering import Program
+
+if TYPE_CHECKING:  # reading a bundle must not load onnx_ir
+    from edgepipe.lowering import Program
 
 
 def generate(program: Program, context: Context, prefix: str) -> tuple[Plan, dict[str, bytes]]:
