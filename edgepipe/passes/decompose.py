@@ -66,11 +66,14 @@ def run(edit: Editor) -> int:
         upgrade.label(edit.model)
 
 
-def expand(edit: Editor, node: ir.Node) -> bool:
-    """Replace ``node`` unless it is native; returns whether it was replaced."""
+def expand(edit: Editor, node: ir.Node, *, native: bool = True) -> bool:
+    """Replace ``node`` unless it is native; returns whether it was replaced.
+
+    Without ``native`` also native operators are replaced: forms that only newer opsets allow.
+    """
     from edgepipe.passes import rewrite_attention, rewrite_math, rewrite_signal  # noqa: F401
 
-    if node.domain != "" or node.op_type in NATIVE:
+    if node.domain != "" or (native and node.op_type in NATIVE):
         return False
     rewrite = REWRITES.get(node.op_type)
     if rewrite is not None and rewrite(edit, node):

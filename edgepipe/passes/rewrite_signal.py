@@ -52,16 +52,19 @@ def dft(edit: Editor, node: ir.Node) -> bool:
     length, axis = _scalar(node, 1), _scalar(node, 2)
     inverse = node.attributes.get_int("inverse", 0) == 1
     onesided = node.attributes.get_int("onesided", 0) == 1
-    if dims is None or _UNKNOWN in (length, axis) or (inverse and onesided):
-        edit.note(
-            node.name, "DFT kept: its length or axis is not constant, or it is a real inverse"
-        )
+    if dims is None or _UNKNOWN in (length, axis):
+        edit.note(node.name, "DFT kept: its length or axis is not constant")
         return False
     rank = len(dims)
     axis = (-2 if axis is None else axis) % rank
-    length = dims[axis] if length is None else length
-    samples, bins = min(dims[axis], length), length // 2 + 1 if onesided else length
     parts = dims[-1]
+    if inverse and onesided:
+        length = 2 * (dims[axis] - 1) if length is None else length
+        samples, bins, outs = min(dims[axis], length // 2 + 1), length, 1
+    else:
+        length = dims[axis] if length is None else length
+        samples, outs = min(dims[axis], length), 2
+        bins = length // 2 + 1 if onesided else length
     if samples * parts * bins * 8 > MAX_MATRIX_BYTES:
         edit.note(node.name, f"DFT kept: a matrix for length {length} would be too large")
         return False
@@ -73,9 +76,14 @@ def dft(edit: Editor, node: ir.Node) -> bool:
     x = edit.insert(node, "Transpose", [x], {"perm": order})
     outer = [dims[i] for i in others]
     x = edit.insert(node, "Reshape", [x, ints(edit, [*outer, samples * parts])])
-    matrix = _waves(samples, length, bins, parts, inverse).reshape(samples * parts, bins * 2)
+    waves = _waves(samples, length, bins, parts, inverse)
+    if outs == 1:
+        # The bins that are not given are the conjugates of those that are.
+        twice = [1 if k == 0 or 2 * k == length else 2 for k in range(samples)]
+        waves = waves[..., :1] * np.array(twice).reshape(-1, 1, 1, 1)
+    matrix = waves.reshape(samples * parts, bins * outs)
     y = edit.insert(node, "MatMul", [x, like(edit, matrix, x)])
-    y = edit.insert(node, "Reshape", [y, ints(edit, [*outer, bins, 2])])
+    y = edit.insert(node, "Reshape", [y, ints(edit, [*outer, bins, outs])])
     back = [order.index(i) for i in range(rank)]
     edit.become(node, "Transpose", [y], {"perm": back})
     return True

@@ -36,7 +36,7 @@ def apply(edit: Editor, node: ir.Node, opset: int) -> None:
         if mode is not None and mode.as_string() == "CRD":
             rewrite_math.space_to_depth_crd(edit, node)
     if newer_than_canonical(node, opset):
-        decompose.expand(edit, node)
+        decompose.expand(edit, node, native=False)
         return
     for version, adapter in ADAPTERS.get(node.op_type, ()):
         if opset < version:
