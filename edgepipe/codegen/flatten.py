@@ -68,7 +68,9 @@ class Flattener:
         self.copies: dict[str, Any] = {}
         self.values: dict[Any, Any] = {}  # relax var → Buffer, or a list of them for a tuple
         main = program.module["main"]
-        self.inputs = [self._spec(n, v.ty) for n, v in zip(program.inputs, main.params, strict=True)]
+        self.inputs = [
+            self._spec(n, v.ty) for n, v in zip(program.inputs, main.params, strict=True)
+        ]
         for i, param in enumerate(main.params):
             self.values[param] = Buffer(_type_bytes(param.ty), Place("input", index=i))
         result = main.body.body

@@ -138,11 +138,12 @@ def emit(op: ConvOp, knobs: Knobs) -> Any:
                     acc[i * blocks + j] = value
 
             def input_at(block: Any, i: int, ky: Any, kx: Any) -> Any:
+                block = first_block + block
                 if flat:
                     return ((n * x.blocks + block) * (x.h * x.w) + start + i) * x_lanes
                 return x.offset(
                     n,
-                    first_block + block,
+                    block,
                     row * sy + ky * dy - op.offset[0],
                     (start + i) * sx + kx * dx - op.offset[1],
                 )

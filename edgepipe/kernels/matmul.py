@@ -70,6 +70,8 @@ def _tile_starts(n: int, width: int) -> list[int]:
 
 def pack(op: MatmulOp, knobs: Knobs, arrays: Sequence[np.ndarray]) -> list[np.ndarray]:
     """``w[k, n]`` (and ``b[n]``) → tiles ``[tile][k][width]``; the bias stays as it is."""
+    if not op.constant:
+        return list(arrays)
     weight, *rest = arrays
     width = knobs["blocks"] * knobs["lanes"]
     tiles = [weight[:, start : start + width] for start in _tile_starts(op.n, width)]

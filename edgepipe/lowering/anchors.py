@@ -98,7 +98,12 @@ def upsample(node: ir.Node, blocked: Blocked, target: Target) -> str | None:
     if attribute(node, "mode", "nearest") != "nearest":
         return f"mode {attribute(node, 'mode', 'nearest')}"
     source, result = _shape(node.inputs[0]), _shape(node.outputs[0])
-    if len(source) != 4 or source[:2] != result[:2] or result[2] % source[2] or result[3] % source[3]:
+    if (
+        len(source) != 4
+        or source[:2] != result[:2]
+        or result[2] % source[2]
+        or result[3] % source[3]
+    ):
         return "not a whole factor"
     transform = attribute(node, "coordinate_transformation_mode", "half_pixel")
     rounding = attribute(node, "nearest_mode", "round_prefer_floor")

@@ -10,13 +10,12 @@ Each new node carries ``meta["kernel"]``, a KernelNode: what the emitter needs b
 from __future__ import annotations
 
 from collections import defaultdict
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import numpy as np
 import onnx_ir as ir
 
 from edgepipe.context import Context
-from edgepipe.kernels.epilogue import Step
 from edgepipe.kernels.layout import NO_PADS, Blocked, Pads
 from edgepipe.kernels.ops import (
     ConcatOp,
@@ -189,9 +188,7 @@ class _Assigner:
         kernel = KernelNode(
             RelayoutOp(layout, wanted), "Relayout", [f"relayout {value.name}"], inputs=[None]
         )
-        self.stored[key] = self._emit(
-            kernel, [source], shape_of(value), f"{value.name}_plain"
-        )
+        self.stored[key] = self._emit(kernel, [source], shape_of(value), f"{value.name}_plain")
         return self.stored[key]
 
     def _reshape(self, source: ir.Value, shape: tuple[int, ...], name: str) -> ir.Value:
@@ -287,9 +284,7 @@ class _Assigner:
             layouts.append(layout)
         return layouts, arrays, values
 
-    def _op(
-        self, group: Group, inputs: list[Blocked], y: Blocked, residuals: list[Blocked]
-    ) -> Op:
+    def _op(self, group: Group, inputs: list[Blocked], y: Blocked, residuals: list[Blocked]) -> Op:
         node, x = group.anchor, inputs[0]
         steps, layouts = tuple(group.steps), tuple(residuals)
         if group.kind == "concat":
@@ -397,5 +392,3 @@ def matmul_kernel(group: Group) -> tuple[MatmulOp, KernelNode]:
         residuals=[constant(o) for o in operands],
     )
     return op, kernel
-
-

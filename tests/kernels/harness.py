@@ -1,0 +1,79 @@
+"""Builds kernels for this machine and calls them on NumPy arrays."""
+
+from __future__ import annotations
+
+import ctypes
+import dataclasses
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from edgepipe.codegen.plan import ALIGNMENT
+from edgepipe.codegen.primfunc import build_object
+from edgepipe.kernels.ops import Op
+from edgepipe.kernels.template import KernelTemplate, select
+from edgepipe.target import Simd, Target
+
+
+def target_with(lanes: int, registers: int) -> Target:
+    """This machine, as if its vectors had ``lanes`` float32 lanes: every tile shape runs here."""
+    return dataclasses.replace(Target.load("host"), simd=Simd(lanes, registers, True))
+
+
+def aligned(array: np.ndarray) -> np.ndarray:
+    """A copy whose first byte is aligned as in an arena."""
+    raw = np.zeros(array.nbytes + ALIGNMENT, np.uint8)
+    start = -raw.ctypes.data % ALIGNMENT
+    view = raw[start : start + array.nbytes].view(array.dtype).reshape(array.shape)
+    view[...] = array
+    return view
+
+
+class Kernels:
+    """A set of ops compiled into one shared library."""
+
+    def __init__(self, ops: list[Op], target: Target, folder: Path, **overrides: Any) -> None:
+        self.templates: list[KernelTemplate] = []
+        self.knobs: list[dict[str, Any]] = []
+        functions = {}
+        self.ops = ops
+        for i, op in enumerate(ops):
+            template, reasons = select(op, target)
+            assert template is not None, reasons
+            knobs = {**template.default(op, target), **overrides}
+            self.templates.append(template)
+            self.knobs.append(knobs)
+            functions[f"k{i}"] = template.emit(op, knobs)
+        blob, workspaces = build_object(functions, Target.load("host"))
+        assert not any(workspaces.values())
+        (folder / "k.o").write_bytes(blob)
+        command = [sys.executable, "-m", "ziglang", "cc", "-shared", "-o", "k.so", "k.o"]
+        subprocess.run(command, cwd=folder, check=True, capture_output=True)
+        self.library = ctypes.CDLL(str(folder / "k.so"))
+
+    def run(
+        self,
+        index: int,
+        inputs: list[np.ndarray],
+        weights: list[np.ndarray],
+        residuals: list[np.ndarray],
+        elements: int,
+    ) -> np.ndarray:
+        """Call kernel ``index``; the output starts as NaN so that a hole shows."""
+        packed = self.templates[index].pack(self.ops[index], self.knobs[index], weights)
+        arrays = [aligned(a) for a in [*inputs, *packed, *residuals]]
+        out = aligned(np.full(elements, np.nan, np.float32))
+        pointers = [ctypes.c_void_p(a.ctypes.data) for a in [*arrays, out]]
+        getattr(self.library, f"k{index}")(*pointers)
+        return out
+
+
+def snr_db(reference: np.ndarray, got: np.ndarray) -> float:
+    """10 log10 of signal over error power, in float64."""
+    reference = reference.astype(np.float64)
+    noise = float(np.sum((reference - got.astype(np.float64)) ** 2))
+    signal = float(np.sum(reference**2))
+    return float("inf") if noise == 0 else 10 * np.log10(signal / noise)

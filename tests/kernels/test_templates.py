@@ -1,0 +1,238 @@
+"""Every template against float64, over odd shapes, strides, paddings and vector widths."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from edgepipe.kernels.epilogue import Step
+from edgepipe.kernels.layout import Blocked
+from edgepipe.kernels.ops import (
+    ConcatOp,
+    ConvOp,
+    GlobalPoolOp,
+    MapOp,
+    MatmulOp,
+    Op,
+    PoolOp,
+    RelayoutOp,
+    UpsampleOp,
+)
+from tests.kernels import reference
+from tests.kernels.harness import Kernels, snr_db, target_with
+
+#: float32 accumulation over up to a few thousand terms against float64.
+FLOOR_DB = 110.0
+
+#: lanes, registers, and whether scalars are taken from vector registers (Arm)
+VECTORS = [
+    pytest.param(4, 16, False, id="4x16"),
+    pytest.param(4, 32, True, id="4x32-by-element"),
+    pytest.param(8, 16, False, id="8x16"),
+    pytest.param(16, 32, False, id="16x32"),
+]
+
+
+def random_epilogue(
+    rng: random.Random, y: Blocked, border: bool = True
+) -> tuple[tuple[Step, ...], tuple[Blocked, ...]]:
+    steps: list[Step] = []
+    residuals: list[Blocked] = []
+    if rng.random() < 0.5:
+        kind = rng.choice(["add", "mul", "sub", "rsub", "max", "min", "prelu"])
+        steps.append(Step(kind))
+        spread = rng.random() < 0.3
+        pads = (1, 0, 2, 1) if border and not spread and rng.random() < 0.5 else (0, 0, 0, 0)
+        h, w = (1, 1) if spread else (y.h, y.w)
+        residuals.append(Blocked(1 if spread else y.n, y.c, h, w, y.lanes, pads))
+    if rng.random() < 0.7:
+        kind = rng.choice([k for k in reference.UNARY if k != "sqrt"])
+        values = {"clip": (-0.5, 0.75), "leaky_relu": (0.1,), "hard_sigmoid": (0.2, 0.5),
+                  "elu": (0.7,), "scale": (0.5,), "offset": (-0.25,)}.get(kind, ())  # fmt: skip
+        steps.append(Step(kind, values))
+    return tuple(steps), tuple(residuals)
+
+
+def data(rng: np.random.Generator, layout: Blocked) -> np.ndarray:
+    return rng.standard_normal((layout.n, layout.c, layout.h, layout.w), dtype=np.float32)
+
+
+def check(
+    op: Op, kernels: Kernels, index: int, plain: np.ndarray, inputs: list[np.ndarray],
+    weights: list[np.ndarray], rng: np.random.Generator,
+) -> None:  # fmt: skip
+    """Run and compare; ``plain`` is the float64 result before the epilogue."""
+    operands = [data(rng, r) for r in op.residuals]
+    packed = [r.pack(o) for r, o in zip(op.residuals, operands, strict=True)]
+    expected = reference.apply(op.epilogue, plain, operands)
+    out = kernels.run(index, inputs, weights, packed, op.y.elements)
+    got = op.y.unpack(out)
+    assert snr_db(expected, got) > FLOOR_DB, op
+    border = op.y.pack(np.ones((op.y.n, op.y.c, op.y.h, op.y.w), np.float32))[:, :1, :, :, 0]
+    blocked = out.reshape(op.y.shape)
+    assert np.isfinite(blocked).all(), op
+    assert (blocked[:, :1, :, :, 0][border == 0] == 0).all(), op
+    if expected.size > 1 and np.ptp(expected) > 0:  # positive control: one pixel moved
+        wrong = np.roll(got.reshape(-1), 1).reshape(got.shape)
+        assert snr_db(expected, wrong) < FLOOR_DB
+
+
+def conv_op(rng: random.Random, lanes: int, kind: str) -> ConvOp:
+    kernel = (1, 1) if kind == "pointwise" else (rng.choice([1, 2, 3, 5]), rng.choice([1, 3, 5, 7]))
+    strides = (1, 1) if kind == "pointwise" else (rng.choice([1, 2, 3]), rng.choice([1, 2]))
+    dilations = (rng.choice([1, 1, 2]), rng.choice([1, 1, 2]))
+    offset = tuple(rng.randrange(0, k) for k in kernel)
+    if kind == "pointwise" and rng.random() < 0.5:
+        strides = (2, 2)
+    groups, c, co = 1, rng.choice([1, 3, 5, 17, 33, 40]), rng.choice([1, 2, 7, 24, 65])
+    if kind == "grouped":
+        groups = rng.choice([2, 3])
+        c, co = groups * lanes * rng.choice([1, 2]), groups * lanes * rng.choice([1, 3])
+    if kind == "depthwise":
+        groups = co = c = rng.choice([2, 3, 8, 19, 35])
+    x_lanes = lanes if kind in ("grouped", "depthwise") or rng.random() < 0.6 else 1
+    y_h, y_w = rng.randint(1, 9), rng.choice([1, 2, 3, 5, 8, 13, 15])
+    need = [(s - 1) * st + (k - 1) * d + 1 for s, st, k, d in
+            zip((y_h, y_w), strides, kernel, dilations, strict=True)]  # fmt: skip
+    h = max(1, need[0] - offset[0] - rng.randrange(0, kernel[0]))
+    w = max(1, need[1] - offset[1] - rng.randrange(0, kernel[1]))
+    pads = (offset[0], offset[1], max(0, need[0] - offset[0] - h), max(0, need[1] - offset[1] - w))
+    n = rng.choice([1, 1, 2])
+    x = Blocked(n, c, h, w, x_lanes, pads)
+    y = Blocked(n, co, y_h, y_w, lanes, rng.choice([(0, 0, 0, 0), (1, 2, 0, 1)]))
+    steps, residuals = random_epilogue(rng, y)
+    return ConvOp(x, y, kernel, strides, dilations, offset, groups, steps, residuals)
+
+
+@pytest.mark.parametrize("kind", ["pointwise", "regular", "grouped", "depthwise"])
+@pytest.mark.parametrize(("lanes", "registers", "by_element"), VECTORS)
+def test_convolution(
+    kind: str, lanes: int, registers: int, by_element: bool, tmp_path: Path
+) -> None:
+    rng, values = random.Random(f"{kind}{lanes}{registers}"), np.random.default_rng(7)
+    ops = [conv_op(rng, lanes, kind) for _ in range(12)]
+    if by_element:
+        ops = [op for op in ops if op.x.lanes == 4]
+    extra = {"by_element": True} if by_element else {}
+    kernels = Kernels(ops, target_with(lanes, registers), tmp_path, **extra)
+    for i, op in enumerate(ops):
+        x = data(values, op.x)
+        scale = np.sqrt(2 / (op.x.c // op.groups * op.kernel[0] * op.kernel[1]))
+        shape = (op.y.c, op.x.c // op.groups, *op.kernel)
+        w = (values.standard_normal(shape) * scale).astype(np.float32)
+        b = values.standard_normal(op.y.c).astype(np.float32)
+        check(op, kernels, i, reference.conv(x, w, b, op), [op.x.pack(x)], [w, b], values)
+
+
+@pytest.mark.parametrize("kind", ["max", "average"])
+def test_pooling(kind: str, tmp_path: Path) -> None:
+    rng, values = random.Random(kind), np.random.default_rng(1)
+    ops = []
+    for _ in range(24):
+        kernel = (rng.choice([1, 2, 3]), rng.choice([2, 3, 5]))
+        strides = (rng.choice([1, 2]), rng.choice([1, 2, 3]))
+        offset = tuple(rng.randrange(0, max(1, k - 1)) for k in kernel)
+        end = tuple(rng.randrange(0, max(1, k - 1)) for k in kernel)
+        h, w = kernel[0] + rng.randint(0, 6), kernel[1] + rng.randint(0, 9)
+        y_h = (h + offset[0] + end[0] - kernel[0]) // strides[0] + 1
+        y_w = (w + offset[1] + end[1] - kernel[1]) // strides[1] + 1
+        pads = (*offset, *end) if kind == "average" else (0, 1, 0, 0)
+        x = Blocked(1, rng.choice([3, 8, 20]), h, w, 8, pads)
+        y = Blocked(1, x.c, y_h, y_w, 8, rng.choice([(0, 0, 0, 0), (1, 1, 1, 1)]))
+        steps, residuals = random_epilogue(rng, y)
+        ops.append(PoolOp(kind, x, y, kernel, strides, (1, 1), offset, rng.random() < 0.5, end,
+                          steps, residuals))  # fmt: skip
+    kernels = Kernels(ops, target_with(8, 16), tmp_path)
+    for i, op in enumerate(ops):
+        x = data(values, op.x)
+        check(op, kernels, i, reference.pool(x, op), [op.x.pack(x)], [], values)
+
+
+def test_global_pooling_map_and_upsampling(tmp_path: Path) -> None:
+    rng, values = random.Random(3), np.random.default_rng(3)
+    ops: list[Op] = []
+    for _ in range(10):
+        x = Blocked(rng.choice([1, 2]), rng.choice([3, 16, 21]), rng.randint(1, 9),
+                    rng.randint(1, 9), 16, rng.choice([(0, 0, 0, 0), (1, 1, 1, 1)]))  # fmt: skip
+        one = Blocked(x.n, x.c, 1, 1, 16)
+        ops.append(GlobalPoolOp(rng.choice(["max", "average"]), x, one, *random_epilogue(rng, one)))
+        same = Blocked(x.n, x.c, x.h, x.w, 16, (0, 2, 1, 0))
+        ops.append(MapOp(x, same, *random_epilogue(rng, same)))
+        up = Blocked(x.n, x.c, x.h * 2, x.w * 3, 16, (1, 1, 1, 1))
+        ops.append(UpsampleOp(x, up, (2, 3), *random_epilogue(rng, up)))
+    kernels = Kernels(ops, target_with(16, 32), tmp_path)
+    for i, op in enumerate(ops):
+        x = data(values, op.x)
+        wide = x.astype(np.float64)
+        if isinstance(op, GlobalPoolOp):
+            reduce = np.max if op.kind == "max" else np.mean
+            wide = reduce(wide, axis=(2, 3), keepdims=True)
+        elif isinstance(op, UpsampleOp):
+            wide = wide.repeat(2, 2).repeat(3, 3)
+        check(op, kernels, i, wide, [op.x.pack(x)], [], values)
+
+
+def test_relayout_and_concat_are_exact(tmp_path: Path) -> None:
+    rng, values = random.Random(5), np.random.default_rng(5)
+    ops: list[Op] = []
+    for _ in range(20):
+        n, c, h, w = rng.choice([1, 2]), rng.choice([1, 3, 4, 9, 16]), rng.randint(1, 5), 6
+        borders = [(0, 0, 0, 0), (1, 0, 2, 1)]
+        a = Blocked(n, c, h, w, rng.choice([1, 4]), rng.choice(borders))
+        b = Blocked(n, c, h, w, rng.choice([1, 4]), rng.choice(borders))
+        ops.append(RelayoutOp(a, b))
+        parts = tuple(Blocked(n, k, h, w, 4, rng.choice(borders)) for k in (4, 8, c))
+        ops.append(ConcatOp(parts, Blocked(n, 12 + c, h, w, 4, (1, 1, 0, 0))))
+    kernels = Kernels(ops, target_with(4, 16), tmp_path)
+    for i, op in enumerate(ops):
+        inputs = [op.x] if isinstance(op, RelayoutOp) else list(op.inputs)
+        arrays = [data(values, x) for x in inputs]
+        packed = [x.pack(a) for x, a in zip(inputs, arrays, strict=True)]
+        out = kernels.run(i, packed, [], [], op.y.elements)
+        expected = op.y.pack(np.concatenate(arrays, 1))
+        np.testing.assert_array_equal(out.reshape(op.y.shape), expected, err_msg=str(op))
+
+
+@pytest.mark.parametrize(("lanes", "registers", "by_element"), VECTORS)
+def test_matmul(lanes: int, registers: int, by_element: bool, tmp_path: Path) -> None:
+    rng, values = random.Random(lanes + registers), np.random.default_rng(lanes)
+    ops = []
+    for _ in range(30):
+        constant = rng.random() < 0.6
+        batch = 1 if constant else rng.choice([1, 3])
+        m, k, n = rng.choice([1, 2, 7, 13]), rng.choice([1, 3, 8, 21]), rng.choice(
+            [1, 2, 3, 10, 16, 33, 65]
+        )  # fmt: skip
+        kinds = tuple(rng.choice(["full", "row"]) for _ in range(rng.choice([0, 1, 2])))
+        steps = tuple(Step(rng.choice(["add", "mul"])) for _ in kinds) + (Step("relu"),)
+        ops.append(MatmulOp(batch, m, k, n, constant, constant and rng.random() < 0.5,
+                            not constant and rng.random() < 0.5, rng.random() < 0.7, steps,
+                            kinds))  # fmt: skip
+    knobs = {"by_element": True} if by_element else {}
+    kernels = Kernels(ops, target_with(lanes, registers), tmp_path, **knobs)
+    for i, op in enumerate(ops):
+        a_batch = op.batch if op.a_batched else 1
+        a = values.standard_normal((a_batch, op.m, op.k), dtype=np.float32)
+        b_batch = op.batch if op.b_batched else 1
+        b = values.standard_normal((b_batch, op.k, op.n), dtype=np.float32)
+        bias = values.standard_normal(op.n, dtype=np.float32)
+        sizes = {"full": (op.batch, op.m, op.n), "row": (op.n,)}
+        operands = [values.standard_normal(sizes[r], dtype=np.float32) for r in op.residuals]
+        plain = np.broadcast_to(a.astype(np.float64) @ b.astype(np.float64),
+                                (op.batch, op.m, op.n))  # fmt: skip
+        plain = plain + bias if op.bias else plain
+        expected = reference.apply(op.epilogue, plain, operands)
+        weights = ([b[0]] if op.constant else []) + ([bias] if op.bias else [])
+        inputs = [a] + ([] if op.constant else [b])
+        out = kernels.run(i, inputs, weights, operands, op.batch * op.m * op.n)
+        assert snr_db(expected, out.reshape(expected.shape)) > FLOOR_DB, op
+
+
+def test_every_template_is_reached_by_these_tests() -> None:
+    from edgepipe.kernels.template import templates
+
+    covered = {"conv", "depthwise", "pool", "global_pool", "map", "relayout", "matmul"}
+    assert {t.name for t in templates()} == covered
