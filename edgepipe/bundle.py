@@ -4,29 +4,25 @@ from __future__ import annotations
 
 import hashlib
 import io
-import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edgepipe import bundle_folder
-from edgepipe.bundle_folder import FORMAT, MANIFEST
+from edgepipe import bundle_folder, manifest_file
+from edgepipe.bundle_folder import MANIFEST
 from edgepipe.codegen.plan import Plan, TensorSpec
 from edgepipe.context import Context
 from edgepipe.errors import UserError
 from edgepipe.recipe import Recipe
-from edgepipe.target import Link, Run, Simd, Target
+from edgepipe.target import Target
 
 if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
     from edgepipe.importer.source import Source
-
-#: Version of the manifest's layout; raised when a reader of the old one would go wrong.
-SCHEMA = 1
 
 
 @dataclass(frozen=True)
@@ -47,7 +43,7 @@ class Bundle:
         folder = Path(path)
         if not folder.is_dir():
             raise UserError("no such bundle folder", where=str(path))
-        bundle = cls(folder.resolve(), _read_manifest(folder))
+        bundle = cls(folder.resolve(), manifest_file.read(folder))
         for name, facts in bundle.manifest["files"].items():
             bundle._check_size(name, facts)
         return bundle
@@ -55,16 +51,7 @@ class Bundle:
     @cached_property
     def target(self) -> Target:
         """The target the bundle was compiled for, as it was then."""
-        raw = self.manifest["target"]
-        values = {
-            **raw,
-            "simd": Simd(**raw["simd"]),
-            "link": Link(**raw["link"]),
-            "run": Run(**{**raw["run"], "runners": tuple(raw["run"]["runners"])}),
-            "recipes": tuple(raw["recipes"]),
-            "variants": {name: tuple(v) for name, v in raw["variants"].items()},
-        }
-        return Target(**values)
+        return manifest_file.target(self.manifest)
 
     @property
     def recipe(self) -> Recipe:
@@ -79,12 +66,12 @@ class Bundle:
     @cached_property
     def inputs(self) -> tuple[TensorSpec, ...]:
         """The model's inputs, in order."""
-        return _specs(self.manifest["inputs"])
+        return manifest_file.tensors(self.manifest["inputs"])
 
     @cached_property
     def outputs(self) -> tuple[TensorSpec, ...]:
         """The model's outputs, in order."""
-        return _specs(self.manifest["outputs"])
+        return manifest_file.tensors(self.manifest["outputs"])
 
     def file(self, name: str) -> Path:
         """Path of one file of the bundle, its content checked. Raises UserError."""
@@ -189,8 +176,8 @@ def write(
     files["weights.bin"] = driver.weights_file(plan)
     files["golden.npz"], reference = _golden_file(source, plan)
     context.progress("write")
-    manifest = _manifest(source, plan, context, prefix, files, reference)
-    bundle_folder.install(destination, {**files, MANIFEST: _json(manifest)})
+    manifest = manifest_file.describe(source, plan, context, prefix, files, reference)
+    bundle_folder.install(destination, {**files, MANIFEST: manifest_file.encode(manifest)})
     return Bundle.open(destination)
 
 
@@ -199,7 +186,9 @@ def _code_files(
 ) -> dict[str, bytes]:
     from edgepipe.codegen import driver, link
 
-    sources = driver.render(plan, prefix, f"{name} {target.name} edgepipe {_version('edgepipe')}")
+    sources = driver.render(
+        plan, prefix, f"{name} {target.name} edgepipe {manifest_file.version_of('edgepipe')}"
+    )
     if target.kind == "wasm":
         texts = driver.wasm_files(plan, prefix, sorted(v for v in objects if v))
         code = link.wasm(target, sources, objects, prefix)
@@ -219,93 +208,3 @@ def _golden_file(source: Source, plan: Plan) -> tuple[bytes, str]:
         f"output_{i}": outputs[t.name] for i, t in enumerate(plan.outputs) if t.name in outputs
     }
     return golden.npz_bytes(arrays), reference
-
-
-def _manifest(
-    source: Source, plan: Plan, context: Context, prefix: str, files: Mapping[str, bytes],
-    reference: str,
-) -> dict[str, Any]:  # fmt: skip
-    from edgepipe.codegen import driver
-
-    conversions = sum(_is_layout_conversion(k.op_type, k.kernel) for k in plan.audit)
-    return {
-        "format": FORMAT,
-        "schema": SCHEMA,
-        "versions": {
-            name: _version(package)
-            for name, package in (
-                ("edgepipe", "edgepipe"), ("tvm", "apache-tvm"), ("zig", "ziglang"),
-            )
-        },
-        "target": asdict(context.target),
-        "recipe": str(context.recipe),
-        "prefix": prefix,
-        # The folder a model was read from is no property of the bundle.
-        "source": {
-            "name": source.name,
-            "origin": str(source.origin).replace("\\", "/").rsplit("/", 1)[-1],
-            "sha256": source.sha256,
-        },
-        "golden": {"reference": reference},
-        "inputs": [_tensor(t) for t in plan.inputs],
-        "outputs": [_tensor(t) for t in plan.outputs],
-        "memory": {
-            "arena_bytes": driver.arena_bytes(plan),
-            "peak_live_bytes": plan.peak_live_bytes,
-            "weights_bytes": len(plan.weights),
-        },
-        "macs": sum(kernel.macs for kernel in plan.audit),
-        "layout_conversions": conversions,
-        "kernels": [asdict(kernel) for kernel in plan.audit],
-        "files": {
-            name: {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
-            for name, data in files.items()
-        },
-    }  # fmt: skip
-
-
-def _is_layout_conversion(op_type: str, kernel: str) -> bool:
-    return "layout" in op_type.lower() or "layout" in kernel.lower()
-
-
-def _tensor(tensor: TensorSpec) -> dict[str, Any]:
-    return {"name": tensor.name, "shape": list(tensor.shape), "dtype": tensor.dtype}
-
-
-def _specs(raw: list[dict[str, Any]]) -> tuple[TensorSpec, ...]:
-    return tuple(TensorSpec(t["name"], tuple(t["shape"]), t["dtype"]) for t in raw)
-
-
-def _json(value: dict[str, Any]) -> bytes:
-    return (json.dumps(value, indent=1, sort_keys=True) + "\n").encode("utf-8")
-
-
-def _version(package: str) -> str:
-    from importlib.metadata import PackageNotFoundError, version
-
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return "unknown"
-
-
-def _read_manifest(folder: Path) -> dict[str, Any]:
-    path = folder / MANIFEST
-    manifest = bundle_folder.read_json(path)
-    if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
-        raise UserError("not an edgepipe bundle", where=str(folder), fix="give a folder that "
-                        "'edgepipe compile' wrote")  # fmt: skip
-    if manifest.get("schema") != SCHEMA:
-        raise UserError(
-            f"manifest schema {manifest.get('schema')}, this edgepipe reads {SCHEMA}",
-            where=str(path),
-            fix="compile the model again with this version",
-        )
-    needed = {"files", "inputs", "outputs", "target", "recipe", "prefix", "memory"}
-    if lacking := sorted(needed - manifest.keys()):
-        raise UserError(f"the manifest lacks {', '.join(lacking)}", where=str(path))
-    for name in manifest["files"]:
-        if name != bundle_folder.safe_name(name) or name.startswith("."):
-            raise UserError(f"the manifest names a file outside the bundle: '{name}'",
-                            where=str(path))  # fmt: skip
-    return manifest

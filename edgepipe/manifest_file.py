@@ -1,0 +1,152 @@
+"""manifest.json: what a bundle says about itself."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from edgepipe import bundle_folder
+from edgepipe.bundle_folder import FORMAT, MANIFEST
+from edgepipe.codegen.plan import Plan, TensorSpec
+from edgepipe.context import Context
+from edgepipe.errors import UserError
+from edgepipe.recipe import Recipe
+from edgepipe.target import Link, Run, Simd, Target
+
+if TYPE_CHECKING:
+    from edgepipe.importer.source import Source
+
+#: Version of the manifest's layout; raised when a reader of the old one would go wrong.
+SCHEMA = 1
+
+_NEEDED = frozenset({"files", "inputs", "outputs", "target", "recipe", "prefix", "memory"})
+
+
+def describe(
+    source: Source, plan: Plan, context: Context, prefix: str, files: Mapping[str, bytes],
+    reference: str,
+) -> dict[str, Any]:  # fmt: skip
+    """The manifest of a bundle with ``files``; ``reference`` made the golden outputs.
+
+    Nothing in it depends on when or where the bundle was made.
+    """
+    from edgepipe.codegen import driver
+
+    versions = {"edgepipe": "edgepipe", "tvm": "apache-tvm", "zig": "ziglang"}
+    return {
+        "format": FORMAT,
+        "schema": SCHEMA,
+        "versions": {name: version_of(package) for name, package in versions.items()},
+        "target": asdict(context.target),
+        "recipe": str(context.recipe),
+        "prefix": prefix,
+        # The folder a model was read from is no property of the bundle.
+        "source": {
+            "name": source.name,
+            "origin": str(source.origin).replace("\\", "/").rsplit("/", 1)[-1],
+            "sha256": source.sha256,
+        },
+        "golden": {"reference": reference},
+        "inputs": [_tensor(t) for t in plan.inputs],
+        "outputs": [_tensor(t) for t in plan.outputs],
+        "memory": {
+            "arena_bytes": driver.arena_bytes(plan),
+            "peak_live_bytes": plan.peak_live_bytes,
+            "weights_bytes": len(plan.weights),
+        },
+        "macs": sum(kernel.macs for kernel in plan.audit),
+        "layout_conversions": sum(_converts_layout(k.op_type, k.kernel) for k in plan.audit),
+        "kernels": [asdict(kernel) for kernel in plan.audit],
+        "files": {
+            name: {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+            for name, data in files.items()
+        },
+    }
+
+
+def encode(manifest: dict[str, Any]) -> bytes:
+    """The manifest as JSON, keys sorted."""
+    return (json.dumps(manifest, indent=1, sort_keys=True) + "\n").encode("utf-8")
+
+
+def read(folder: Path) -> dict[str, Any]:
+    """Read and check the manifest of the bundle ``folder``. Raises UserError.
+
+    After it ``target``, ``tensors`` and the recipe of the result can be read without error, and
+    every key of ``files`` is a plain file name.
+    """
+    path = folder / MANIFEST
+    manifest = bundle_folder.read_json(path)
+    if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
+        raise UserError(
+            "not an edgepipe bundle",
+            where=str(folder),
+            fix="give a folder that 'edgepipe compile' wrote",
+        )
+    again = "compile the model again with this version"
+    if manifest.get("schema") != SCHEMA:
+        what = f"manifest schema {manifest.get('schema')}, this edgepipe reads {SCHEMA}"
+        raise UserError(what, where=str(path), fix=again)
+    if lacking := sorted(_NEEDED - manifest.keys()):
+        raise UserError(f"the manifest lacks {', '.join(lacking)}", where=str(path), fix=again)
+    try:
+        _check(manifest)
+    except UserError as error:
+        raise UserError(error.what, where=str(path), fix=again) from None
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        what = f"the manifest is damaged: {type(error).__name__} {error}"
+        raise UserError(what, where=str(path), fix=again) from None
+    return manifest
+
+
+def target(manifest: Mapping[str, Any]) -> Target:
+    """The target in ``manifest``; entries of other versions of edgepipe are left out."""
+    known = {f.name for f in fields(Target)}
+    raw = {key: value for key, value in manifest["target"].items() if key in known}
+    raw["simd"], raw["link"] = Simd(**raw["simd"]), Link(**raw["link"])
+    raw["run"] = Run(**{**raw["run"], "runners": tuple(raw["run"]["runners"])})
+    raw["recipes"] = tuple(raw["recipes"])
+    raw["variants"] = {name: tuple(extra) for name, extra in raw["variants"].items()}
+    return Target(**raw)
+
+
+def tensors(raw: list[dict[str, Any]]) -> tuple[TensorSpec, ...]:
+    """The manifest's inputs or outputs."""
+    return tuple(TensorSpec(t["name"], tuple(t["shape"]), t["dtype"]) for t in raw)
+
+
+def version_of(package: str) -> str:
+    """The installed version of ``package``, or ``unknown``."""
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "unknown"
+
+
+def _check(manifest: dict[str, Any]) -> None:
+    from edgepipe.codegen import driver
+
+    target(manifest)
+    Recipe.parse(manifest["recipe"])
+    driver.check_prefix(manifest["prefix"])
+    for tensor in (*tensors(manifest["inputs"]), *tensors(manifest["outputs"])):
+        driver.tensor_bytes(tensor)
+    for name, facts in manifest["files"].items():
+        if not name or name != bundle_folder.safe_name(name) or name.startswith("."):
+            raise UserError(f"names a file outside the bundle: '{name}'")
+        if not (isinstance(facts["bytes"], int) and isinstance(facts["sha256"], str)):
+            raise TypeError(f"files: {name}")
+
+
+def _converts_layout(op_type: str, kernel: str) -> bool:
+    return "layout" in op_type.lower() or "layout" in kernel.lower()
+
+
+def _tensor(tensor: TensorSpec) -> dict[str, Any]:
+    return {"name": tensor.name, "shape": list(tensor.shape), "dtype": tensor.dtype}
