@@ -73,15 +73,15 @@ def _existing_file(path: Path, text: str) -> Path:
     """Return ``path`` if it is a regular file; otherwise say what ``text`` could have meant."""
     if path.is_file():
         return path
-    if path.is_dir():
+    if path.is_dir() and text:  # Path("") is the current folder
         if (path / "manifest.json").is_file():
             raise UserError(
                 "this folder is a bundle, already compiled", where=text, fix="give a model"
             )
         raise UserError("is a folder", where=text, fix="give the .onnx or .pt2 file in it")
-    if path.exists():
+    if path.exists() and text:
         raise UserError("is not a regular file", where=text, fix="give an .onnx or .pt2 file")
-    if not path.suffix and len(path.parts) == 1:
+    if not path.suffix and len(path.parts) <= 1:
         raise UserError(
             f"unknown model '{text}'", where="MODEL", fix=did_you_mean(text, zoo.names())
         )

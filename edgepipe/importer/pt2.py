@@ -31,9 +31,7 @@ _OPERATOR = re.compile(
 )
 # What sympy.srepr writes: constructors with capitals, quoted names and numbers, arithmetic.
 # Possessive throughout, so that hostile text costs linear time.
-_EXPRESSION = re.compile(
-    r"(?:[A-Z]\w*+\(?+|'[\w.+-]++'|[a-z]\w*+(?!\()|[\d.]++|[()+\-*/,=<> ])*+"
-)
+_EXPRESSION = re.compile(r"(?:[A-Z]\w*+\(?+|'[\w.+-]++'|[a-z]\w*+(?!\()|[\d.]++|[()+\-*/,=<> ])*+")
 
 
 def check(path: Path) -> None:

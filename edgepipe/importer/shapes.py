@@ -121,13 +121,10 @@ def _close(value: onnx.ValueInfoProto, symbols: dict[str, int], where: str) -> N
         if not _is_static(dim) and dim.dim_param in symbols:
             dim.dim_value = symbols[dim.dim_param]
     if not all(_is_static(dim) for dim in tensor.shape.dim):
-        example = ",".join(str(d.dim_value) if _is_static(d) else "?" for d in tensor.shape.dim)
-        if tensor.shape.dim and len(tensor.shape.dim) == 4:
-            example = _image_example(tensor)
         raise UserError(
             f"has dynamic shape {_show(value)}",
             where=here,
-            fix=f"fix it, e.g. --shape {value.name}={example}",
+            fix=f"fix it, e.g. --shape {value.name}={_example(tensor)}",
         )
     probe = onnx.TensorProto(
         data_type=tensor.elem_type, dims=[d.dim_value for d in tensor.shape.dim]
@@ -135,12 +132,12 @@ def _close(value: onnx.ValueInfoProto, symbols: dict[str, int], where: str) -> N
     tensor_bytes(probe, here)
 
 
-def _image_example(tensor: onnx.TypeProto.Tensor) -> str:
-    defaults = (1, 3, 224, 224)
-    return ",".join(
-        str(d.dim_value if _is_static(d) else default)
-        for d, default in zip(tensor.shape.dim, defaults, strict=True)
-    )
+def _example(tensor: onnx.TypeProto.Tensor) -> str:
+    """A shape the user may have meant: an image for rank 4, else 128 where a size is open."""
+    dims = tensor.shape.dim
+    likely = (1, 3, 224, 224) if len(dims) == 4 else (128,) * len(dims)
+    sizes = [d.dim_value if _is_static(d) else n for d, n in zip(dims, likely, strict=True)]
+    return ",".join(map(str, sizes))
 
 
 def _show(value: onnx.ValueInfoProto) -> str:

@@ -1,0 +1,282 @@
+"""Bad input: one line that says what, where and what would work; exit code 2."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import onnx
+import pytest
+from onnx import TensorProto, helper
+
+from edgepipe import importer
+from edgepipe.errors import Unsupported, UserError
+
+from .graphs import dense, externalise, model, relu, save, value, weight
+
+Shapes = dict[str, tuple[int, ...]]
+
+
+def refusal(source: str | Path, shapes: Shapes | None = None) -> str:
+    """The message ``load`` refuses with; checks what holds for every message."""
+    with pytest.raises(UserError) as caught:
+        importer.load(source, shapes)
+    message = str(caught.value)
+    assert caught.value.exit_code == 2
+    assert "\n" not in message and 10 < len(message) < 500
+    return message
+
+
+def _write(content: bytes) -> Callable[[Path], Path]:
+    def make(folder: Path) -> Path:
+        (folder / "m.onnx").write_bytes(content)
+        return folder / "m.onnx"
+
+    return make
+
+
+def _changed(change: Callable[[onnx.ModelProto], object]) -> Callable[[Path], Path]:
+    def make(folder: Path) -> Path:
+        proto = relu()
+        change(proto)
+        return save(proto, folder)
+
+    return make
+
+
+def _bundle(folder: Path) -> Path:
+    (folder / "manifest.json").write_text("{}")
+    return folder
+
+
+def _named(name: str) -> Callable[[Path], Path]:
+    def make(folder: Path) -> Path:
+        (folder / name).write_bytes(b"x")
+        return folder / name
+
+    return make
+
+
+FILES: dict[str, tuple[Callable[[Path], Path], tuple[str, ...]]] = {
+    "empty": (_write(b""), ("m.onnx", "empty")),
+    "text": (_write(b"hello, this is no model\n" * 9), ("m.onnx", "not an ONNX model")),
+    "zeros": (_write(bytes(100)), ("m.onnx", "not an ONNX model")),
+    "truncated": (_write(dense().SerializeToString()[:-20]), ("m.onnx", "truncated")),
+    "folder": (lambda folder: folder, ("is a folder", ".onnx")),
+    "bundle": (_bundle, ("is a bundle", "already compiled")),
+    "missing": (lambda folder: folder / "no.onnx", ("no such file",)),
+    "pickled weights": (_named("m.pth"), (".pth", "package.module:factory")),
+    "tflite": (_named("m.tflite"), ("tf2onnx",)),
+    "opset too old": (
+        _changed(lambda m: setattr(m.opset_import[0], "version", 6)),
+        ("opset 6 is too old", "7 to", "opset_version="),
+    ),
+    "opset too new": (
+        _changed(lambda m: setattr(m.opset_import[0], "version", 99)),
+        ("opset 99 is too new", "export the model again"),
+    ),
+    "ir version too new": (
+        _changed(lambda m: setattr(m, "ir_version", 99)),
+        ("IR version 99",),
+    ),
+    "foreign domain": (
+        _changed(lambda m: setattr(m.graph.node[0], "domain", "com.example")),
+        ("com.example::Relu", "node 'relu'", "standard"),
+    ),
+    "unknown operator": (
+        _changed(lambda m: setattr(m.graph.node[0], "op_type", "Rleu")),
+        ("unknown operator Rleu", "did you mean 'Relu'"),
+    ),
+    "operator newer than the opset": (
+        _changed(lambda m: setattr(m.graph.node[0], "op_type", "Gelu")),
+        ("Gelu does not exist in opset 17",),
+    ),
+    "undefined name": (
+        _changed(lambda m: m.graph.node[0].input.__setitem__(0, "nowhere")),
+        ("reads 'nowhere'", "nothing produces"),
+    ),
+    "output of nothing": (
+        _changed(lambda m: setattr(m.graph.output[0], "name", "lost")),
+        ("output 'lost'",),
+    ),
+    "no outputs": (_changed(lambda m: m.graph.ClearField("output")), ("no outputs",)),
+    "two inputs of one name": (
+        _changed(lambda m: m.graph.input.append(value("x", (1, 4)))),
+        ("two inputs are named 'x'",),
+    ),
+    "written twice": (
+        _changed(lambda m: m.graph.node.append(helper.make_node("Neg", ["x"], ["y"]))),
+        ("'y' is produced twice",),
+    ),
+    "unknown attribute": (
+        _changed(lambda m: m.graph.node[0].attribute.append(helper.make_attribute("alpha", 1.0))),
+        ("alpha",),
+    ),
+    "too many operands": (
+        _changed(lambda m: m.graph.node[0].input.append("x")),
+        ("not a valid ONNX model",),
+    ),
+    "string input": (
+        _changed(lambda m: setattr(m.graph.input[0].type.tensor_type, "elem_type", 8)),
+        ("input 'x'", "STRING"),
+    ),
+    "huge input": (
+        _changed(lambda m: m.graph.input[0].CopyFrom(value("x", (1, 10**12)))),
+        ("input 'x'", "GiB"),
+    ),
+}
+
+
+@pytest.mark.parametrize("case", FILES)
+def test_bad_file(tmp_path: Path, case: str) -> None:
+    make, words = FILES[case]
+    message = refusal(make(tmp_path))
+    assert not [word for word in words if word not in message], message
+
+
+def test_cycle(tmp_path: Path) -> None:
+    nodes = [
+        helper.make_node("Add", ["x", "b"], ["a"], "first"),
+        helper.make_node("Relu", ["a"], ["b"], "second"),
+        helper.make_node("Neg", ["b"], ["y"], "third"),
+    ]
+    path = save(model(nodes, [value("x", (4,))], [value("y", (4,))]), tmp_path)
+    assert "cycle through Add 'first'" in refusal(path)
+
+
+def test_huge_intermediate_value(tmp_path: Path) -> None:
+    node = helper.make_node("Add", ["x", "y"], ["z"], "outer")
+    inputs = [value("x", (100_000, 1)), value("y", (1, 100_000))]
+    message = refusal(save(model([node], inputs, [value("z", None)]), tmp_path))
+    assert "value 'z'" in message and "37.3 GiB" in message
+
+
+def test_huge_initializer_is_not_allocated(tmp_path: Path) -> None:
+    proto = dense()
+    del proto.graph.initializer[0].dims[:]
+    proto.graph.initializer[0].dims.extend([2**40, 2**20])
+    assert "initializer 'w'" in refusal(save(proto, tmp_path))
+
+
+def test_sequence_input(tmp_path: Path) -> None:
+    kind = helper.make_tensor_sequence_value_info("s", TensorProto.FLOAT, None)
+    node = helper.make_node("SequenceAt", ["s", "i"], ["y"])
+    index = helper.make_tensor("i", TensorProto.INT64, [], [0])
+    path = save(model([node], [kind], [value("y", (4,))], [index]), tmp_path)
+    with pytest.raises(Unsupported, match="sequence_type"):
+        importer.load(path)
+
+
+@pytest.mark.parametrize(
+    ("dims", "shapes", "words"),
+    [
+        (("n", "c", "h", "w"), {}, ("[1,c,h,w]", "--shape x=1,3,224,224")),
+        (("n", "t"), {}, ("input 'x'", "--shape x=1,128")),
+        (None, {}, ("has no shape", "--shape x=")),
+        ((1, 4), {"y": (1, 4)}, ("no input 'y'", "known: x")),
+        ((1, 4), {"x": (1, 4, 1)}, ("3 dimensions", "[1,4]")),
+        ((1, 4), {"x": (2, 4)}, ("dimension 0 is fixed to 1", "[1,4]")),
+        (("n", 4), {"x": (-2, 4)}, ("negative",)),
+        (("n", "n"), {"x": (2, 3)}, ("'n' is 3 here and 2 elsewhere",)),
+    ],
+)
+def test_bad_shape(
+    tmp_path: Path, dims: tuple[int | str, ...], shapes: Shapes, words: tuple[str, ...]
+) -> None:
+    message = refusal(save(relu(dims), tmp_path), shapes)
+    assert not [word for word in words if word not in message], message
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("mobilnet-v1", ("unknown model", "did you mean 'mobilenet-v1'")),
+        ("", ("unknown model", "digits")),
+        ("x/y/z.onnx", ("no such file",)),
+        ("no.such.module:make", ("no module named 'no'",)),
+    ],
+)
+def test_bad_name(name: str, words: tuple[str, ...]) -> None:
+    if ":" in name:
+        pytest.importorskip("torch")
+    message = refusal(name)
+    assert not [word for word in words if word not in message], message
+
+
+def test_misspelt_file_finds_its_neighbour(tmp_path: Path) -> None:
+    save(relu(), tmp_path, "detector.onnx")
+    assert "did you mean 'detector.onnx'" in refusal(tmp_path / "detectr.onnx")
+
+
+@pytest.mark.parametrize(
+    "location",
+    [
+        "../out.data",
+        "/etc/hostname",
+        "sub/../../out.data",
+        "C:\\out.data",
+        "..\\out.data",
+        "\\\\host\\share",
+    ],
+)
+def test_external_data_outside_of_the_folder(tmp_path: Path, location: str) -> None:
+    folder = tmp_path / "model"
+    folder.mkdir()
+    proto = dense()
+    (tmp_path / "out.data").write_bytes(externalise(proto, folder, f"{location}/")[:48])
+    proto.graph.initializer[0].external_data[0].value = location
+    assert "outside of the model's folder" in refusal(save(proto, folder))
+
+
+def test_external_data_through_a_link_that_leaves(tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    folder.mkdir()
+    proto = dense()
+    (tmp_path / "out.data").write_bytes(externalise(proto, folder))
+    (folder / "m.data").unlink()
+    (folder / "m.data").symlink_to(tmp_path / "out.data")
+    assert "outside of the model's folder" in refusal(save(proto, folder))
+
+
+def test_missing_external_data(tmp_path: Path) -> None:
+    proto = dense()
+    externalise(proto, tmp_path)
+    (tmp_path / "m.data").unlink()
+    message = refusal(save(proto, tmp_path))
+    assert "'m.data' is missing" in message and "tensor 'w'" in message
+
+
+def test_short_external_data(tmp_path: Path) -> None:
+    proto = dense()
+    content = externalise(proto, tmp_path)
+    (tmp_path / "m.data").write_bytes(content[:-1])
+    assert "too short (47 bytes, 48 needed)" in refusal(save(proto, tmp_path))
+
+
+@pytest.mark.parametrize(("key", "text"), [("length", "47"), ("offset", "-4"), ("length", "many")])
+def test_contradictory_external_data(tmp_path: Path, key: str, text: str) -> None:
+    proto = dense()
+    externalise(proto, tmp_path)
+    for entry in proto.graph.initializer[0].external_data:
+        if entry.key == key:
+            entry.value = text
+    assert "external data" in refusal(save(proto, tmp_path))
+
+
+def test_fifo_is_refused_without_waiting(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "m.onnx")
+    assert "not a regular file" in refusal(tmp_path / "m.onnx")
+
+
+def test_two_initializers_of_one_name(tmp_path: Path) -> None:
+    proto = dense()
+    proto.graph.initializer.append(weight("w", (4, 3)))
+    assert "two initializers are named 'w'" in refusal(save(proto, tmp_path))
+
+
+@pytest.mark.parametrize("cut", range(1, 200, 13))
+def test_no_truncation_crashes(tmp_path: Path, cut: int) -> None:
+    content = dense().SerializeToString()
+    (tmp_path / "m.onnx").write_bytes(content[: len(content) - cut])
+    refusal(tmp_path / "m.onnx")
