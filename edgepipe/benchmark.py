@@ -82,6 +82,8 @@ class Benchmark:
             f"{ratio:.2f} × {engine} ({'faster' if ratio < 1 else 'slower'})"
             for engine, ratio in self.ratios.items()
         ]
+        if self.runner == "wasmtime":
+            lines.append("wasmtime: its times are no proxy for those of a browser")
         if self.ours.emulated:
             lines.append("emulated: these times are the emulator's and say nothing of the device")
         rows = [

@@ -43,6 +43,7 @@ def compile(
     destination = bundle.destination(output, source, target, recipe)
     from edgepipe import codegen, lowering  # these import tvm, which takes a second
 
+    progress("rewriting the graph")
     graph = passes.run(source.model, context)
     program = lowering.lower(graph, context)
     plan, objects = codegen.generate(program, context, prefix)

@@ -124,7 +124,7 @@ class Report:
 
 def validate(
     bundle: Bundle,
-    data: str | Path | Mapping[str, Array] | None = None,
+    data: str | Path | Mapping[str, Array] | Samples | None = None,
     *,
     min_snr_db: float | None = None,
     max_top1_drop: float | None = None,
@@ -134,9 +134,9 @@ def validate(
 ) -> Report:
     """Run ``bundle`` through ``runner`` and compare with ONNX Runtime on the original model.
 
-    ``data`` is SRC (see ``edgepipe.data``) or arrays by input name. Without it the bundle's
-    golden inputs and outputs are used, which need no original model, or with ``model`` seeded
-    synthetic inputs. ``model`` names the original where the manifest's origin is not found.
+    ``data`` is SRC (see ``edgepipe.data``), arrays by input name, or samples already opened.
+    Without it the bundle's golden inputs and outputs are used, which need no original model, or
+    with ``model`` seeded synthetic inputs. ``model`` names the original where the manifest's origin is not found.
     ``max_top1_drop`` is in percentage points: of accuracy with labels, else of agreement.
     ``step`` is called with (runs done, runs in all). Raises UserError.
     """
@@ -146,12 +146,13 @@ def validate(
         samples, expected = _golden(bundle)
     else:
         reference = open_reference(bundle, model)
-        samples = (
-            synthetic(bundle.inputs)
-            if data is None
-            else open_data(data, bundle.inputs, reference.preprocessing)
-        )
         expected = reference.run
+        if isinstance(data, Samples):
+            samples = data
+        elif data is None:
+            samples = synthetic(bundle.inputs)
+        else:
+            samples = open_data(data, bundle.inputs, reference.preprocessing)
     tally = _Tally(samples.labels)
     for chunk in samples.chunks(_chunk_runs(bundle)):
         results = runners.run_many(bundle, chunk, chosen)

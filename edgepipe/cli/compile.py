@@ -158,9 +158,10 @@ def summary(bundle: Bundle, stages: Sequence[tuple[str, float]], seconds: float)
 
 
 def _kernel_text(kernels: Sequence[Mapping[str, Any]]) -> str:
-    counts = Counter(kernel["kernel"] for kernel in kernels)
-    most = ", ".join(f"{count} {name}" for name, count in counts.most_common(6))
-    return f"{len(kernels)}: {most}{', …' if len(counts) > 6 else ''}"
+    # Kernels of one kind and different sizes are numbered: conv_0, conv_1.
+    counts = Counter(kernel["kernel"].rstrip("0123456789").rstrip("_") for kernel in kernels)
+    most = ", ".join(f"{count} {name}" for name, count in counts.most_common(8))
+    return f"{len(kernels)}: {most}{', …' if len(counts) > 8 else ''}"
 
 
 def _shown(path: Path) -> str:
