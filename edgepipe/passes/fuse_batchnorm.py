@@ -37,7 +37,10 @@ def _replace(edit: Editor, node: ir.Node) -> bool:
     scale, bias, mean, variance = (np.asarray(p, np.float64) for p in parameters)
     factor = scale / np.sqrt(variance + node.attributes.get_float("epsilon", 1e-5))
     offset = bias - mean * factor
-    reason = scale_producer(edit, source, factor, offset)
+    if is_op(source.producer(), "MatMul") and len(shape_of(source) or ()) != 2:
+        reason: str | None = "MatMul is not a product of two matrices"
+    else:
+        reason = scale_producer(edit, source, factor, offset)
     if reason is None:
         edit.forward(node.outputs[0], source)
         edit.remove(node)
@@ -74,8 +77,8 @@ def _expand(edit: Editor, node: ir.Node) -> None:
 def scale_producer(edit: Editor, value: ir.Value, factor: Array, offset: Array) -> str | None:
     """Make the linear node that computes ``value`` compute ``value * factor + offset`` instead.
 
-    ``factor`` and ``offset`` have one element per channel (axis 1), or one element. Returns None
-    when done, else the reason why not. The arithmetic is float64, rounded once.
+    ``factor`` and ``offset`` have one element per output channel (axis 1; of Gemm and MatMul the
+    last axis), or one element. Returns None when done, else the reason why not. The arithmetic is float64, rounded once.
     """
     node = value.producer()
     if node is None or not is_op(node, "Conv", "ConvTranspose", "Gemm", "MatMul"):
@@ -96,9 +99,8 @@ def scale_producer(edit: Editor, value: ir.Value, factor: Array, offset: Array) 
     elif node.op_type == "Gemm":
         axis = 0 if node.attributes.get_int("transB", 0) else 1
     elif node.op_type == "MatMul":
-        dims = shape_of(value)
-        if weight.ndim != 2 or dims is None or len(dims) != 2:
-            return "MatMul is not a product of two matrices"
+        if weight.ndim != 2:
+            return "the weight of MatMul is not a matrix"
         if np.any(offset):
             return "MatMul has no bias"
         axis = 1
