@@ -9,6 +9,7 @@ import onnx
 from onnx import defs
 
 from edgepipe.errors import Unsupported, UserError, did_you_mean
+from edgepipe.importer.order import order_nodes
 
 #: The oldest opset the importer takes, and the newest: what the installed onnx package defines.
 MIN_OPSET = 7
@@ -34,6 +35,7 @@ def check(proto: onnx.ModelProto, where: str) -> onnx.ModelProto:
     names, a cycle and impossible dimensions; Unsupported for foreign operator domains, sparse
     initializers and inputs that are not tensors.
     """
+    _check_text(proto, where)
     _check_opset(proto, where)
     if proto.functions:
         proto = _inline_functions(proto, where)
@@ -90,7 +92,7 @@ def tensor_bytes(tensor: onnx.TensorProto, where: str) -> int:
     """Bytes ``tensor`` needs in raw form; UserError when its dimensions are impossible."""
     if any(dim < 0 for dim in tensor.dims):
         raise UserError(f"negative dimension in {list(tensor.dims)}", where=where)
-    bits = _BITS.get(_type_name(tensor.data_type), 8)
+    bits = _BITS.get(type_name(tensor.data_type), 8)
     size: int = (math.prod(tensor.dims) * bits + 7) // 8
     if size > MAX_TENSOR_BYTES:
         raise UserError(
@@ -100,9 +102,25 @@ def tensor_bytes(tensor: onnx.TensorProto, where: str) -> int:
     return size
 
 
-def _type_name(data_type: int) -> str:
+def type_name(data_type: int) -> str:
+    """ONNX's name of an element type; UNDEFINED for numbers it does not know."""
     known = data_type in onnx.TensorProto.DataType.values()
     return str(onnx.TensorProto.DataType.Name(data_type)) if known else "UNDEFINED"
+
+
+def _check_text(proto: onnx.ModelProto, where: str) -> None:
+    """Protobuf hands out strings that are not UTF-8 as bytes, which nothing after it expects."""
+    texts: list[object] = [entry.domain for entry in proto.opset_import]
+    for owner in (proto.graph, *proto.functions):
+        for graph in graphs(owner):
+            for node in graph.node:
+                texts += [node.name, node.op_type, node.domain, *node.input, *node.output]
+                texts += [attribute.name for attribute in node.attribute]
+            if isinstance(graph, onnx.GraphProto):
+                values = (*graph.input, *graph.output, *graph.value_info)
+                texts += [item.name for item in (*graph.initializer, *values)]
+    if any(isinstance(text, bytes) for text in texts):
+        raise UserError("has names that are not valid text", where=where, fix="export it again")
 
 
 def _check_opset(proto: onnx.ModelProto, where: str) -> None:
@@ -201,78 +219,3 @@ def _check_operator(node: onnx.NodeProto, version: int, where: str) -> None:
             where=here,
             fix="export the model again",
         )
-
-
-def order_nodes(graph: onnx.GraphProto, outer: frozenset[str], where: str) -> None:
-    """Sort ``graph`` and its subgraphs topologically, in place and stably.
-
-    ``outer`` are the names visible from enclosing graphs. Raises UserError for a cycle and for
-    a name that nothing produces.
-    """
-    known = outer | {i.name for i in graph.input} | {t.name for t in graph.initializer}
-    produced = {name for node in graph.node for name in node.output if name}
-    for node in graph.node:
-        for attribute in node.attribute:
-            inner = [attribute.g] if attribute.HasField("g") else list(attribute.graphs)
-            for subgraph in inner:
-                order_nodes(subgraph, frozenset(known | produced), where)
-    needs = [_reads(node) - known for node in graph.node]
-    for node, names in zip(graph.node, needs, strict=True):
-        for name in sorted(names - produced):
-            raise UserError(
-                f"{node.op_type} reads '{name}', which nothing produces",
-                where=f"{where}, node '{node.name or '?'}'",
-                fix="export the model again",
-            )
-    for output in graph.output:
-        if output.name not in produced and output.name not in known:
-            raise UserError(f"output '{output.name}' is produced by nothing", where=where)
-    order = _stable_order(graph, needs, where)
-    if order != sorted(order):
-        nodes = [graph.node[i] for i in order]
-        copies = [onnx.NodeProto.FromString(n.SerializeToString()) for n in nodes]
-        del graph.node[:]
-        graph.node.extend(copies)
-
-
-def _stable_order(graph: onnx.GraphProto, needs: list[set[str]], where: str) -> list[int]:
-    """Indices of ``graph.node`` in an order that writes before it reads."""
-    import heapq
-
-    producer = {name: i for i, n in enumerate(graph.node) for name in n.output if name}
-    waiting = [{producer[name] for name in names} for names in needs]
-    readers: dict[int, list[int]] = {}
-    for i, sources in enumerate(waiting):
-        for source in sources:
-            readers.setdefault(source, []).append(i)
-    ready = [i for i, sources in enumerate(waiting) if not sources]
-    order: list[int] = []
-    while ready:
-        i = heapq.heappop(ready)
-        order.append(i)
-        for reader in readers.get(i, ()):
-            waiting[reader].discard(i)
-            if not waiting[reader]:
-                heapq.heappush(ready, reader)
-    if len(order) < len(needs):
-        stuck = next(i for i, sources in enumerate(waiting) if sources)
-        node = graph.node[stuck]
-        raise UserError(
-            f"the graph has a cycle through {node.op_type} '{node.name or node.output[0]}'",
-            where=where,
-            fix="export the model again",
-        )
-    return order
-
-
-def _reads(node: onnx.NodeProto) -> set[str]:
-    """Names ``node`` reads, those its subgraphs take from outside included."""
-    names = {name for name in node.input if name}
-    for attribute in node.attribute:
-        inner = [attribute.g] if attribute.HasField("g") else list(attribute.graphs)
-        for graph in inner:
-            own = {i.name for i in graph.input} | {t.name for t in graph.initializer}
-            own |= {name for n in graph.node for name in n.output}
-            read = {o.name for o in graph.output}.union(*(_reads(n) for n in graph.node))
-            names |= read - own
-    return names

@@ -10,7 +10,7 @@ import onnx
 from onnx import shape_inference
 
 from edgepipe.errors import Unsupported, UserError, did_you_mean
-from edgepipe.importer.checks import MAX_TENSOR_BYTES, first_line, tensor_bytes
+from edgepipe.importer.checks import MAX_TENSOR_BYTES, first_line, tensor_bytes, type_name
 
 _REFUSED_TYPES = ("UNDEFINED", "STRING", "COMPLEX64", "COMPLEX128")
 
@@ -58,7 +58,7 @@ def _check_type(value: onnx.ValueInfoProto, where: str) -> None:
     if not value.type.HasField("tensor_type"):
         kind = value.type.WhichOneof("value") or "no type"
         raise Unsupported(f"is not a tensor ({kind})", where=here, fix="give the model tensors")
-    element = onnx.TensorProto.DataType.Name(value.type.tensor_type.elem_type)
+    element = type_name(value.type.tensor_type.elem_type)
     if element in _REFUSED_TYPES:
         raise Unsupported(f"element type {element} is not supported", where=here)
 
