@@ -120,7 +120,8 @@ def compile_c(
         (Path(folder) / "kernels.c").write_text(text, encoding="utf-8")
         link.zig("cc", "-target", target.link.zig_target, f"-mcpu={link.zig_cpu(target)}{features}",
                  "-O2", "-g0", "-fno-sanitize=all", "-fno-stack-protector", "-ffp-contract=off",
-                 *position, *flags, "-c", "kernels.c", "-o", "kernels.o", cwd=Path(folder))  # fmt: skip
+                 *position, *flags, "-c", "kernels.c", "-o", "kernels.o",
+                 cwd=Path(folder))  # fmt: skip
         return (Path(folder) / "kernels.o").read_bytes()
 
 

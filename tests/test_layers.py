@@ -36,6 +36,15 @@ MAY_IMPORT: dict[str, set[str]] = {
     # What goes out.
     "golden": {"codegen.plan", "errors"},
     "bundle_folder": {"errors"},
+    "manifest_file": {
+        "bundle_folder",
+        "codegen",
+        "context",
+        "errors",
+        "importer",
+        "recipe",
+        "target",
+    },
     "bundle": {
         "benchmark",
         "bundle_folder",
@@ -44,6 +53,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "errors",
         "golden",
         "importer",
+        "manifest_file",
         "recipe",
         "runners",
         "target",
