@@ -153,7 +153,8 @@ class Editor:
                     return
                 assert producer is not None
                 keep = ir.node("Identity", [new], name=self.fresh("output"))
-                keep.outputs[0].shape, keep.outputs[0].type = old.shape, old.type
+                keep.outputs[0].shape = new.shape if new.shape is not None else old.shape
+                keep.outputs[0].type = new.type if new.type is not None else old.type
                 graph.insert_after(producer, keep)
                 name = old.name
                 old.name = self.fresh(f"{name}/replaced")

@@ -78,7 +78,8 @@ def scale_producer(edit: Editor, value: ir.Value, factor: Array, offset: Array) 
     """Make the linear node that computes ``value`` compute ``value * factor + offset`` instead.
 
     ``factor`` and ``offset`` have one element per output channel (axis 1; of Gemm and MatMul the
-    last axis), or one element. Returns None when done, else the reason why not. The arithmetic is float64, rounded once.
+    last axis), or one element. Returns None when done, else the reason why not. The arithmetic
+    is float64, rounded once.
     """
     node = value.producer()
     if node is None or not is_op(node, "Conv", "ConvTranspose", "Gemm", "MatMul"):

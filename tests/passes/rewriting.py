@@ -97,7 +97,7 @@ def inputs_of(source: ir.Model, seed: int = 0) -> dict[str, Array]:
         if dtype.kind == "f":
             feeds[value.name] = generator.standard_normal(shape).astype(dtype)
         elif dtype.kind == "b":
-            feeds[value.name] = generator.random(shape) < 0.5
+            feeds[value.name] = np.asarray(generator.random(shape) < 0.5)
         else:
             feeds[value.name] = generator.integers(0, 5, shape).astype(dtype)
     return feeds
