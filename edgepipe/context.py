@@ -37,8 +37,12 @@ class Context:
         """Record the reason for a decision about ``subject`` (a node or tensor name)."""
         self.notes.append(Note(stage, subject or "?", text))
 
-    def dump(self, name: str, text: str) -> None:
-        """Keep ``text`` as ``dump_dir/name`` when dumping was asked for."""
+    def dump(self, name: str, text: str | Callable[[], str]) -> None:
+        """Keep ``text`` as ``dump_dir/name`` when dumping was asked for.
+
+        A function is called only then: printing a module takes longer than most stages.
+        """
         if self.dump_dir is not None:
             self.dump_dir.mkdir(parents=True, exist_ok=True)
-            (self.dump_dir / name).write_text(text, encoding="utf-8")
+            content = text if isinstance(text, str) else text()
+            (self.dump_dir / name).write_text(content, encoding="utf-8")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from edgepipe.kernels.epilogue import Step
-from edgepipe.kernels.layout import Blocked
+from edgepipe.kernels.layout import Blocked, Pads
 
 
 @dataclass(frozen=True)
@@ -30,6 +30,55 @@ class ConvOp:
     def macs(self) -> int:
         kh, kw = self.kernel
         return self.y.n * self.y.c * self.y.h * self.y.w * self.x.c // self.groups * kh * kw
+
+
+@dataclass(frozen=True)
+class ConvTransposeOp:
+    """2-D transposed convolution ``x[n,ci,h,w]``, weights ``w[ci,co,kh,kw]``, one group.
+
+    ``offset`` is what is cropped from the top and left of the full result.
+    """
+
+    x: Blocked
+    y: Blocked
+    kernel: tuple[int, int]
+    strides: tuple[int, int] = (1, 1)
+    dilations: tuple[int, int] = (1, 1)
+    offset: tuple[int, int] = (0, 0)
+    epilogue: tuple[Step, ...] = ()
+    residuals: tuple[Blocked, ...] = ()
+
+    @property
+    def macs(self) -> int:
+        kh, kw = self.kernel
+        return self.x.n * self.x.c * self.x.h * self.x.w * self.y.c * kh * kw
+
+    def taps(self, axis: int, phase: int) -> list[tuple[int, int]]:
+        """``(tap, shift)`` of the taps that reach outputs ``phase + stride * i`` of ``axis``.
+
+        Such an output reads input ``i + shift``: the transposed convolution is one ordinary
+        convolution of stride 1 per phase.
+        """
+        stride, dilation = self.strides[axis], self.dilations[axis]
+        found = []
+        for tap in range(self.kernel[axis]):
+            shift, rest = divmod(phase + self.offset[axis] - tap * dilation, stride)
+            if rest == 0:
+                found.append((tap, shift))
+        return found
+
+    def border(self) -> Pads:
+        """The zero border of ``x`` that the taps read."""
+        sides = []
+        for axis, (size, extent) in enumerate(((self.y.h, self.x.h), (self.y.w, self.x.w))):
+            low = high = 0
+            for phase in range(min(self.strides[axis], size)):
+                count = -(-(size - phase) // self.strides[axis])
+                for _, shift in self.taps(axis, phase):
+                    low = max(low, -shift)
+                    high = max(high, count - 1 + shift - (extent - 1))
+            sides.append((low, high))
+        return sides[0][0], sides[1][0], sides[0][1], sides[1][1]
 
 
 @dataclass(frozen=True)
@@ -122,6 +171,21 @@ class UpsampleOp:
 
 
 @dataclass(frozen=True)
+class BilinearOp:
+    """Bilinear resizing; ``mode`` is ONNX's coordinate_transformation_mode."""
+
+    mode: str
+    x: Blocked
+    y: Blocked
+    epilogue: tuple[Step, ...] = ()
+    residuals: tuple[Blocked, ...] = ()
+
+    @property
+    def macs(self) -> int:
+        return 0
+
+
+@dataclass(frozen=True)
 class MatmulOp:
     """``[batch, m, k] @ [batch|1, k, n] + bias[n]`` and its epilogue, all row-major float32.
 
@@ -146,4 +210,15 @@ class MatmulOp:
         return self.batch * self.m * self.k * self.n
 
 
-Op = ConvOp | PoolOp | GlobalPoolOp | MapOp | RelayoutOp | ConcatOp | UpsampleOp | MatmulOp
+Op = (
+    ConvOp
+    | ConvTransposeOp
+    | PoolOp
+    | GlobalPoolOp
+    | MapOp
+    | RelayoutOp
+    | ConcatOp
+    | UpsampleOp
+    | BilinearOp
+    | MatmulOp
+)

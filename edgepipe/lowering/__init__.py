@@ -46,11 +46,11 @@ def lower(model: ir.Model, context: Context) -> Program:
     outputs = tuple(v.name or "" for v in model.graph.outputs)
     context.progress("choosing kernels and layouts")
     layouts.assign(model, groups.find(model.graph, context), context)
-    context.dump("lowering-00-layouts.txt", str(model))
+    context.dump("lowering-00-layouts.txt", lambda: str(model))
 
     emitter = Emitter(context)
     module = to_relax(model, emitter)
-    context.dump("lowering-01-relax.txt", module.script())
+    context.dump("lowering-01-relax.txt", module.script)
     context.progress("lowering the rest with TVM")
     transform = relax.transform
     with tvm.target.Target({"kind": "llvm"}), tvm.transform.PassContext(opt_level=3):
@@ -66,7 +66,7 @@ def lower(model: ir.Model, context: Context) -> Program:
             ]
         )(module)
     module = schedule_default(module, context.target)
-    context.dump("lowering-02-kernels.txt", module.script())
+    context.dump("lowering-02-kernels.txt", module.script)
     return Program(module, emitter.audits, names, outputs)
 
 

@@ -60,6 +60,47 @@ def conv(node: ir.Node, blocked: Blocked, target: Target) -> str | None:
     return None
 
 
+def conv_transpose(node: ir.Node, blocked: Blocked, target: Target) -> str | None:
+    if node.op_type != "ConvTranspose":
+        return ""
+    shape, weight = _shape(node.inputs[0]), constant(node.inputs[1])
+    if len(shape) != 4:
+        return f"{len(shape) - 2}-D"
+    if weight is None or weight.dtype != np.float32:
+        return "its weight is computed or not float32"
+    if len(node.inputs) > 2 and node.inputs[2] is not None and constant(node.inputs[2]) is None:
+        return "its bias is computed"
+    if int(attribute(node, "group", 1)) != 1:
+        return "grouped"
+    if "output_shape" in node.attributes or "auto_pad" in node.attributes:
+        return "its padding is not explicit"
+    if any(p < 0 for p in ints(node, "pads", ())) or 0 in _shape(node.outputs[0]):
+        return "negative padding or an empty result"
+    return None
+
+
+def bilinear(node: ir.Node, blocked: Blocked, target: Target) -> str | None:
+    if node.op_type != "Resize" or not blocked(node.inputs[0]):
+        return ""
+    if attribute(node, "mode", "nearest") != "linear":
+        return ""
+    if int(attribute(node, "antialias", 0)) or int(attribute(node, "exclude_outside", 0)):
+        return "antialias or exclude_outside"
+    source, result = _shape(node.inputs[0]), _shape(node.outputs[0])
+    if len(source) != 4 or source[:2] != result[:2]:
+        return "not along height and width"
+    transform = str(attribute(node, "coordinate_transformation_mode", "half_pixel"))
+    if transform not in ("half_pixel", "pytorch_half_pixel", "asymmetric", "align_corners"):
+        return transform
+    # Coordinates follow the scales where they are given; the tables are made from the sizes.
+    scales = constant(node.inputs[2]) if len(node.inputs) > 2 else None
+    if scales is not None and scales.size:
+        whole = np.array(source) * scales.astype(np.float64)
+        if "axes" in node.attributes or not np.allclose(whole, result, atol=1e-3):
+            return "its scales do not give whole sizes"
+    return None
+
+
 def pool(node: ir.Node, blocked: Blocked, target: Target) -> str | None:
     if node.op_type not in ("MaxPool", "AveragePool"):
         return ""
@@ -160,9 +201,11 @@ def _gemm(node: ir.Node) -> str | None:
 
 ANCHORS: dict[str, Anchor] = {
     "conv": conv,
+    "conv_transpose": conv_transpose,
     "pool": pool,
     "global_pool": global_pool,
     "upsample": upsample,
+    "bilinear": bilinear,
     "concat": concat,
     "matmul": matmul,
 }

@@ -18,8 +18,10 @@ import onnx_ir as ir
 from edgepipe.context import Context
 from edgepipe.kernels.layout import NO_PADS, Blocked, Pads
 from edgepipe.kernels.ops import (
+    BilinearOp,
     ConcatOp,
     ConvOp,
+    ConvTransposeOp,
     GlobalPoolOp,
     MapOp,
     MatmulOp,
@@ -78,7 +80,7 @@ def _pads(node: ir.Node) -> Pads:
 
 
 def _kernel_shape(node: ir.Node) -> tuple[int, int]:
-    if node.op_type == "Conv":
+    if node.op_type in ("Conv", "ConvTranspose"):
         *_, kh, kw = (1, *shape_of(node.inputs[1])[2:])  # type: ignore[arg-type]
         return kh, kw
     return _pair(node, "kernel_shape", 1)
@@ -87,6 +89,8 @@ def _kernel_shape(node: ir.Node) -> tuple[int, int]:
 def border_needed(group: Group) -> Pads:
     """The zero border a convolution or average pooling reads around its input."""
     node = group.anchor
+    if group.kind == "conv_transpose":
+        return _transposed(node, *_bare(node)).border()
     if group.kind != "conv" and node.op_type != "AveragePool":
         return NO_PADS
     (kh, kw), (sy, sx), (dy, dx) = (
@@ -100,6 +104,33 @@ def border_needed(group: Group) -> Pads:
     below = (oh - 1) * sy + (kh - 1) * dy + 1 - top - h
     right = (ow - 1) * sx + (kw - 1) * dx + 1 - left - w
     return top, left, max(below, 0), max(right, 0)
+
+
+def _bare(node: ir.Node) -> tuple[Blocked, Blocked]:
+    """Input and output of a node as if stored plain: for questions about shapes alone."""
+    return (
+        Blocked(*four_dims(node.inputs[0]), 1),  # type: ignore[arg-type]
+        Blocked(*four_dims(node.outputs[0]), 1),
+    )
+
+
+def _transposed(
+    node: ir.Node,
+    x: Blocked,
+    y: Blocked,
+    steps: tuple[Step, ...] = (),
+    residuals: tuple[Blocked, ...] = (),
+) -> ConvTransposeOp:
+    return ConvTransposeOp(
+        x,
+        y,
+        _kernel_shape(node),
+        _pair(node, "strides", 1),
+        _pair(node, "dilations", 1),
+        _pads(node)[:2],
+        steps,
+        residuals,
+    )
 
 
 class _Assigner:
@@ -233,7 +264,7 @@ class _Assigner:
             op,
             group.anchor.op_type,
             [n.name or n.op_type for n in group.nodes],
-            weights=_conv_weights(group.anchor) if group.kind == "conv" else [],
+            weights=_conv_weights(group.anchor) if group.kind.startswith("conv") else [],
             inputs=[None] * len(inputs),
             residuals=arrays,
         )
@@ -254,7 +285,7 @@ class _Assigner:
             return self.layout[value]
         n, c, h, w = four_dims(value)
         need = border_needed(group)
-        if group.kind != "conv":
+        if not group.kind.startswith("conv"):
             return Blocked(n, c, h, w, self.lanes, need)
         grouped = int(attribute(group.anchor, "group", 1)) > 1
         # Few channels (an image): scalars straight from NCHW waste no lanes.
@@ -293,6 +324,11 @@ class _Assigner:
             return MapOp(x, y, steps, layouts)
         if group.kind == "upsample":
             return UpsampleOp(x, y, (y.h // x.h, y.w // x.w), steps, layouts)
+        if group.kind == "bilinear":
+            mode = attribute(node, "coordinate_transformation_mode", "half_pixel")
+            return BilinearOp(str(mode), x, y, steps, layouts)
+        if group.kind == "conv_transpose":
+            return _transposed(node, x, y, steps, layouts)
         if group.kind == "global_pool":
             kind = "max" if node.op_type == "GlobalMaxPool" else "average"
             return GlobalPoolOp(kind, x, y, steps, layouts)
@@ -335,7 +371,8 @@ def _conv_weights(node: ir.Node) -> list[np.ndarray]:
     bias = constant(node.inputs[2]) if len(node.inputs) > 2 else None
     if weight.ndim == 3:
         weight = weight[:, :, None]
-    return [weight, np.zeros(weight.shape[0], np.float32) if bias is None else bias]
+    channels = weight.shape[1 if node.op_type == "ConvTranspose" else 0]
+    return [weight, np.zeros(channels, np.float32) if bias is None else bias]
 
 
 def matmul_kernel(group: Group) -> tuple[MatmulOp, KernelNode]:

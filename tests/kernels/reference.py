@@ -7,7 +7,7 @@ import math
 import numpy as np
 
 from edgepipe.kernels.epilogue import Step
-from edgepipe.kernels.ops import ConvOp, PoolOp
+from edgepipe.kernels.ops import BilinearOp, ConvOp, ConvTransposeOp, PoolOp
 
 
 def _windows(x: np.ndarray, op: ConvOp | PoolOp, fill: float) -> np.ndarray:
@@ -30,6 +30,43 @@ def conv(x: np.ndarray, w: np.ndarray, b: np.ndarray, op: ConvOp) -> np.ndarray:
     weights = w.astype(np.float64).reshape(groups, -1, *w.shape[1:])
     out = np.einsum("ngchwkl,gockl->ngohw", windows, weights, optimize=True)
     return out.reshape(n, -1, *out.shape[-2:]) + b.astype(np.float64)[:, None, None]
+
+
+def conv_transpose(x: np.ndarray, w: np.ndarray, b: np.ndarray, op: ConvTransposeOp) -> np.ndarray:
+    """Scatter every input element, then crop: the definition."""
+    (kh, kw), (sy, sx), (dy, dx) = op.kernel, op.strides, op.dilations
+    height = max((op.x.h - 1) * sy + (kh - 1) * dy + 1, op.offset[0] + op.y.h)
+    width = max((op.x.w - 1) * sx + (kw - 1) * dx + 1, op.offset[1] + op.y.w)
+    out = np.zeros((x.shape[0], op.y.c, height, width))
+    for ky in range(kh):
+        for kx in range(kw):
+            part = np.einsum("nchw,co->nohw", x.astype(np.float64), w[:, :, ky, kx].astype(float))
+            rows = slice(ky * dy, ky * dy + (op.x.h - 1) * sy + 1, sy)
+            out[:, :, rows, kx * dx : kx * dx + (op.x.w - 1) * sx + 1 : sx] += part
+    top, left = op.offset
+    return out[:, :, top : top + op.y.h, left : left + op.y.w] + b.astype(float)[:, None, None]
+
+
+def bilinear(x: np.ndarray, op: BilinearOp) -> np.ndarray:
+    """Two passes of linear interpolation with clamped coordinates."""
+    result = x.astype(np.float64)
+    for axis, size in ((2, op.y.h), (3, op.y.w)):
+        extent = x.shape[axis]
+        at = np.arange(size)
+        if op.mode == "align_corners":
+            place = at * (extent - 1) / (size - 1) if size > 1 else at * 0.0
+        elif op.mode == "asymmetric":
+            place = at * extent / size
+        else:
+            place = (at + 0.5) * extent / size - 0.5
+        place = place.clip(0, extent - 1)
+        low = np.floor(place).astype(int)
+        high = np.minimum(low + 1, extent - 1)
+        shape = [1] * 4
+        shape[axis] = size
+        share = (place - low).reshape(shape)
+        result = result.take(low, axis) * (1 - share) + result.take(high, axis) * share
+    return result
 
 
 def pool(x: np.ndarray, op: PoolOp) -> np.ndarray:

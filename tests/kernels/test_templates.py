@@ -11,8 +11,10 @@ import pytest
 from edgepipe.kernels.epilogue import Step
 from edgepipe.kernels.layout import Blocked
 from edgepipe.kernels.ops import (
+    BilinearOp,
     ConcatOp,
     ConvOp,
+    ConvTransposeOp,
     GlobalPoolOp,
     MapOp,
     MatmulOp,
@@ -127,6 +129,47 @@ def test_convolution(
         check(op, kernels, i, reference.conv(x, w, b, op), [op.x.pack(x)], [w, b], values)
 
 
+def test_transposed_convolution(tmp_path: Path) -> None:
+    rng, values = random.Random(11), np.random.default_rng(11)
+    ops = []
+    for _ in range(24):
+        kernel = (rng.choice([1, 2, 3, 4]), rng.choice([2, 3, 5]))
+        strides = (rng.choice([1, 2, 3]), rng.choice([1, 2]))
+        dilations = (rng.choice([1, 1, 2]), 1)
+        h, w = rng.randint(1, 5), rng.randint(1, 9)
+        full = [(s - 1) * st + (k - 1) * d + 1
+                for s, st, k, d in zip((h, w), strides, kernel, dilations, strict=True)]  # fmt: skip
+        offset = tuple(rng.randrange(0, min(k, f)) for k, f in zip(kernel, full, strict=True))
+        size = [max(1, f - o - rng.randrange(0, 2)) for f, o in zip(full, offset, strict=True)]
+        plain = Blocked(1, rng.choice([1, 3, 9]), h, w, rng.choice([1, 8]))
+        y = Blocked(1, rng.choice([2, 8, 17]), *size, 8, rng.choice([(0, 0, 0, 0), (1, 0, 1, 2)]))
+        border = ConvTransposeOp(plain, y, kernel, strides, dilations, offset).border()
+        x = Blocked(1, plain.c, h, w, plain.lanes, border)
+        steps, residuals = random_epilogue(rng, y)
+        ops.append(ConvTransposeOp(x, y, kernel, strides, dilations, offset, steps, residuals))
+    kernels = Kernels(ops, target_with(8, 16), tmp_path)
+    for i, op in enumerate(ops):
+        x = data(values, op.x)
+        w = values.standard_normal((op.x.c, op.y.c, *op.kernel), dtype=np.float32)
+        b = values.standard_normal(op.y.c, dtype=np.float32)
+        plain_result = reference.conv_transpose(x, w, b, op)
+        check(op, kernels, i, plain_result, [op.x.pack(x)], [w, b], values)
+
+
+@pytest.mark.parametrize("mode", ["half_pixel", "align_corners", "asymmetric"])
+def test_bilinear(mode: str, tmp_path: Path) -> None:
+    rng, values = random.Random(mode), np.random.default_rng(2)
+    ops = []
+    for _ in range(8):
+        x = Blocked(1, rng.choice([3, 8]), rng.randint(1, 7), rng.randint(2, 9), 8, (1, 0, 0, 1))
+        y = Blocked(1, x.c, rng.randint(1, 15), rng.randint(1, 15), 8, (0, 1, 1, 0))
+        ops.append(BilinearOp(mode, x, y, *random_epilogue(rng, y)))
+    kernels = Kernels(ops, target_with(8, 16), tmp_path)
+    for i, op in enumerate(ops):
+        x = data(values, op.x)
+        check(op, kernels, i, reference.bilinear(x, op), [op.x.pack(x)], [], values)
+
+
 @pytest.mark.parametrize("kind", ["max", "average"])
 def test_pooling(kind: str, tmp_path: Path) -> None:
     rng, values = random.Random(kind), np.random.default_rng(1)
@@ -234,5 +277,15 @@ def test_matmul(lanes: int, registers: int, by_element: bool, tmp_path: Path) ->
 def test_every_template_is_reached_by_these_tests() -> None:
     from edgepipe.kernels.template import templates
 
-    covered = {"conv", "depthwise", "pool", "global_pool", "map", "relayout", "matmul"}
+    covered = {
+        "conv",
+        "conv_transpose",
+        "depthwise",
+        "resize",
+        "pool",
+        "global_pool",
+        "map",
+        "relayout",
+        "matmul",
+    }
     assert {t.name for t in templates()} == covered
