@@ -127,6 +127,8 @@ def _report(
     if values.get("explain"):
         for note in notes:
             print(f"{note.stage}: {note.subject}: {note.text}")
+        if not notes:
+            print("nothing to explain: every fusion and template that was tried applied")
     if not values.get("quiet"):
         print(summary(bundle, stages, seconds))
 
