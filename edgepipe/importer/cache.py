@@ -19,7 +19,7 @@ from edgepipe import zoo
 from edgepipe.zoo import ZooEntry
 
 # Raise when the export itself changes (opset, optimisation), not only its sources.
-_EXPORT_VERSION = "2"
+_EXPORT_VERSION = "3"
 
 
 def folder() -> Path:

@@ -119,8 +119,12 @@ def _export(where: str, *positional: Any, **keyword: Any) -> Any:
 
 
 def _serialize(program: Any) -> bytes:
-    # The exporter notes source lines and folders of this machine on every node.
+    """ONNX bytes without the exporter's notes, which name source lines and folders."""
     model: ir.Model = ClearMetadataAndDocStringPass()(program.model).model
+    for graph in model.graphs():
+        values = [v for node in graph.all_nodes() for v in node.outputs]
+        for value in (*graph.inputs, *graph.initializers.values(), *values):
+            value.metadata_props.clear()
     content: bytes = ir.serde.serialize_model(model).SerializeToString(deterministic=True)
     return content
 

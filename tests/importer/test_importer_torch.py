@@ -111,6 +111,7 @@ def test_export_is_reproducible_and_names_no_folder(nets: str, tmp_path: Path) -
     first, second = (importer.load(f"{nets}:with_example") for _ in range(2))
     assert first.sha256 == second.sha256
     assert str(tmp_path).encode() not in first.reference
+    assert b"pkg.torch" not in first.reference
 
 
 @pytest.mark.parametrize(
