@@ -53,7 +53,7 @@ def schedule_function(function: Any, lanes: int) -> Any:
     try:
         sch = s_tir.Schedule(tvm.IRModule({"main": function}))
         blocks = read_blocks(sch)
-    except (tvm.error.TVMError, RuntimeError, ValueError):
+    except Exception:
         return function
     if not blocks or any(b.opaque for b in blocks):
         return function
@@ -67,7 +67,7 @@ def _attempt(sch: Any, step: Any, lanes: int) -> Any:
     copy = sch.copy()
     try:
         step(copy, lanes)
-    except (tvm.error.TVMError, RuntimeError, ValueError):
+    except Exception:
         return sch
     return copy
 
@@ -86,7 +86,7 @@ def _inline(sch: Any, lanes: int) -> None:
             continue  # padding: a test per tap costs more than the copy
         try:
             sch.compute_inline(sch.get_sblock(block.name))
-        except (tvm.error.TVMError, RuntimeError, ValueError):
+        except Exception:
             continue
 
 
@@ -95,7 +95,7 @@ def _reduce(sch: Any, lanes: int) -> None:
         if block.reduction:
             try:
                 _schedule_reduction(sch.copy(), block, lanes)
-            except (tvm.error.TVMError, RuntimeError, ValueError):
+            except Exception:
                 continue
             _schedule_reduction(sch, block, lanes)
 

@@ -138,7 +138,7 @@ def _conv_transpose(op: Op) -> Expr:
             source, tap, inside = [], [], []
             for a in range(rank):
                 o = where[a] + begin[a]
-                if steps[a] == strides[a]:
+                if dilations[a] == 1:
                     k = taps[a] * strides[a] + o % strides[a]
                     i = o // strides[a] - taps[a]
                     inside += [k < kernel[a]] if kernel[a] % strides[a] else []

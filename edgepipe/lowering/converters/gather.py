@@ -139,7 +139,7 @@ def _top_k(op: Op) -> list[Expr]:
 
     ``sorted=0`` also returns them in order, which ONNX allows.
     """
-    shape, out, dtype = op.shape(), op.out_shape(), op.dtype()
+    shape, out, _dtype = op.shape(), op.out_shape(), op.dtype()
     axis = axis_of(op.attr("axis", -1), len(shape))
     largest = bool(op.attr("largest", 1))
     count, extent = out[axis], shape[axis]

@@ -46,7 +46,7 @@ class _Flat:
 
 
 class Tensor:
-    """A buffer of a kernel: ``t[i, j]`` loads, ``t[i, j] = v`` stores, ``t.flat[p]`` by position."""
+    """A buffer of a kernel: ``t[i, j]`` loads, ``t[i, j] = v`` stores, ``t.flat[p]`` is linear."""
 
     def __init__(self, buffer: Any, shape: tuple[int, ...], dtype: str) -> None:
         self.buffer, self.shape, self.dtype = buffer, shape, dtype

@@ -20,7 +20,7 @@ from edgepipe.lowering.converters.op import (
     kind,
     product,
 )
-from edgepipe.lowering.converters.reduce import _MAX, _SUM, fold_axes
+from edgepipe.lowering.converters.reduce import MAX, SUM, fold_axes
 from edgepipe.lowering.converters.registry import converts
 
 
@@ -34,10 +34,10 @@ def _wide(x: Any, dtype: str) -> Any:
 def moments(x: Any, axes: list[int], count: int) -> tuple[Any, Any]:
     """TE: mean and (biased) variance of ``x`` over ``axes``, kept with extent 1; two passes."""
     dtype = kind(x)
-    total = fold_axes(x, axes, _SUM, lambda v: v, "total")
+    total = fold_axes(x, axes, SUM, lambda v: v, "total")
     mean = te.compute(total.shape, lambda *i: total(*i) * const(1 / count, dtype), name="mean")
     centred = te.compute(x.shape, lambda *i: x(*i) - at(mean, i), name="centred")
-    squares = fold_axes(centred, axes, _SUM, lambda v: v * v, "squares")
+    squares = fold_axes(centred, axes, SUM, lambda v: v * v, "squares")
     variance = te.compute(
         total.shape, lambda *i: squares(*i) * const(1 / count, dtype), name="variance"
     )
@@ -98,7 +98,7 @@ def _rms_norm(op: Op) -> Expr:
     axes, epsilon = list(range(axis, len(shape))), op.attr("epsilon", 1e-5)
 
     def norm(x: Any, scale: Any) -> Any:
-        squares = fold_axes(x, axes, _SUM, lambda v: cast(v, wide) * cast(v, wide), "squares")
+        squares = fold_axes(x, axes, SUM, lambda v: cast(v, wide) * cast(v, wide), "squares")
         inverse = te.compute(
             squares.shape,
             lambda *i: (
@@ -166,13 +166,13 @@ def _softmax(op: Op) -> Expr:
     wide, logarithmic = compute_dtype(dtype), op.type == "LogSoftmax"
 
     def softmax(x: Any) -> Any:
-        top = fold_axes(x, [axis], _MAX, lambda v: cast(v, wide), "top")
+        top = fold_axes(x, [axis], MAX, lambda v: cast(v, wide), "top")
 
         def shifted(*i: Any) -> Any:
             return cast(x(*i), wide) - at(top, i)
 
         power = te.compute(x.shape, lambda *i: tirx.exp(shifted(*i)), name="power")
-        total = fold_axes(power, [axis], _SUM, lambda v: v, "total")
+        total = fold_axes(power, [axis], SUM, lambda v: v, "total")
         finish: Callable[..., Any]
         if logarithmic:
             log = te.compute(total.shape, lambda *i: libm("log", total(*i)), name="log")
@@ -223,7 +223,7 @@ def _lp_norm(op: Op) -> Expr:
         total = fold_axes(
             x,
             [axis],
-            _SUM,
+            SUM,
             lambda v: tirx.abs(cast(v, wide)) if p == 1 else cast(v, wide) * cast(v, wide),
             "total",
         )

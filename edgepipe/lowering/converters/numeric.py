@@ -64,8 +64,8 @@ def highest(dtype: str) -> Any:
 
 
 def is_nan(x: Any) -> Any:
-    """x != x."""
-    return x != x
+    """True for NaN alone: the one value unequal to itself."""
+    return x != x  # noqa: PLR0124
 
 
 def maximum(a: Any, b: Any) -> Any:

@@ -119,6 +119,10 @@ class Op:
         """NumPy dtype name of input ``i``."""
         return dtype_of_expr(self.inputs[i])
 
+    def shape_of(self, x: Expr) -> tuple[int, ...]:
+        """Static shape of an expression."""
+        return shape_of_expr(x)
+
     def out_shape(self, i: int = 0) -> tuple[int, ...]:
         """Shape the graph declares for output ``i``."""
         shape = self.node.outputs[i].shape
@@ -149,7 +153,10 @@ class Op:
 
     def tensor(self, i: int) -> Expr:
         """Input ``i``, never as a Scalar: for converters that index it by rank."""
-        x = self.inputs[i]
+        return self.as_tensor(self.inputs[i])
+
+    def as_tensor(self, x: Expr) -> Expr:
+        """``x``, never as a Scalar."""
         if isinstance(x, GenericConst) and product(shape_of_expr(x)) == 1:
             return Buffer(x)
         return x

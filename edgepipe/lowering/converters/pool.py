@@ -10,7 +10,7 @@ from edgepipe.lowering.converters.conv import Window, window
 from edgepipe.lowering.converters.loops import If, Kernel
 from edgepipe.lowering.converters.numeric import compute_dtype, libm, like, lowest
 from edgepipe.lowering.converters.op import Expr, Op, cast, const, product
-from edgepipe.lowering.converters.reduce import _MAX, _SUM, fold_axes
+from edgepipe.lowering.converters.reduce import MAX, SUM, fold_axes
 from edgepipe.lowering.converters.registry import converts
 
 
@@ -55,7 +55,7 @@ def _max_pool(op: Op) -> Any:
     wide = compute_dtype(dtype)
 
     def pool(x: Any) -> Any:
-        y = pool_te(x, win, op.out_shape(), _MAX, lowest(wide), lambda v: cast(v, wide))
+        y = pool_te(x, win, op.out_shape(), MAX, lowest(wide), lambda v: cast(v, wide))
         return y if wide == dtype else te.compute(y.shape, lambda *i: cast(y(*i), dtype))
 
     return op.te(pool, op.tensor(0))
@@ -113,7 +113,7 @@ def _average_pool(op: Op) -> Expr:
         return until - skipped
 
     def pool(x: Any) -> Any:
-        total = pool_te(x, win, out, _SUM, const(0, wide), lambda v: cast(v, wide))
+        total = pool_te(x, win, out, SUM, const(0, wide), lambda v: cast(v, wide))
 
         def mean(*index: Any) -> Any:
             count: Any = 1
@@ -148,7 +148,7 @@ def _lp_pool(op: Op) -> Expr:
 
     def pool(x: Any) -> Any:
         total = pool_te(
-            x, win, op.out_shape(), _SUM, const(0, wide), lambda v: _lp_power(cast(v, wide), p)
+            x, win, op.out_shape(), SUM, const(0, wide), lambda v: _lp_power(cast(v, wide), p)
         )
         return te.compute(total.shape, lambda *i: cast(_lp_root(total(*i), p), dtype), name="root")
 
@@ -160,7 +160,7 @@ def _global_pool(op: Op) -> Expr:
     dtype, axes = op.dtype(), list(range(2, len(op.shape())))
     wide, p = compute_dtype(dtype), op.attr("p", 2)
     count = product(op.shape()[2:])
-    combine = _MAX if op.type == "GlobalMaxPool" else _SUM
+    combine = MAX if op.type == "GlobalMaxPool" else SUM
 
     def before(v: Any) -> Any:
         return _lp_power(cast(v, wide), p) if op.type == "GlobalLpPool" else cast(v, wide)

@@ -12,21 +12,16 @@ from tvm import te, tirx
 from edgepipe.lowering.converters.numeric import (
     compute_dtype,
     convert,
-    highest,
     is_float,
     libm,
     like,
-    lowest,
-    maximum,
-    minimum,
 )
 from edgepipe.lowering.converters.op import Expr, Op, axis_of, cast, const, kind, product
 from edgepipe.lowering.converters.registry import converts
 
-_SUM = te.comm_reducer(lambda a, b: a + b, lambda t: const(0, str(t)), name="sum")
-_PRODUCT = te.comm_reducer(lambda a, b: a * b, lambda t: const(1, str(t)), name="product")
-_MAX = te.comm_reducer(maximum, lambda t: lowest(str(t)), name="max")
-_MIN = te.comm_reducer(minimum, lambda t: highest(str(t)), name="min")
+#: Combiners of a reduction; TVM recognises these four, so that the schedule may split them.
+SUM, MAX, MIN = te.sum, te.max, te.min
+PRODUCT = te.comm_reducer(lambda a, b: a * b, lambda t: const(1, str(t)), name="product")
 
 
 @dataclass(frozen=True)
@@ -44,17 +39,15 @@ class _Reduction:
 
 
 _REDUCTIONS = {
-    "ReduceSum": _Reduction(_SUM, 0),
-    "ReduceMean": _Reduction(_SUM, np.nan, finish=lambda x, n: x / like(n, x)),
-    "ReduceProd": _Reduction(_PRODUCT, 1),
-    "ReduceMax": _Reduction(_MAX, -np.inf),
-    "ReduceMin": _Reduction(_MIN, np.inf),
-    "ReduceL1": _Reduction(
-        _SUM, 0, before=lambda x: tirx.Select(x < like(0, x), like(0, x) - x, x)
-    ),
-    "ReduceL2": _Reduction(_SUM, 0, lambda x: x * x, lambda x, n: _root(x)),
-    "ReduceSumSquare": _Reduction(_SUM, 0, lambda x: x * x),
-    "ReduceLogSum": _Reduction(_SUM, -np.inf, finish=lambda x, n: libm("log", x)),
+    "ReduceSum": _Reduction(SUM, 0),
+    "ReduceMean": _Reduction(SUM, np.nan, finish=lambda x, n: x / like(n, x)),
+    "ReduceProd": _Reduction(PRODUCT, 1),
+    "ReduceMax": _Reduction(MAX, -np.inf),
+    "ReduceMin": _Reduction(MIN, np.inf),
+    "ReduceL1": _Reduction(SUM, 0, before=lambda x: tirx.Select(x < like(0, x), like(0, x) - x, x)),
+    "ReduceL2": _Reduction(SUM, 0, lambda x: x * x, lambda x, n: _root(x)),
+    "ReduceSumSquare": _Reduction(SUM, 0, lambda x: x * x),
+    "ReduceLogSum": _Reduction(SUM, -np.inf, finish=lambda x, n: libm("log", x)),
 }
 
 
@@ -134,7 +127,7 @@ def _log_sum_exp(op: Op) -> Expr:
     kept = tuple(1 if a in axes else d for a, d in enumerate(op.shape()))
 
     def reduction(x: Any) -> Any:
-        top = fold_axes(x, axes, _MAX, lambda v: cast(v, wide), "top") if axes else x
+        top = fold_axes(x, axes, MAX, lambda v: cast(v, wide), "top") if axes else x
         # An infinite maximum would make inf - inf.
         finite = te.compute(
             kept,
@@ -150,7 +143,7 @@ def _log_sum_exp(op: Op) -> Expr:
             ),
             name="shifted",
         )
-        total = fold_axes(shifted, axes, _SUM, lambda v: v, "total") if axes else shifted
+        total = fold_axes(shifted, axes, SUM, lambda v: v, "total") if axes else shifted
         return te.compute(
             kept, lambda *i: cast(libm("log", total(*i)) + finite(*i), dtype), name="out"
         )

@@ -1,0 +1,97 @@
+"""Run edge-core cases in worker processes, so that a crash is a result and not the end.
+
+``python -m tests.onnx_conformance.run [--backend tvm|driver] [PATTERN …]`` prints a summary;
+``--write`` commits it to ``status.json``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import collections
+import json
+import re
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[2]
+STATUS = Path(__file__).with_name("status.json")
+
+
+def run(names: list[str], backend: str, progress: bool = False) -> dict[str, list[str]]:
+    """Result per case: [status, detail]; status is passed, refused, wrong or crashed."""
+    results: dict[str, list[str]] = {}
+    remaining = list(names)
+    while remaining:
+        worker = subprocess.Popen(
+            [sys.executable, "-m", "tests.onnx_conformance.worker", backend],
+            cwd=ROOT,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE if not progress else None,
+            text=True,
+        )
+        finished = _feed(worker, remaining, results, progress)
+        if not finished:
+            crashed = remaining[len([n for n in remaining if n in results])]
+            results[crashed] = ["crashed", f"worker ended with {worker.poll()}"]
+        remaining = [n for n in remaining if n not in results]
+    return results
+
+
+def _feed(
+    worker: subprocess.Popen[str], names: list[str], results: dict[str, list[str]], progress: bool
+) -> bool:
+    """Send all names, collect answers in order; False when the worker died on one."""
+    assert worker.stdin is not None and worker.stdout is not None
+    try:
+        worker.stdin.write("\n".join(names) + "\n")
+        worker.stdin.close()
+    except BrokenPipeError:
+        return False
+    for line in worker.stdout:
+        if not line.startswith("{"):
+            continue
+        answer: dict[str, Any] = json.loads(line)
+        results[answer["name"]] = [answer["status"], answer["detail"]]
+        if progress and len(results) % 100 == 0:
+            print(len(results), file=sys.stderr)
+    worker.wait()
+    return worker.returncode == 0 and all(n in results for n in names)
+
+
+def main() -> None:
+    """Command line, see the module's docstring."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("patterns", nargs="*")
+    parser.add_argument("--backend", default="tvm")
+    parser.add_argument("--write", action="store_true")
+    arguments = parser.parse_args()
+    from tests.onnx_conformance.cases import edge_core
+
+    names = [
+        n
+        for n in edge_core()
+        if not arguments.patterns or any(re.search(p, n) for p in arguments.patterns)
+    ]
+    started = time.monotonic()
+    results = run(names, arguments.backend, progress=True)
+    for name, (status, detail) in sorted(results.items(), key=lambda r: (r[1][0], r[1][1])):
+        if status != "passed":
+            print(f"{status:8} {name}: {detail}")
+    counts = collections.Counter(status for status, _ in results.values())
+    print(dict(counts), f"{time.monotonic() - started:.0f} s")
+    if arguments.write:
+        write(results)
+
+
+def write(results: dict[str, list[str]]) -> None:
+    """Commit the statuses, sorted, one case per line."""
+    lines = (f"  {json.dumps(n)}: {json.dumps(results[n][0])}" for n in sorted(results))
+    STATUS.write_text("{\n" + ",\n".join(lines) + "\n}\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
