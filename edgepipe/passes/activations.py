@@ -61,6 +61,7 @@ _EVALUATE: dict[str, Callable[..., Array]] = {
     "Min": np.minimum,
     "Clip": lambda x, low=-np.inf, high=np.inf: np.clip(x, low, high),
 }
+_ELEMENTWISE = (*_EVALUATE, "HardSigmoid")
 _CURVED = frozenset(("Erf", "Tanh", "Exp", "Sigmoid", "Softplus", "Clip", "Relu", "HardSigmoid"))
 
 # Operator, attributes, and what it computes.
@@ -85,7 +86,7 @@ def run(edit: Editor) -> int:
     for graph in list(edit.model.graphs()):
         # From the end, so that the largest group is seen first.
         for node in reversed(list(graph)):
-            if node.graph is not None and is_op(node, *_EVALUATE):
+            if node.graph is not None and is_op(node, *_ELEMENTWISE):
                 count += _recognise(edit, node)
     return count
 
@@ -172,6 +173,13 @@ def _recognise(edit: Editor, root: ir.Node) -> bool:
     return False
 
 
+def _function(node: ir.Node) -> Callable[..., Array]:
+    if node.op_type != "HardSigmoid":
+        return _EVALUATE[node.op_type]
+    alpha, beta = node.attributes.get_float("alpha", 0.2), node.attributes.get_float("beta", 0.5)
+    return lambda x: np.clip(alpha * x + beta, 0, 1)
+
+
 def _group(root: ir.Node) -> dict[ir.Node, None]:
     """``root`` and the elementwise nodes above it that only feed this group, nearest first."""
     group = {root: None}
@@ -179,7 +187,7 @@ def _group(root: ir.Node) -> dict[ir.Node, None]:
     while frontier and len(group) < _LARGEST_GROUP:
         for value in frontier.pop(0).inputs:
             node = value.producer() if value is not None else None
-            if value is None or node is None or node in group or not is_op(node, *_EVALUATE):
+            if value is None or node is None or node in group or not is_op(node, *_ELEMENTWISE):
                 continue
             if node.graph is not owner(root) or value.is_graph_output():
                 continue
@@ -233,6 +241,6 @@ def _curve(nodes: list[ir.Node], root: ir.Node, source: ir.Value) -> Array | Non
                     arguments.append(known[value])
                 else:
                     arguments.append(np.array(scalar_of(value), np.float64))
-            known[node.outputs[0]] = _EVALUATE[node.op_type](*arguments)
+            known[node.outputs[0]] = _function(node)(*arguments)
     values = known[root.outputs[0]]
     return values if np.isfinite(values).all() else None

@@ -22,7 +22,7 @@ def run(edit: Editor) -> int:
     if model.functions:
         try:
             changed += bool(common.InlinePass()(model).modified)
-        except (ir.passes.PassError, ValueError) as error:
+        except (ir.passes.PassError, ir.passes.InvariantError, ValueError) as error:
             cause = error.__cause__ or error
             raise UserError(f"model-local functions cannot be inlined: {cause}") from None
     for step in (

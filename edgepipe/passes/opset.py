@@ -17,6 +17,7 @@ from edgepipe.passes import fold, upgrade
 from edgepipe.passes.editor import OPSET, Editor
 
 _OLDEST = 7
+_IR_VERSION = 10
 
 
 def run(edit: Editor) -> int:
@@ -40,6 +41,8 @@ def run(edit: Editor) -> int:
     finally:
         edit.before_visit = None
     upgrade.label(model)
+    # Older forms of the file format list initializers as inputs and lack newer element types.
+    model.ir_version = max(model.ir_version, _IR_VERSION)
     return count
 
 

@@ -3,7 +3,9 @@
 1. DFT → one product with a constant matrix that holds the cosines and sines.
 2. STFT → a strided convolution with windowed cosines and sines.
 3. Col2Im → grouped ConvTranspose whose kernel puts every column element in its place.
-4. GlobalLpPool → ReduceL1, ReduceL2 or powers around ReduceSum.
+4. AffineGrid → one product with the constant grid of normalised coordinates. (The function in
+   the standard is wrong for batch 1: it squeezes the batch away.)
+5. GlobalLpPool → ReduceL1, ReduceL2 or powers around ReduceSum.
 """
 
 from __future__ import annotations
@@ -147,9 +149,28 @@ def col2im(edit: Editor, node: ir.Node) -> bool:
     return True
 
 
+@rewrites("AffineGrid")
+def affine_grid(edit: Editor, node: ir.Node) -> bool:
+    """Case 4. theta [batch, d, d + 1], size [batch, channels, *image] → [batch, *image, d]."""
+    theta, size = node.inputs[0], array_of(node.inputs[1])
+    if size is None or theta is None:
+        edit.note(node.name, "AffineGrid kept: its size is not constant")
+        return False
+    image = [int(n) for n in size[2:]]
+    aligned = node.attributes.get_int("align_corners", 0) == 1
+    axes = [np.linspace(-1, 1, n) if aligned else (2 * np.arange(n) + 1) / n - 1 for n in image]
+    # Coordinates are given innermost axis first: (x, y) or (x, y, z).
+    places = np.stack(np.meshgrid(*axes, indexing="ij")[::-1], axis=-1).reshape(-1, len(image))
+    grid = np.concatenate([places, np.ones((len(places), 1))], axis=1)
+    turned = edit.insert(node, "Transpose", [theta], {"perm": [0, 2, 1]})
+    product = edit.insert(node, "MatMul", [like(edit, grid, theta), turned])
+    edit.become(node, "Reshape", [product, ints(edit, [int(size[0]), *image, len(image)])])
+    return True
+
+
 @rewrites("GlobalLpPool")
 def global_lp_pool(edit: Editor, node: ir.Node) -> bool:
-    """Case 4."""
+    """Case 5."""
     x, dims = node.inputs[0], shape_of(node.inputs[0])
     if dims is None:
         return False

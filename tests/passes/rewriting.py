@@ -55,9 +55,13 @@ class Rewritten:
 
 
 def model(text: str, opset_version: int = 17, **weights: Array) -> ir.Model:
-    """Parse ``text`` (graph only); ``weights`` fill values declared in its < > list."""
+    """Parse ``text`` (graph only); ``weights`` fill those declared in its < > list and used."""
     header = f'<ir_version: 8, opset_import: ["" : {opset_version}]>\n'
-    tensors = [ir.tensor(np.asarray(array), name=name) for name, array in weights.items()]
+    tensors = [
+        ir.tensor(np.asarray(array), name=name)
+        for name, array in weights.items()
+        if len(re.findall(rf"\b{name}\b", text)) > 1
+    ]
     return ir.from_onnx_text(header + text, initializers=tensors)
 
 
