@@ -37,10 +37,10 @@ def schedule_default(mod: Any, target: Target) -> Any:
     functions = {}
     for var, function in mod.functions.items():
         if isinstance(function, tirx.PrimFunc) and not _is_done(function):
-            function = schedule_function(function, target.simd.lanes_f32)
-        functions[var] = function
-    result = tvm.IRModule(functions, attrs=mod.attrs)
-    return result
+            functions[var] = schedule_function(function, target.simd.lanes_f32)
+        else:
+            functions[var] = function
+    return tvm.IRModule(functions, attrs=mod.attrs)
 
 
 def _is_done(function: Any) -> bool:

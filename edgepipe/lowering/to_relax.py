@@ -88,7 +88,8 @@ def _convert_node(
     except Exception as error:
         first = (str(error).strip().splitlines() or [type(error).__name__])[-1]
         raise Unsupported(
-            f"Op {node.op_type}: no conversion for this form ({type(error).__name__}: {first[:200]})",
+            f"Op {node.op_type}: no conversion for this form "
+            f"({type(error).__name__}: {first[:200]})",
             where=node.name or None,
         ) from error
 

@@ -335,10 +335,10 @@ def _gather(op: Op, s: _Sizes, parts: list[list[Expr]]) -> list[Expr | None]:
         def element(i: Any, *tensors: Any, number: int = number) -> Any:
             if number == 0:
                 b, t, d, j = i if s.batch_major else (i[2], i[0], i[1], i[3])
-                where = (t, b, j)
+                where = [t, b, j]
             else:
                 b, d, j = i if s.batch_major else (i[1], i[0], i[2])
-                where = (b, j)
+                where = [b, j]
             if len(tensors) == 1:
                 return tensors[0](*where)
             return tirx.if_then_else(d == 0, tensors[0](*where), tensors[1](*where))

@@ -81,7 +81,7 @@ def _kernel(distance: Array, rule: Rule) -> Array:
     """Interpolation weight at a distance from the source position."""
     d = np.abs(distance)
     if rule.mode == "linear":
-        return np.maximum(1 - d, 0)
+        return np.asarray(np.maximum(1 - d, 0))
     a = rule.cubic
     near = (a + 2) * d**3 - (a + 3) * d**2 + 1
     far = a * d**3 - 5 * a * d**2 + 8 * a * d - 4 * a
@@ -171,14 +171,9 @@ def _axes(op: Op) -> list[tuple[int, float, tuple[float, float]]]:
     if op.attr("coordinate_transformation_mode") == "tf_crop_and_resize":
         roi = op.static(1, "roi")
     half = len(axes)
-    return [
-        (
-            a,
-            s,
-            (0.0, 1.0) if roi is None or roi.size == 0 else (float(roi[i]), float(roi[half + i])),
-        )
-        for i, (a, s) in enumerate(zip(axes, scales, strict=True))
-    ]
+    whole = roi is None or roi.size == 0
+    regions = [(0.0, 1.0) if whole else (float(roi[i]), float(roi[half + i])) for i in range(half)]
+    return list(zip(axes, scales, regions, strict=True))
 
 
 def _repeats(indices: Array) -> int:
