@@ -2,8 +2,6 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-# zig compiles its C library once per target; keep that between runs and checkouts.
-export ZIG_GLOBAL_CACHE_DIR ?= $(HOME)/.cache/edgepipe/zig
 
 .PHONY: help demo test check bench format clean
 

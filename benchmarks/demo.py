@@ -13,7 +13,7 @@ import time
 from pathlib import Path
 
 import edgepipe
-from edgepipe.display import db_text, size_text, table
+from edgepipe.display import Progress, db_text, size_text, table
 from edgepipe.machine import machine, one_line, versions
 
 OUT = Path("out")
@@ -37,7 +37,12 @@ def row(target: str) -> list[str]:
     """Compile, validate and measure ``digits`` for ``target``."""
     print(f"\n$ edgepipe compile digits --target {target} -o out/digits-{target}", flush=True)
     start = time.perf_counter()
-    bundle = edgepipe.compile("digits", target=target, output=OUT / f"digits-{target}")
+    # The first link for a target compiles a C library, which takes a minute.
+    progress = Progress()
+    bundle = edgepipe.compile(
+        "digits", target=target, output=OUT / f"digits-{target}", progress=progress
+    )
+    progress.finish()
     seconds = time.perf_counter() - start
     files = bundle.manifest["files"]
     code = "model.wasm" if "model.wasm" in files else "model.so"
