@@ -162,7 +162,10 @@ def summary(bundle: Bundle, stages: Sequence[tuple[str, float]], seconds: float)
 def _kernel_text(kernels: Sequence[Mapping[str, Any]]) -> str:
     # Kernels of one kind and different sizes are numbered: conv_0, conv_1.
     counts = Counter(kernel["kernel"].rstrip("0123456789").rstrip("_") for kernel in kernels)
-    most = ", ".join(f"{count} {name}" for name, count in counts.most_common(8))
+    most = ", ".join(
+        f"{count} {name if len(name) <= 32 else name[:31] + '…'}"
+        for name, count in counts.most_common(8)
+    )
     return f"{len(kernels)}: {most}{', …' if len(counts) > 8 else ''}"
 
 
