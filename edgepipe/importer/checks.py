@@ -43,6 +43,10 @@ def check(proto: onnx.ModelProto, where: str) -> onnx.ModelProto:
         _check_graph(graph, opset_version(proto), where)
     if not proto.graph.output:
         raise UserError("the graph has no outputs", where=where, fix="export the model again")
+    for output in proto.graph.output:
+        kind = output.type.WhichOneof("value")
+        if kind not in (None, "tensor_type"):
+            raise Unsupported(f"is not a tensor ({kind})", where=f"{where}, output '{output.name}'")
     order_nodes(proto.graph, frozenset(), where)
     return proto
 
@@ -111,6 +115,8 @@ def type_name(data_type: int) -> str:
 def _check_text(proto: onnx.ModelProto, where: str) -> None:
     """Protobuf hands out strings that are not UTF-8 as bytes, which nothing after it expects."""
     texts: list[object] = [entry.domain for entry in proto.opset_import]
+    dims = [d for value in proto.graph.input for d in value.type.tensor_type.shape.dim]
+    texts += [proto.graph.name, *(d.dim_param for d in dims)]
     for owner in (proto.graph, *proto.functions):
         for graph in graphs(owner):
             for node in graph.node:
@@ -126,7 +132,12 @@ def _check_text(proto: onnx.ModelProto, where: str) -> None:
 def _check_opset(proto: onnx.ModelProto, where: str) -> None:
     version = opset_version(proto)
     if version == 0:
-        raise UserError("imports no standard operator set", where=where, fix="export it again")
+        others = ", ".join(sorted({o.domain for o in proto.opset_import}))
+        raise Unsupported(
+            f"imports only operators of {others}, not of the standard domain",
+            where=where,
+            fix="export the model with standard operators",
+        )
     if version < MIN_OPSET:
         raise UserError(
             f"opset {version} is too old; edgepipe reads {MIN_OPSET} to {MAX_OPSET}",

@@ -11,7 +11,7 @@ import onnx_ir as ir
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 
 from edgepipe.errors import UserError
-from edgepipe.importer import checks, external_data, opset, shapes
+from edgepipe.importer import checks, external_data, opset, shapes, skeleton
 from edgepipe.importer.source import Source, identifier
 
 # Protobuf messages cannot be larger, and neither could a bundle for the devices edgepipe serves.
@@ -71,8 +71,9 @@ def build(
     proto = checks.check(proto, origin)
     shapes.drop_initializer_inputs(proto)
     shapes.fix_inputs(proto, given, origin)
-    checks.run_checker(proto, origin)
+    light = skeleton.without_weights(proto)
+    checks.run_checker(light, origin)
     reference = opset.runnable(proto).SerializeToString(deterministic=True)
-    proto = shapes.infer(proto, origin, reference)
+    shapes.infer(proto, light, origin, reference)
     model = ir.serde.deserialize_model(proto)
     return Source(name, origin, sha256, model, reference)

@@ -12,25 +12,29 @@ from onnx import defs
 
 from edgepipe.importer.checks import graphs, opset_version
 
-#: The newest opset and IR version ONNX Runtime 1.31 loads.
-_RUNTIME_OPSET, _RUNTIME_IR = 26, 13
+# Labels are lowered no further than this: every ONNX Runtime edgepipe runs with knows them.
+_KNOWN_OPSET, _KNOWN_IR = 21, 10
 
 
 def runnable(proto: onnx.ModelProto) -> onnx.ModelProto:
-    """Return ``proto`` under an opset and IR version that ONNX Runtime loads, where one fits.
+    """Return ``proto`` with the lowest opset and IR version that mean the same.
 
-    A newer opset is only a label where every operator in use is older than it.
+    ONNX Runtime refuses models that are labelled newer than itself, even where every operator
+    in them is older. An opset is only a label for operators that have not changed since.
     """
-    proto.ir_version = min(max(proto.ir_version, 4), _RUNTIME_IR)
+    proto.ir_version = max(proto.ir_version, 4)  # initializers need not be inputs since 4
+    newer_types = any(t.data_type > onnx.TensorProto.INT4 for t in proto.graph.initializer)
+    ir_version = proto.ir_version if newer_types else min(proto.ir_version, _KNOWN_IR)
     version = opset_version(proto)
-    if version <= _RUNTIME_OPSET:
-        return proto
     used = {node.op_type for graph in graphs(proto.graph) for node in graph.node}
-    if any(defs.get_schema(op, version, "").since_version > _RUNTIME_OPSET for op in used):
+    since = [defs.get_schema(op, version, "").since_version for op in used]
+    lowest = min(version, max(_KNOWN_OPSET, *since)) if since else version
+    if (lowest, ir_version) == (version, proto.ir_version):
         return proto
-    relabelled = onnx.ModelProto()
-    relabelled.CopyFrom(proto)
-    for entry in relabelled.opset_import:
+    labelled = onnx.ModelProto()
+    labelled.CopyFrom(proto)
+    labelled.ir_version = ir_version
+    for entry in labelled.opset_import:
         if entry.domain in ("", "ai.onnx"):
-            entry.version = _RUNTIME_OPSET
-    return relabelled
+            entry.version = lowest
+    return labelled

@@ -149,32 +149,30 @@ def _show(value: onnx.ValueInfoProto) -> str:
     )
 
 
-def infer(proto: onnx.ModelProto, where: str, reference: bytes) -> onnx.ModelProto:
-    """Return ``proto`` with the shape and type of every value that inference can tell.
+def infer(proto: onnx.ModelProto, light: onnx.ModelProto, where: str, reference: bytes) -> None:
+    """Write the shape and type of every value that inference can tell into ``proto``.
 
-    ``reference`` settles the doubt where strict inference refuses: a model that ONNX Runtime
-    loads is kept. Raises UserError for graphs whose shapes contradict each other, and for
-    values above 2 GiB.
+    ``light`` is ``proto`` without its weights, and consumed. ``reference`` settles the doubt
+    where strict inference refuses: a model that ONNX Runtime loads is kept. Raises UserError
+    for graphs whose shapes contradict each other, and for values above 2 GiB.
     """
-    declared = {
-        o.name: onnx.TypeProto.FromString(o.type.SerializeToString()) for o in proto.graph.output
-    }
-    for output in proto.graph.output:
+    # A declared output shape may hold for another batch: only its absence lets inference speak.
+    for output in light.graph.output:
         output.type.tensor_type.ClearField("shape")
     try:
-        inferred = shape_inference.infer_shapes(proto, strict_mode=True, data_prop=True)
+        inferred = shape_inference.infer_shapes(light, strict_mode=True, data_prop=True)
     except Exception as error:  # InferenceError and several pybind types
         if not _runtime_loads(reference):
             raise UserError(
                 f"shapes do not fit together: {first_line(error)}", where=where
             ) from None
-        inferred = shape_inference.infer_shapes(proto, data_prop=True)
-    for output in inferred.graph.output:
-        if not output.type.tensor_type.HasField("shape") and output.name in declared:
-            output.type.CopyFrom(declared[output.name])
+        inferred = shape_inference.infer_shapes(light, data_prop=True)
     for value in (*inferred.graph.value_info, *inferred.graph.output):
         _check_size(value, where)
-    return inferred
+    proto.graph.value_info.extend(inferred.graph.value_info)
+    for declared, found in zip(proto.graph.output, inferred.graph.output, strict=True):
+        if found.type.tensor_type.HasField("shape"):
+            declared.type.CopyFrom(found.type)
 
 
 def _check_size(value: onnx.ValueInfoProto, where: str) -> None:

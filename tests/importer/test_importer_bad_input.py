@@ -101,6 +101,18 @@ FILES: dict[str, tuple[Callable[[Path], Path], tuple[str, ...]]] = {
         ("output 'lost'",),
     ),
     "no outputs": (_changed(lambda m: m.graph.ClearField("output")), ("no outputs",)),
+    "no standard domain": (
+        _changed(lambda m: setattr(m.opset_import[0], "domain", "ai.onnx.ml")),
+        ("only operators of ai.onnx.ml",),
+    ),
+    "sequence output": (
+        _changed(
+            lambda m: m.graph.output[0].CopyFrom(
+                helper.make_tensor_sequence_value_info("y", TensorProto.FLOAT, None)
+            )
+        ),
+        ("output 'y'", "sequence_type"),
+    ),
     "two inputs of one name": (
         _changed(lambda m: m.graph.input.append(value("x", (1, 4)))),
         ("two inputs are named 'x'",),
@@ -280,3 +292,13 @@ def test_no_truncation_crashes(tmp_path: Path, cut: int) -> None:
     content = dense().SerializeToString()
     (tmp_path / "m.onnx").write_bytes(content[: len(content) - cut])
     refusal(tmp_path / "m.onnx")
+
+
+@pytest.mark.parametrize("text", [b"relu", b"dynamic", b"Relu", b"graph"])
+def test_names_that_are_not_text(tmp_path: Path, text: bytes) -> None:
+    proto = relu(("dynamic", 4))
+    proto.graph.name = "graph"
+    content = proto.SerializeToString()
+    assert text in content
+    (tmp_path / "m.onnx").write_bytes(content.replace(text, b"\xff" * len(text)))
+    assert "not valid text" in refusal(tmp_path / "m.onnx")
