@@ -39,7 +39,7 @@ def store(buffer: Any, offset: Any, value: Any, lanes: int) -> None:
 
 
 class Registers:
-    """``count`` vector registers: a local buffer that LLVM promotes, as all indices are constant."""
+    """``count`` vector registers: a local buffer that LLVM promotes, its indices being constant."""
 
     def __init__(self, count: int, lanes: int, dtype: str = "float32") -> None:
         self.count, self.lanes = count, lanes

@@ -19,13 +19,11 @@ from edgepipe.kernels.builder import (
     load,
     loop,
     minimum,
-    operand_offset,
     splat,
-    store,
     zero_border,
 )
-from edgepipe.kernels.epilogue import apply
 from edgepipe.kernels.ops import ConvOp, Op
+from edgepipe.kernels.output import finish, signature
 from edgepipe.kernels.template import KernelTemplate, Knobs
 from edgepipe.target import Target
 
@@ -106,103 +104,103 @@ def pack(op: ConvOp, knobs: Knobs, arrays: Sequence[np.ndarray]) -> list[np.ndar
 
 
 def emit(op: ConvOp, knobs: Knobs) -> Any:
-    x, y, lanes, x_lanes = op.x, op.y, op.y.lanes, op.x.lanes
-    (kh, kw), (sy, sx), (dy, dx) = op.kernel, op.strides, op.dilations
-    pixels, blocks, flat = knobs["pixels"], knobs["blocks"], knobs["flat"]
-    ci_blocks = -(-(x.c // op.groups) // x_lanes)
-    tiles = y.blocks // blocks
-    tiles_per_group = tiles // op.groups
-    width = blocks * lanes
-    columns = y.h * y.w if flat else y.w
-    column_tiles = -(-columns // pixels)
-
-    def body(*buffers: Any) -> None:
-        source, weights, bias, *residuals, target = buffers
-
-        def register_tile(n: Any, tile: Any, row: Any, column_tile: Any) -> None:
-            start = column_tile * pixels
-            if columns % pixels:  # the last tile overlaps its neighbour: same values, stored twice
-                start = minimum(start, columns - pixels)
-
-            def place(i: int) -> tuple[Any, Any]:
-                at = start + i
-                return (at // y.w, at % y.w) if flat else (row, at)
-
-            first_block = 0
-            if op.groups > 1:
-                first_block = tile // tiles_per_group * ci_blocks
-            acc = Registers(pixels * blocks, lanes)
-            for j in range(blocks):
-                value = load(bias, (tile * blocks + j) * lanes, lanes)
-                for i in range(pixels):
-                    acc[i * blocks + j] = value
-
-            def input_at(block: Any, i: int, ky: Any, kx: Any) -> Any:
-                block = first_block + block
-                if flat:
-                    return ((n * x.blocks + block) * (x.h * x.w) + start + i) * x_lanes
-                return x.offset(
-                    n,
-                    block,
-                    row * sy + ky * dy - op.offset[0],
-                    (start + i) * sx + kx * dx - op.offset[1],
-                )
-
-            def taps(block: Any, ky: Any, kx: Any) -> None:
-                base = (((tile * ci_blocks + block) * kh + ky) * kw + kx) * x_lanes * width
-                if knobs["by_element"]:
-                    inputs = Registers(pixels, x_lanes)
-                    for i in range(pixels):
-                        inputs[i] = load(source, input_at(block, i, ky, kx), x_lanes)
-                for lane in range(x_lanes):
-                    for i in range(pixels):
-                        if knobs["by_element"]:
-                            scalar = inputs.lane(i, lane)
-                        else:
-                            scalar = source[input_at(block, i, ky, kx) + lane]
-                        for j in range(blocks):
-                            weight = load(weights, base + lane * width + j * lanes, lanes)
-                            at = i * blocks + j
-                            acc[at] = fma(
-                                splat(scalar, lanes), weight, acc[at], lanes, knobs["fused"]
-                            )
-
-            if x_lanes == 1 and kh * kw <= 9 and ci_blocks > 1:
-                with loop(ci_blocks) as block:
-                    for ky in range(kh):
-                        for kx in range(kw):
-                            taps(block, ky, kx)
-            else:
-                with loop(ci_blocks) as block, loop(kh) as ky, loop(kw) as kx:
-                    taps(block, ky, kx)
-
-            for i in range(pixels):
-                row_i, column = place(i)
-                for j in range(blocks):
-                    block = tile * blocks + j
-                    operands = [
-                        load(buffer, operand_offset(layout, n, block, row_i, column), lanes)
-                        for buffer, layout in zip(residuals, op.residuals, strict=True)
-                    ]
-                    value = apply(op.epilogue, acc[i * blocks + j], lanes, operands)
-                    store(target, y.offset(n, block, row_i, column), value, lanes)
-
-        with loop(y.n) as n:
-            if knobs["outer"] == "pixels":
-                with loop(1 if flat else y.h) as row, loop(column_tiles) as t, loop(tiles) as tile:
-                    register_tile(n, tile, row, t)
-            else:
-                with loop(tiles) as tile, loop(1 if flat else y.h) as row, loop(column_tiles) as t:
-                    register_tile(n, tile, row, t)
-        zero_border(y, target)
-
-    packed = tiles * ci_blocks * kh * kw * x_lanes * width
-    arguments = [("x", x.elements, "float32"), ("w", packed, "float32")]
-    arguments.append(("b", y.blocks * lanes, "float32"))
-    arguments += [(f"r{i}", r.elements, "float32") for i, r in enumerate(op.residuals)]
-    arguments.append(("y", y.elements, "float32"))
+    x, y = op.x, op.y
+    ci_blocks = -(-(x.c // op.groups) // x.lanes)
+    packed = y.blocks * y.lanes * ci_blocks * x.lanes * op.kernel[0] * op.kernel[1]
+    inputs = [
+        ("x", x.elements, "float32"),
+        ("w", packed, "float32"),
+        ("b", y.blocks * y.lanes, "float32"),
+    ]
     kind = "pointwise" if op.kernel == (1, 1) else "conv"
-    return kernel(kind, arguments, body)
+    return kernel(kind, signature(op, inputs), lambda *buffers: _Emission(op, knobs, buffers).run())
+
+
+class _Emission:
+    """One kernel being emitted: the loops around a register tile, and the tile itself."""
+
+    def __init__(self, op: ConvOp, knobs: Knobs, buffers: Sequence[Any]) -> None:
+        self.op, self.knobs = op, knobs
+        self.source, self.weights, self.bias, *self.residuals, self.target = buffers
+        self.pixels, self.blocks, self.flat = knobs["pixels"], knobs["blocks"], knobs["flat"]
+        self.ci_blocks = -(-(op.x.c // op.groups) // op.x.lanes)
+        self.tiles = op.y.blocks // self.blocks
+        self.width = self.blocks * op.y.lanes
+        # Without padding a pointwise kernel walks all pixels of the image as one row.
+        self.rows, self.columns = (1, op.y.h * op.y.w) if self.flat else (op.y.h, op.y.w)
+
+    def run(self) -> None:
+        column_tiles = -(-self.columns // self.pixels)
+        with loop(self.op.y.n) as n:
+            if self.knobs["outer"] == "pixels":
+                with loop(self.rows) as row, loop(column_tiles) as c, loop(self.tiles) as tile:
+                    self.register_tile(n, tile, row, c)
+            else:
+                with loop(self.tiles) as tile, loop(self.rows) as row, loop(column_tiles) as c:
+                    self.register_tile(n, tile, row, c)
+        zero_border(self.op.y, self.target)
+
+    def register_tile(self, n: Any, tile: Any, row: Any, column_tile: Any) -> None:
+        """Accumulate ``pixels`` x ``blocks`` output vectors, then apply the epilogue."""
+        y, lanes = self.op.y, self.op.y.lanes
+        # The last tile overlaps its neighbour: the same values, stored twice.
+        start = minimum(column_tile * self.pixels, self.columns - self.pixels)
+        acc = Registers(self.pixels * self.blocks, lanes)
+        for j in range(self.blocks):
+            value = load(self.bias, (tile * self.blocks + j) * lanes, lanes)
+            for i in range(self.pixels):
+                acc[i * self.blocks + j] = value
+        self.accumulate(acc, n, tile, row, start)
+        for i in range(self.pixels):
+            at = start + i
+            pixel = (at // y.w, at % y.w) if self.flat else (row, at)
+            for j in range(self.blocks):
+                place = (n, tile * self.blocks + j, *pixel)
+                finish(self.op, self.residuals, self.target, place, acc[i * self.blocks + j])
+
+    def accumulate(self, acc: Registers, n: Any, tile: Any, row: Any, start: Any) -> None:
+        kh, kw = self.op.kernel
+        # From NCHW there is one scalar per tap: unroll the taps so that the loop has a body.
+        unrolled = self.op.x.lanes == 1 and kh * kw <= 9 and self.ci_blocks > 1
+        with loop(self.ci_blocks) as block:
+            if unrolled:
+                for ky in range(kh):
+                    for kx in range(kw):
+                        self.tap(acc, (n, tile, row, start), (block, ky, kx))
+            else:
+                with loop(kh) as ky, loop(kw) as kx:
+                    self.tap(acc, (n, tile, row, start), (block, ky, kx))
+
+    def tap(self, acc: Registers, at: tuple[Any, ...], where: tuple[Any, ...]) -> None:
+        """Multiply-add the lanes of one input block at one tap into the tile."""
+        op, lanes, x_lanes = self.op, self.op.y.lanes, self.op.x.lanes
+        tile, (block, ky, kx) = at[1], where
+        (kh, kw), width = op.kernel, self.width
+        base = (((tile * self.ci_blocks + block) * kh + ky) * kw + kx) * x_lanes * width
+        offsets = [self.input_offset(at, where, i) for i in range(self.pixels)]
+        inputs = None
+        if self.knobs["by_element"]:
+            inputs = Registers(self.pixels, x_lanes)
+            for i, offset in enumerate(offsets):
+                inputs[i] = load(self.source, offset, x_lanes)
+        for lane in range(x_lanes):
+            for i, offset in enumerate(offsets):
+                scalar = self.source[offset + lane] if inputs is None else inputs.lane(i, lane)
+                for j in range(self.blocks):
+                    weight = load(self.weights, base + lane * width + j * lanes, lanes)
+                    r = i * self.blocks + j
+                    acc[r] = fma(splat(scalar, lanes), weight, acc[r], lanes, self.knobs["fused"])
+
+    def input_offset(self, at: tuple[Any, ...], where: tuple[Any, ...], pixel: int) -> Any:
+        (n, tile, row, start), (block, ky, kx) = at, where
+        op, x = self.op, self.op.x
+        if op.groups > 1:
+            block = block + tile // (self.tiles // op.groups) * self.ci_blocks
+        if self.flat:
+            return ((n * x.blocks + block) * (x.h * x.w) + start + pixel) * x.lanes
+        in_y = row * op.strides[0] + ky * op.dilations[0] - op.offset[0]
+        in_x = (start + pixel) * op.strides[1] + kx * op.dilations[1] - op.offset[1]
+        return x.offset(n, block, in_y, in_x)
 
 
 TEMPLATE = KernelTemplate(

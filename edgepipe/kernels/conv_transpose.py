@@ -19,14 +19,12 @@ from edgepipe.kernels.builder import (
     load,
     loop,
     minimum,
-    operand_offset,
     splat,
-    store,
     zero_border,
 )
 from edgepipe.kernels.conv import tile
-from edgepipe.kernels.epilogue import apply
 from edgepipe.kernels.ops import ConvTransposeOp, Op
+from edgepipe.kernels.output import finish, signature
 from edgepipe.kernels.template import KernelTemplate, Knobs
 from edgepipe.target import Target
 
@@ -71,7 +69,7 @@ def emit(op: ConvTransposeOp, knobs: Knobs) -> Any:
     x, y, lanes, x_lanes = op.x, op.y, op.y.lanes, op.x.lanes
     blocks = knobs["blocks"]
     width, tiles = blocks * lanes, y.blocks // blocks
-    sy, sx = op.strides
+    fused, (sy, sx) = knobs["fused"], op.strides
     phases = _phases(op)
     sizes = [tiles * x.blocks * len(taps) * x_lanes * width for _, _, taps in phases]
 
@@ -94,19 +92,12 @@ def emit(op: ConvTransposeOp, knobs: Knobs) -> Any:
                             for j in range(blocks):
                                 w = load(weights, base + lane * width + j * lanes, lanes)
                                 at = i * blocks + j
-                                acc[at] = fma(
-                                    splat(scalar, lanes), w, acc[at], lanes, knobs["fused"]
-                                )
+                                acc[at] = fma(splat(scalar, lanes), w, acc[at], lanes, fused)
             for i in range(pixels):
                 out_y, out_x = row * sy + py, (start + i) * sx + px
                 for j in range(blocks):
-                    block = t * blocks + j
-                    operands = [
-                        load(buffer, operand_offset(layout, n, block, out_y, out_x), lanes)
-                        for buffer, layout in zip(residuals, op.residuals, strict=True)
-                    ]
-                    value = apply(op.epilogue, acc[i * blocks + j], lanes, operands)
-                    store(target, y.offset(n, block, out_y, out_x), value, lanes)
+                    place = (n, t * blocks + j, out_y, out_x)
+                    finish(op, residuals, target, place, acc[i * blocks + j])
 
         with loop(y.n) as n:
             for phase, (py, px, _) in enumerate(phases):
@@ -117,11 +108,12 @@ def emit(op: ConvTransposeOp, knobs: Knobs) -> Any:
                     register_tile(phase, n, t, row, start, pixels)
         zero_border(y, target)
 
-    arguments = [("x", x.elements, "float32"), ("w", sum(sizes), "float32")]
-    arguments.append(("b", y.blocks * lanes, "float32"))
-    arguments += [(f"r{i}", r.elements, "float32") for i, r in enumerate(op.residuals)]
-    arguments.append(("y", y.elements, "float32"))
-    return kernel("conv_transpose", arguments, body)
+    inputs = [
+        ("x", x.elements, "float32"),
+        ("w", sum(sizes), "float32"),
+        ("b", y.blocks * lanes, "float32"),
+    ]
+    return kernel("conv_transpose", signature(op, inputs), body)
 
 
 TEMPLATE = KernelTemplate(

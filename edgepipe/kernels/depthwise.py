@@ -17,12 +17,10 @@ from edgepipe.kernels.builder import (
     load,
     loop,
     minimum,
-    operand_offset,
-    store,
     zero_border,
 )
-from edgepipe.kernels.epilogue import apply
 from edgepipe.kernels.ops import ConvOp, Op
+from edgepipe.kernels.output import finish, signature
 from edgepipe.kernels.template import KernelTemplate, Knobs
 from edgepipe.target import Target
 
@@ -103,12 +101,8 @@ def emit(op: ConvOp, knobs: Knobs) -> Any:
                             acc[at] = fma(vector, weight(ky, kx), acc[at], lanes, knobs["fused"])
             for r in range(rows):
                 for i in range(columns):
-                    operands = [
-                        load(buffer, operand_offset(layout, n, block, row + r, column + i), lanes)
-                        for buffer, layout in zip(residuals, op.residuals, strict=True)
-                    ]
-                    value = apply(op.epilogue, acc[r * columns + i], lanes, operands)
-                    store(target, y.offset(n, block, row + r, column + i), value, lanes)
+                    place = (n, block, row + r, column + i)
+                    finish(op, residuals, target, place, acc[r * columns + i])
 
         with loop(y.n) as n, loop(y.blocks) as block:
             kept = None
@@ -123,14 +117,12 @@ def emit(op: ConvOp, knobs: Knobs) -> Any:
                 output_tile(n, block, kept, row, column)
         zero_border(y, target)
 
-    arguments = [
+    inputs = [
         ("x", x.elements, "float32"),
         ("w", y.blocks * kh * kw * lanes, "float32"),
         ("b", y.blocks * lanes, "float32"),
     ]
-    arguments += [(f"r{i}", r.elements, "float32") for i, r in enumerate(op.residuals)]
-    arguments.append(("y", y.elements, "float32"))
-    return kernel("depthwise", arguments, body)
+    return kernel("depthwise", signature(op, inputs), body)
 
 
 TEMPLATE = KernelTemplate(

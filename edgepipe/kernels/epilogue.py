@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from tvm import tirx
@@ -30,6 +31,10 @@ class Step:
         return self.kind + ("(" + ",".join(f"{v:g}" for v in self.values) + ")") * bool(self.values)
 
 
+def _constants(lanes: int) -> Callable[[float], Any]:
+    return lambda value: splat(float32(value), lanes)
+
+
 def _prelu(x: Any, slope: Any) -> Any:
     zero = x - x
     return tirx.Select(x > zero, x, x * slope)
@@ -40,17 +45,17 @@ def _clip(x: Any, low: Any, high: Any) -> Any:
 
 
 def _hard_sigmoid(x: Any, lanes: int, alpha: float, beta: float) -> Any:
-    const = lambda v: splat(float32(v), lanes)  # noqa: E731
+    const = _constants(lanes)
     return _clip(x * const(alpha) + const(beta), const(0), const(1))
 
 
 def _gelu(x: Any, lanes: int) -> Any:
-    const = lambda v: splat(float32(v), lanes)  # noqa: E731
+    const = _constants(lanes)
     return const(0.5) * x * (const(1) + math.erf(x * const(0.7071067811865476), lanes))
 
 
 def _gelu_tanh(x: Any, lanes: int) -> Any:
-    const = lambda v: splat(float32(v), lanes)  # noqa: E731
+    const = _constants(lanes)
     inner = const(0.7978845608028654) * (x + const(0.044715) * x * x * x)
     return const(0.5) * x * (const(1) + math.tanh(inner, lanes))
 
@@ -99,11 +104,18 @@ def apply(steps: Sequence[Step], value: Any, lanes: int, operands: Sequence[Any]
     remaining = list(operands)
     for step in steps:
         if step.takes_operand:
-            operand = remaining.pop(0)
-            value = math.bind(value, lanes, lambda v, s=step, o=operand: BINARY[s.kind](v, o))
+            value = math.bind(value, lanes, partial(_binary, step.kind, remaining.pop(0)))
         else:
-            value = math.bind(value, lanes, lambda v, s=step: UNARY[s.kind](v, lanes, *s.values))
+            value = math.bind(value, lanes, partial(_unary, step, lanes))
     return value
+
+
+def _binary(kind: str, operand: Any, value: Any) -> Any:
+    return BINARY[kind](value, operand)
+
+
+def _unary(step: Step, lanes: int, value: Any) -> Any:
+    return UNARY[step.kind](value, lanes, *step.values)
 
 
 def describe(steps: Sequence[Step]) -> str:

@@ -12,12 +12,10 @@ from edgepipe.kernels.builder import (
     kernel,
     load,
     loop,
-    operand_offset,
     splat,
-    store,
 )
-from edgepipe.kernels.epilogue import apply
 from edgepipe.kernels.ops import GlobalPoolOp, Op
+from edgepipe.kernels.output import finish, signature
 from edgepipe.kernels.template import KernelTemplate, Knobs
 from edgepipe.target import Target
 
@@ -54,18 +52,9 @@ def emit(op: GlobalPoolOp, knobs: Knobs) -> Any:
             result = total[0]
             if op.kind == "average":
                 result = result * splat(float32(1 / (x.h * x.w)), lanes)
-            operands = [
-                load(buffer, operand_offset(layout, n, block, 0, 0), lanes)
-                for buffer, layout in zip(residuals, op.residuals, strict=True)
-            ]
-            store(
-                target, y.offset(n, block, 0, 0), apply(op.epilogue, result, lanes, operands), lanes
-            )
+            finish(op, residuals, target, (n, block, 0, 0), result)
 
-    arguments = [("x", x.elements, "float32")]
-    arguments += [(f"r{i}", r.elements, "float32") for i, r in enumerate(op.residuals)]
-    arguments.append(("y", y.elements, "float32"))
-    return kernel(f"global_{op.kind}_pool", arguments, body)
+    return kernel(f"global_{op.kind}_pool", signature(op, [("x", x.elements, "float32")]), body)
 
 
 TEMPLATE = KernelTemplate(name="global_pool", matches=matches, default=default, emit=emit)

@@ -60,7 +60,7 @@ class Blocked:
 
     def pack(self, array: np.ndarray) -> np.ndarray:
         """``[n, c, h, w]`` → this layout, border and missing channels zero."""
-        top, left, bottom, right = self.pads
+        top, left = self.pads[:2]
         grown = np.zeros((self.n, self.blocks * self.lanes, self.rows, self.cols), array.dtype)
         grown[:, : self.c, top : top + self.h, left : left + self.w] = array
         blocked = grown.reshape(self.n, self.blocks, self.lanes, self.rows, self.cols)

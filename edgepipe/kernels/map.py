@@ -1,12 +1,12 @@
-"""Elementwise operators over blocked layouts, and nearest upsampling, which is one with a stride."""
+"""Elementwise operators over blocked layouts; nearest upsampling is one that repeats pixels."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from edgepipe.kernels.builder import kernel, load, loop, operand_offset, store, zero_border
-from edgepipe.kernels.epilogue import apply
+from edgepipe.kernels.builder import kernel, load, loop, operand_offset, zero_border
 from edgepipe.kernels.ops import MapOp, Op, UpsampleOp
+from edgepipe.kernels.output import finish, signature
 from edgepipe.kernels.template import KernelTemplate, Knobs
 from edgepipe.target import Target
 
@@ -27,18 +27,11 @@ def emit(op: MapOp | UpsampleOp, knobs: Knobs) -> Any:
         source, *residuals, target = buffers
         with loop(y.n) as n, loop(y.blocks) as block, loop(y.h) as row, loop(y.w) as column:
             value = load(source, operand_offset(x, n, block, row // fy, column // fx), lanes)
-            operands = [
-                load(buffer, operand_offset(layout, n, block, row, column), lanes)
-                for buffer, layout in zip(residuals, op.residuals, strict=True)
-            ]
-            value = apply(op.epilogue, value, lanes, operands)
-            store(target, y.offset(n, block, row, column), value, lanes)
+            finish(op, residuals, target, (n, block, row, column), value)
         zero_border(y, target)
 
-    arguments = [("x", x.elements, "float32")]
-    arguments += [(f"r{i}", r.elements, "float32") for i, r in enumerate(op.residuals)]
-    arguments.append(("y", y.elements, "float32"))
-    return kernel("upsample" if isinstance(op, UpsampleOp) else "map", arguments, body)
+    name = "upsample" if isinstance(op, UpsampleOp) else "map"
+    return kernel(name, signature(op, [("x", x.elements, "float32")]), body)
 
 
 TEMPLATE = KernelTemplate(

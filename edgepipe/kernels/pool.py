@@ -18,13 +18,11 @@ from edgepipe.kernels.builder import (
     loop,
     maximum,
     minimum,
-    operand_offset,
     splat,
-    store,
     zero_border,
 )
-from edgepipe.kernels.epilogue import apply
 from edgepipe.kernels.ops import Op, PoolOp
+from edgepipe.kernels.output import finish, signature
 from edgepipe.kernels.template import KernelTemplate, Knobs
 from edgepipe.target import Target
 
@@ -69,7 +67,8 @@ def emit(op: PoolOp, knobs: Knobs) -> Any:
     def body(*buffers: Any) -> None:
         source, *residuals, target = buffers
 
-        def tap(n: Any, block: Any, row: Any, column: Any, ky: int, kx: int) -> Any:
+        def tap(place: Any, ky: int, kx: int) -> Any:
+            n, block, row, column = place
             in_y, in_x = row * sy + ky * dy - top, column * sx + kx * dx - left
             if op.kind == "max":
                 in_y = minimum(maximum(in_y, 0), x.h - 1)
@@ -78,28 +77,20 @@ def emit(op: PoolOp, knobs: Knobs) -> Any:
 
         with loop(y.n) as n, loop(y.blocks) as block, loop(y.h) as row, loop(y.w) as column:
             acc = Registers(1, lanes)
-            acc[0] = tap(n, block, row, column, 0, 0)
+            acc[0] = tap((n, block, row, column), 0, 0)
             for ky in range(kh):
                 for kx in range(kw):
                     if (ky, kx) == (0, 0):
                         continue
-                    value = tap(n, block, row, column, ky, kx)
+                    value = tap((n, block, row, column), ky, kx)
                     acc[0] = tirx.max(acc[0], value) if op.kind == "max" else acc[0] + value
             result = acc[0]
             if op.kind == "average":
                 result = result / splat(_divisor(op, row, column), lanes)
-            operands = [
-                load(buffer, operand_offset(layout, n, block, row, column), lanes)
-                for buffer, layout in zip(residuals, op.residuals, strict=True)
-            ]
-            value = apply(op.epilogue, result, lanes, operands)
-            store(target, y.offset(n, block, row, column), value, lanes)
+            finish(op, residuals, target, (n, block, row, column), result)
         zero_border(y, target)
 
-    arguments = [("x", x.elements, "float32")]
-    arguments += [(f"r{i}", r.elements, "float32") for i, r in enumerate(op.residuals)]
-    arguments.append(("y", y.elements, "float32"))
-    return kernel(f"{op.kind}_pool", arguments, body)
+    return kernel(f"{op.kind}_pool", signature(op, [("x", x.elements, "float32")]), body)
 
 
 TEMPLATE = KernelTemplate(

@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from edgepipe.kernels.builder import kernel, load, loop, operand_offset, splat, store, zero_border
-from edgepipe.kernels.epilogue import apply
+from edgepipe.kernels.builder import kernel, load, loop, splat, zero_border
 from edgepipe.kernels.ops import BilinearOp, Op
+from edgepipe.kernels.output import finish, signature
 from edgepipe.kernels.template import KernelTemplate, Knobs
 from edgepipe.target import Target
 
@@ -65,20 +65,19 @@ def emit(op: BilinearOp, knobs: Knobs) -> Any:
 
             upper = mix(pixel(0, 0), pixel(0, 1), column_weight[column])
             lower = mix(pixel(1, 0), pixel(1, 1), column_weight[column])
-            operands = [
-                load(buffer, operand_offset(layout, n, block, row, column), lanes)
-                for buffer, layout in zip(residuals, op.residuals, strict=True)
-            ]
-            value = apply(op.epilogue, mix(upper, lower, row_weight[row]), lanes, operands)
-            store(target, y.offset(n, block, row, column), value, lanes)
+            finish(
+                op, residuals, target, (n, block, row, column), mix(upper, lower, row_weight[row])
+            )
         zero_border(y, target)
 
-    arguments = [("x", x.elements, "float32")]
-    arguments += [("iy", 2 * y.h, "int32"), ("wy", y.h, "float32")]
-    arguments += [("ix", 2 * y.w, "int32"), ("wx", y.w, "float32")]
-    arguments += [(f"r{i}", r.elements, "float32") for i, r in enumerate(op.residuals)]
-    arguments.append(("y", y.elements, "float32"))
-    return kernel("bilinear", arguments, body)
+    inputs = [
+        ("x", x.elements, "float32"),
+        ("iy", 2 * y.h, "int32"),
+        ("wy", y.h, "float32"),
+        ("ix", 2 * y.w, "int32"),
+        ("wx", y.w, "float32"),
+    ]
+    return kernel("bilinear", signature(op, inputs), body)
 
 
 TEMPLATE = KernelTemplate(name="resize", matches=matches, default=default, emit=emit, pack=pack)

@@ -59,7 +59,7 @@ def templates() -> tuple[KernelTemplate, ...]:
 
 def select(op: Op, target: Target) -> tuple[KernelTemplate | None, list[str]]:
     """Return the template for ``op`` and why better-ranked ones did not apply."""
-    reasons = []
+    reasons: list[str] = []
     for template in templates():
         reason = template.matches(op, target)
         if reason is None:

@@ -54,9 +54,9 @@ def conv(node: ir.Node, blocked: Blocked, target: Target) -> str | None:
         return "its output is empty"
     groups, lanes = int(attribute(node, "group", 1)), target.simd.lanes_f32
     c, co = shape[1], weight.shape[0]
-    if groups not in (1, c) or (groups == c and co != c and groups > 1):
-        if (c // groups) % lanes or (co // groups) % lanes:
-            return f"{groups} groups of {c // groups} channels do not fill vectors of {lanes}"
+    depthwise = groups == c == co
+    if groups > 1 and not depthwise and ((c // groups) % lanes or (co // groups) % lanes):
+        return f"{groups} groups of {c // groups} channels do not fill vectors of {lanes}"
     return None
 
 

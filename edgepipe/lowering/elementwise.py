@@ -87,7 +87,7 @@ def binary_step(node: ir.Node, main: ir.Value) -> tuple[Step, ir.Value | None] |
         return None
     first = node.inputs[0] is main
     other = node.inputs[1] if first else node.inputs[0]
-    if other is main:
+    if other is None or other is main:
         return None
     scalar = _scalar(other)
     if scalar is not None and len(other.shape or ()) <= len(main.shape or ()):

@@ -7,7 +7,6 @@ topological order, the values that live in it.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import onnx_ir as ir
@@ -51,7 +50,7 @@ def nchw(shape: tuple[int, ...]) -> tuple[int, int, int, int] | None:
     """``[n, c, w]`` and ``[n, c, h, w]`` as four dimensions; None for other ranks."""
     if len(shape) == 3:
         return shape[0], shape[1], 1, shape[2]
-    return shape if len(shape) == 4 else None  # type: ignore[return-value]
+    return shape if len(shape) == 4 else None
 
 
 def is_float(value: ir.Value) -> bool:
@@ -71,7 +70,8 @@ class _Finder:
         self.context = context
         self.outputs = set(graph.outputs)
         self.by_output: dict[ir.Value, Group] = {}
-        self.gates = _self_gates(graph)  # Sigmoid nodes that only gate their own input
+        self.gates = _self_gates(graph)
+        self.gating = set(self.gates.values())
         self.order = {node: i for i, node in enumerate(graph)}
 
     def groups(self) -> list[Group]:
@@ -81,7 +81,7 @@ class _Finder:
         return value in self.by_output and self.by_output[value].blocked
 
     def visit(self, node: ir.Node) -> None:
-        if node.domain not in ("", "ai.onnx") or node in self.gates:
+        if node.domain not in ("", "ai.onnx") or node in self.gating:
             return
         if len(node.outputs) < 1 or not all(is_float(v) for v in node.outputs[:1]):
             return
@@ -103,11 +103,9 @@ class _Finder:
 
     def _fold_elementwise(self, node: ir.Node) -> bool:
         """Append ``node`` to the group before it, or start an elementwise group."""
-        gate = next((g for g in node.inputs if g is not None and g.producer() in self.gates), None)
-        if node.op_type == "Mul" and gate is not None and self.gates[gate.producer()] is node:
-            sigmoid = gate.producer()
-            main = sigmoid.inputs[0]
-            return self._append([sigmoid, node], main, Step("silu"), None)
+        sigmoid = self.gates.get(node)
+        if sigmoid is not None:
+            return self._append([sigmoid, node], sigmoid.inputs[0], Step("silu"), None)
         step = unary_step(node)
         if step is not None:
             return self._append([node], node.inputs[0], step, None)
@@ -179,17 +177,14 @@ class _Finder:
 
 
 def _self_gates(graph: ir.Graph) -> dict[ir.Node, ir.Node]:
-    """Sigmoid nodes whose only reader multiplies them with their own input (SiLU)."""
+    """SiLU as ONNX writes it: Mul nodes with the Sigmoid that only gates their other input."""
     gates = {}
     outputs = set(graph.outputs)
     for node in graph:
         if node.op_type != "Sigmoid" or node.outputs[0] in outputs:
             continue
         readers = [use.node for use in node.outputs[0].uses()]
-        if len(readers) == 1 and readers[0].op_type == "Mul":
-            if set(readers[0].inputs) == {node.outputs[0], node.inputs[0]}:
-                gates[node] = readers[0]
+        pair = {node.outputs[0], node.inputs[0]}
+        if len(readers) == 1 and readers[0].op_type == "Mul" and set(readers[0].inputs) == pair:
+            gates[readers[0]] = node
     return gates
-
-
-Blockedness = Callable[[ir.Value | None], bool]

@@ -16,6 +16,7 @@ import numpy as np
 import onnx_ir as ir
 
 from edgepipe.context import Context
+from edgepipe.kernels.epilogue import Step
 from edgepipe.kernels.layout import NO_PADS, Blocked, Pads
 from edgepipe.kernels.ops import (
     BilinearOp,
@@ -353,7 +354,7 @@ class _Assigner:
         )
 
     def _matmul(self, group: Group) -> None:
-        op, kernel = matmul_kernel(group)
+        kernel = matmul_kernel(group)
         sources = [
             self._plain(v) if v in self.layout else self.renamed.get(v, v)
             for v in [*group.inputs, *(o for o in group.operands if constant(o) is None)]
@@ -375,8 +376,8 @@ def _conv_weights(node: ir.Node) -> list[np.ndarray]:
     return [weight, np.zeros(channels, np.float32) if bias is None else bias]
 
 
-def matmul_kernel(group: Group) -> tuple[MatmulOp, KernelNode]:
-    """The op and weights of a Gemm or MatMul group."""
+def matmul_kernel(group: Group) -> KernelNode:
+    """The kernel of a Gemm or MatMul group."""
     node = group.anchor
     a, out = shape_of(node.inputs[0]), shape_of(node.outputs[0])  # type: ignore[arg-type]
     b_shape = shape_of(node.inputs[1])  # type: ignore[arg-type]
@@ -420,7 +421,7 @@ def matmul_kernel(group: Group) -> tuple[MatmulOp, KernelNode]:
     inputs: list[np.ndarray | None] = [None]
     if not packed:
         inputs.append(b)
-    kernel = KernelNode(
+    return KernelNode(
         op,
         node.op_type,
         [n.name or n.op_type for n in group.nodes],
@@ -428,4 +429,3 @@ def matmul_kernel(group: Group) -> tuple[MatmulOp, KernelNode]:
         inputs=inputs,
         residuals=[constant(o) for o in operands],
     )
-    return op, kernel

@@ -137,8 +137,8 @@ def test_transposed_convolution(tmp_path: Path) -> None:
         strides = (rng.choice([1, 2, 3]), rng.choice([1, 2]))
         dilations = (rng.choice([1, 1, 2]), 1)
         h, w = rng.randint(1, 5), rng.randint(1, 9)
-        full = [(s - 1) * st + (k - 1) * d + 1
-                for s, st, k, d in zip((h, w), strides, kernel, dilations, strict=True)]  # fmt: skip
+        axes = zip((h, w), strides, kernel, dilations, strict=True)
+        full = [(s - 1) * st + (k - 1) * d + 1 for s, st, k, d in axes]
         offset = tuple(rng.randrange(0, min(k, f)) for k, f in zip(kernel, full, strict=True))
         size = [max(1, f - o - rng.randrange(0, 2)) for f, o in zip(full, offset, strict=True)]
         plain = Blocked(1, rng.choice([1, 3, 9]), h, w, rng.choice([1, 8]))
@@ -250,7 +250,7 @@ def test_matmul(lanes: int, registers: int, by_element: bool, tmp_path: Path) ->
             [1, 2, 3, 10, 16, 33, 65]
         )  # fmt: skip
         kinds = tuple(rng.choice(["full", "row"]) for _ in range(rng.choice([0, 1, 2])))
-        steps = tuple(Step(rng.choice(["add", "mul"])) for _ in kinds) + (Step("relu"),)
+        steps = (*(Step(rng.choice(["add", "mul"])) for _ in kinds), Step("relu"))
         ops.append(MatmulOp(batch, m, k, n, constant, constant and rng.random() < 0.5,
                             not constant and rng.random() < 0.5, rng.random() < 0.7, steps,
                             kinds))  # fmt: skip
