@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -172,7 +173,14 @@ def write(
 
     bundle_folder.check_replaceable(destination)
     context.progress("link")
-    files = _code_files(source.name, plan, objects, context.target, prefix)
+    try:
+        files = _code_files(source.name, plan, objects, context, prefix)
+    except OSError as error:  # temporary files: nothing else is written there
+        raise UserError(
+            f"cannot write temporary files: {error.strerror}",
+            where=tempfile.gettempdir(),
+            fix="free some space, or set TMPDIR to another folder",
+        ) from None
     files["weights.bin"] = driver.weights_file(plan)
     files["golden.npz"], reference = _golden_file(source, plan)
     context.progress("write")
@@ -182,10 +190,11 @@ def write(
 
 
 def _code_files(
-    name: str, plan: Plan, objects: Mapping[str, bytes], target: Target, prefix: str
+    name: str, plan: Plan, objects: Mapping[str, bytes], context: Context, prefix: str
 ) -> dict[str, bytes]:
     from edgepipe.codegen import driver, link
 
+    target = context.target
     sources = driver.render(
         plan, prefix, f"{name} {target.name} edgepipe {manifest_file.version_of('edgepipe')}"
     )
@@ -194,7 +203,8 @@ def _code_files(
         code = link.wasm(target, sources, objects, prefix)
     else:
         texts = driver.native_files(plan, prefix)
-        code = link.native(target, {**sources, "bench.c": texts["bench.c"]}, objects[""], prefix)
+        sources["bench.c"] = texts["bench.c"]
+        code = link.native(target, sources, objects[""], prefix, context.progress)
         texts["model.h"] = sources["model.h"]
     return {**code, **{name: text.encode("utf-8") for name, text in texts.items()}}
 

@@ -295,3 +295,17 @@ def test_bench_is_executable_in_a_native_bundle(tmp_path: Path) -> None:
     assert os.access(made.file("bench"), os.X_OK)
     assert not os.access(made.file("weights.bin"), os.X_OK)
     assert bundle_folder.is_bundle(made.path)
+
+
+def test_full_temporary_folder(
+    tmp_path: Path, objects: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from edgepipe.codegen import link
+
+    def full(*arguments: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(link, "wasm", full)
+    with pytest.raises(UserError, match="TMPDIR"):
+        write(tmp_path / "b", objects)
+    assert list(tmp_path.iterdir()) == []

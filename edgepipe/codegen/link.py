@@ -12,7 +12,7 @@ import importlib.util
 import os
 import subprocess
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import cache
 from pathlib import Path
 
@@ -27,11 +27,17 @@ _C_FLAGS = (
     "-fno-asynchronous-unwind-tables",
 )  # fmt: skip
 _WASM_STACK_BYTES = 65536
+_TIMEOUT_S = 1200  # building a C library takes a minute on a slow machine; a hang has no end
+_INSTALL = "pip install 'ziglang>=0.17,<0.18'"
 _DEFAULT_PAGE_BYTES = {"aarch64": 65536}
 
 
 def native(
-    target: Target, sources: Mapping[str, str], kernels: bytes, prefix: str
+    target: Target,
+    sources: Mapping[str, str],
+    kernels: bytes,
+    prefix: str,
+    progress: Callable[[str], None] = lambda line: None,
 ) -> dict[str, bytes]:
     """Link ``model.so``, ``model.a`` and the static program ``bench``.
 
@@ -56,10 +62,13 @@ def native(
         zig("ld.lld", "-shared", "--gc-sections", "--strip-all", "--build-id=none",
             "-soname=model.so", "-z", f"max-page-size={page}", "-z", "noexecstack", "-z", "defs",
             "-o", "model.so", "model.o", cwd=work)  # fmt: skip
+        _announce_libc(target.link.static_zig_target, progress)
         # No -mcpu: zig builds the C library anew for each CPU it is given, 40 s at a time.
         zig("cc", "-target", target.link.static_zig_target, "-static", "-O2", "-g0", "-s",
             "-fno-sanitize=all", "-Wl,--build-id=none", "-o", "bench", "bench.c", "model.a",
             cwd=work)  # fmt: skip
+        with contextlib.suppress(OSError):
+            _libc_marker(target.link.static_zig_target).touch()
         return {file: (work / file).read_bytes() for file in ("model.so", "model.a", "bench")}
 
 
@@ -90,17 +99,33 @@ def wasm(
 
 
 def zig(*arguments: str, cwd: Path) -> None:
-    """Run one zig command. Raises UserError (zig missing, disk full) or EdgepipeError."""
-    done = subprocess.run(
-        [str(zig_program()), *arguments], cwd=cwd, capture_output=True, check=False
-    )
+    """Run one zig command. Raises UserError (missing, disk full, no cache) or EdgepipeError."""
+    try:
+        done = subprocess.run(
+            [str(zig_program()), *arguments],
+            cwd=cwd,
+            capture_output=True,
+            check=False,
+            timeout=_TIMEOUT_S,
+        )
+    except subprocess.TimeoutExpired:
+        raise EdgepipeError(f"zig {arguments[0]} did not end within {_TIMEOUT_S} s") from None
+    except OSError as error:
+        raise UserError(
+            f"cannot run zig: {error.strerror}", where=str(zig_program()), fix=_INSTALL
+        ) from None
     if done.returncode == 0:
         return
     text = done.stderr.decode("utf-8", "replace")
     if "No space left" in text or "NoSpaceLeft" in text:
         raise UserError("the disk is full", where=str(cwd), fix="free some space and try again")
     lines = [line.strip() for line in text.splitlines() if line.strip()]
-    first = next((line for line in lines if "error" in line), lines[-1] if lines else "no message")
+    first = next((line for line in lines if "error:" in line), lines[-1] if lines else "no message")
+    if "cache directory" in first:
+        raise UserError(
+            f"zig cannot keep its cache: {first.partition('error: ')[2]}",
+            fix="set ZIG_GLOBAL_CACHE_DIR to a folder you can write to",
+        )
     raise EdgepipeError(f"zig {arguments[0]} failed ({done.returncode}): {first}")
 
 
@@ -112,7 +137,7 @@ def zig_program() -> Path:
         for name in ("zig", "zig.exe"):
             if (Path(folder) / name).is_file():
                 return Path(folder) / name
-    raise UserError("the zig compiler is missing", fix="pip install 'ziglang>=0.17,<0.18'")
+    raise UserError("the zig compiler is missing", fix=_INSTALL)
 
 
 def zig_cpu(target: Target) -> str:
@@ -178,6 +203,15 @@ def _keep(key: str, content: bytes) -> None:
     except BaseException:
         Path(name).unlink(missing_ok=True)
         raise
+
+
+def _libc_marker(zig_target: str) -> Path:
+    return cache_folder() / f"{zig_target}-{_zig_version()}.built"
+
+
+def _announce_libc(zig_target: str, progress: Callable[[str], None]) -> None:
+    if not _libc_marker(zig_target).exists():
+        progress(f"building the C library for {zig_target} (once, about a minute)")
 
 
 def _compile_driver(target: Target, work: Path) -> None:

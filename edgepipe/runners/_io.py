@@ -64,9 +64,14 @@ def join(specs: Sequence[TensorSpec], results: Sequence[Mapping[str, Array]]) ->
     }
 
 
+def tensor_bytes(spec: TensorSpec) -> int:
+    """Size of a tensor in bytes."""
+    return int(np.prod(spec.shape, dtype=np.int64)) * np.dtype(spec.dtype).itemsize
+
+
 def aligned(shape: tuple[int, ...], dtype: str) -> Array:
     """An uninitialised array whose data starts at a multiple of the bundle ABI's alignment."""
-    size = int(np.prod(shape, dtype=np.int64)) * np.dtype(dtype).itemsize
+    size = tensor_bytes(TensorSpec("", shape, dtype))
     memory = np.empty(size + ALIGNMENT, np.uint8)
     start = -memory.ctypes.data % ALIGNMENT
     return memory[start : start + size].view(dtype).reshape(shape)

@@ -19,11 +19,27 @@ if TYPE_CHECKING:
 
     from edgepipe.bundle import Bundle
 
+_CHUNK_BYTES = 1 << 28
+
 
 def run_many(
     bundle: Bundle, command: Sequence[str], samples: Sequence[Mapping[str, npt.NDArray[Any]]]
 ) -> list[dict[str, npt.NDArray[Any]]]:
-    """Execute samples in one process of ``command`` (launcher words; the program is added)."""
+    """Execute samples with the bench program behind ``command`` (the launcher's words).
+
+    One process takes as many samples as fit 256 MB of temporary files.
+    """
+    size = sum(_io.tensor_bytes(t) for t in (*bundle.inputs, *bundle.outputs))
+    chunk = max(1, _CHUNK_BYTES // max(size, 1))
+    results = []
+    for start in range(0, len(samples), chunk):
+        results += _run_chunk(bundle, command, samples[start : start + chunk])
+    return results
+
+
+def _run_chunk(
+    bundle: Bundle, command: Sequence[str], samples: Sequence[Mapping[str, npt.NDArray[Any]]]
+) -> list[dict[str, npt.NDArray[Any]]]:
     with tempfile.TemporaryDirectory(prefix="edgepipe-run-") as name:
         source, result = Path(name) / "in.bin", Path(name) / "out.bin"
         _io.write_raw(source, samples)

@@ -242,3 +242,86 @@ def test_math_library_cache_heals(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
     assert len(link.math_library(target)) == len(again)  # no cache, no error
+
+
+def fake_zig(folder: Path, script: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    program = folder / "zig"
+    program.write_text(f"#!/bin/sh\n{script}\n")
+    program.chmod(0o755)
+    monkeypatch.setattr(link, "zig_program", lambda: program)
+
+
+@pytest.mark.parametrize(
+    ("script", "kind", "message"),
+    [
+        ("echo 'ld.lld: error: bad input' >&2; exit 1", EdgepipeError, "bad input"),
+        ("echo 'x: No space left on device' >&2; exit 1", UserError, "disk is full"),
+        ("echo 'error: unable to open global cache directory \"x\": ReadOnly' >&2; exit 1",
+         UserError, "ZIG_GLOBAL_CACHE_DIR"),
+        ("exit 7", EdgepipeError, r"failed \(7\): no message"),
+    ],
+)  # fmt: skip
+def test_what_zig_says_becomes_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, script: str, kind: type, message: str
+) -> None:
+    fake_zig(tmp_path, script, monkeypatch)
+    with pytest.raises(kind, match=message) as raised:
+        link.zig("cc", cwd=tmp_path)
+    assert raised.type is kind
+    assert "\n" not in str(raised.value)
+
+
+def test_zig_that_cannot_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(link, "zig_program", lambda: tmp_path / "zig")
+    with pytest.raises(UserError, match="pip install"):
+        link.zig("cc", cwd=tmp_path)
+
+
+def test_threads_with_their_own_arenas(tmp_path: Path) -> None:
+    host, plan = Target.load("host"), handmade.plan("net")
+    sources = {**driver.render(plan, "net"), **driver.native_files(plan, "net")}
+    made = link.native(host, sources, handmade.objects(host, "net")[""], "net")
+    (tmp_path / "model.a").write_bytes(made["model.a"])
+    (tmp_path / "model.h").write_text(sources["model.h"])
+    (tmp_path / "weights.bin").write_bytes(driver.weights_file(plan))
+    (tmp_path / "main.c").write_text(THREADS)
+    assert run(build(tmp_path, "-O1", "-pthread", "main.c", "model.a")).returncode == 0
+
+
+THREADS = """
+#include <pthread.h>
+#include <stdio.h>
+#include <string.h>
+#include "model.h"
+static char weights[16384] __attribute__((aligned(64)));
+static float wanted[2][1024] __attribute__((aligned(64)));
+static float x[2][1024] __attribute__((aligned(64)));
+static int infer(int which, float *y, void *arena) {
+    long long n __attribute__((aligned(64))) = which, m __attribute__((aligned(64)));
+    return net_run((const void *[]){x[which], &n}, (void *[]){y, &m}, arena) || m != 2 * which;
+}
+static void *work(void *argument) {
+    char arena[8192] __attribute__((aligned(64)));
+    float y[1024] __attribute__((aligned(64)));
+    int which = argument != NULL;
+    for (int i = 0; i < 20000; i++)
+        if (infer(which, y, arena) || memcmp(y, wanted[which], 4000)) return (void *)1;
+    return NULL;
+}
+int main(void) {
+    FILE *file = fopen("weights.bin", "rb");
+    if (fread(weights, 1, sizeof weights, file) != net_weights_bytes()) return 1;
+    if (net_init(weights, net_weights_bytes())) return 2;
+    for (int i = 0; i < 1000; i++) x[0][i] = i, x[1][i] = -i;
+    char arena[8192] __attribute__((aligned(64)));
+    if (infer(0, wanted[0], arena) || infer(1, wanted[1], arena)) return 3;
+    pthread_t threads[4];
+    for (int i = 0; i < 4; i++) pthread_create(&threads[i], NULL, work, i % 2 ? x : NULL);
+    for (int i = 0; i < 4; i++) {
+        void *bad;
+        pthread_join(threads[i], &bad);
+        if (bad) return 4;
+    }
+    return 0;
+}
+"""

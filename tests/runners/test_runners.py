@@ -254,6 +254,15 @@ def test_split_and_join() -> None:
         _io.split(specs, {"a": np.zeros((4, 3)), "b": np.arange(3)})
 
 
+def test_many_samples_take_several_processes(made: Made, monkeypatch: pytest.MonkeyPatch) -> None:
+    from edgepipe.runners import _program
+
+    monkeypatch.setattr(_program, "_CHUNK_BYTES", 20_000)  # two samples
+    samples = [{X: np.full((1, 1000), i, np.float32), N: np.array(i)} for i in range(5)]
+    results = _program.run_many(made("host"), [], samples)
+    assert [int(r[TWICE]) for r in results] == [0, 2, 4, 6, 8]
+
+
 def test_doctor_names_every_runner_and_fix(monkeypatch: pytest.MonkeyPatch) -> None:
     names = " ".join(check.name for check in doctor.checks())
     for name in ("zig", "tvm", "onnxruntime", "torch", *runners.names()):

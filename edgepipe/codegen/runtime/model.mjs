@@ -121,6 +121,8 @@ export class Model {
 
   /** One inference: `{name: TypedArray}` in, `{name: TypedArray}` (fresh copies) out. */
   run(values) {
+    if (typeof values !== "object" || values === null)
+      throw new TypeError("run takes an object {name: TypedArray}");
     const given = new Set(Object.keys(values));
     for (const { name, shape, dtype } of INPUTS) {
       if (!given.delete(name)) throw new TypeError(`input '${name}' is missing`);
