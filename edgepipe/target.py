@@ -146,11 +146,10 @@ def _detect_host(target: Target) -> Target:
             if line.startswith("flags"):
                 flags = set(line.split(":", 1)[1].split())
                 break
-    for needed, mcpu, lanes, registers in _LEVELS:
-        if needed <= flags:
-            break
-    else:
+    level = next((level for level in _LEVELS if level[0] <= flags), None)
+    if level is None:
         raise UserError("this CPU has no AVX2 and FMA", where="--target", fix="use another machine")
+    _, mcpu, lanes, registers = level
     llvm = {**target.llvm, "mcpu": mcpu}
     if mcpu == "x86-64-v4":
         # LLVM prefers 256-bit vectors on this level unless told; kernels are written for 512.

@@ -136,7 +136,8 @@ def validate(
 
     ``data`` is SRC (see ``edgepipe.data``), arrays by input name, or samples already opened.
     Without it the bundle's golden inputs and outputs are used, which need no original model, or
-    with ``model`` seeded synthetic inputs. ``model`` names the original where the manifest's origin is not found.
+    with ``model`` seeded synthetic inputs. ``model`` names the original where the manifest's
+    origin does not lead to it.
     ``max_top1_drop`` is in percentage points: of accuracy with labels, else of agreement.
     ``step`` is called with (runs done, runs in all). Raises UserError.
     """
