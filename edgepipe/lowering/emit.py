@@ -15,7 +15,7 @@ from edgepipe.errors import Unsupported
 from edgepipe.kernels.epilogue import describe
 from edgepipe.kernels.ops import MatmulOp, Op
 from edgepipe.kernels.template import KernelTemplate, Knobs, select
-from edgepipe.lowering.layouts import KernelNode
+from edgepipe.lowering.describe import KernelNode
 
 STAGE = "lowering.kernels"
 
