@@ -1,6 +1,6 @@
 """Bring every node to the canonical opset; first sweep of folding and shape inference.
 
-1. Operators of opset 7 and newer are rewritten to their form in ``editor.OPSET`` (``upgrade``).
+1. Operators of opset 6 and newer are rewritten to their form in ``editor.OPSET`` (``upgrade``).
 2. Operators of later opsets that mean the same in ``OPSET`` are kept; others are decomposed
    (``decompose``) or refused by name.
 3. On the way constants are folded and shapes inferred (``fold``), because old forms such as
@@ -16,7 +16,7 @@ from edgepipe.errors import Unsupported
 from edgepipe.passes import fold, upgrade
 from edgepipe.passes.editor import OPSET, Editor
 
-_OLDEST = 7
+_OLDEST = 6
 _IR_VERSION = 10
 
 

@@ -107,6 +107,38 @@ def _attribute_to_input(edit: Editor, node: ir.Node, name: str, index: int) -> N
     node.replace_input_with(index, edit.constant(values, f"{node.name}/{name}"))
 
 
+@_since(
+    7,
+    *("Add", "Sub", "Mul", "Div", "Pow", "And", "Or", "Xor", "Equal", "Greater", "Less", "Gemm"),
+)
+def _broadcast(edit: Editor, node: ir.Node) -> None:
+    # Opset 6 aligned the second operand at ``axis`` instead of at the last axis.
+    axis = node.attributes.pop("axis", None)
+    node.attributes.pop("broadcast", None)
+    left, right = shape_of(node.inputs[0]), shape_of(node.inputs[1])
+    if axis is None or left is None or right is None:
+        return
+    first = axis.as_int() % len(left)
+    padded = [*right, *[1] * (len(left) - first - len(right))]
+    target = edit.constant(np.array(padded, np.int64), "aligned")
+    node.replace_input_with(1, edit.insert(node, "Reshape", [node.inputs[1], target]))
+
+
+@_since(7, "PRelu")
+def _slope(edit: Editor, node: ir.Node) -> None:
+    dims, slope = shape_of(node.inputs[0]), shape_of(node.inputs[1])
+    if dims is None or slope is None or len(slope) != 1 or slope == (1,):
+        return
+    target = edit.constant(np.array([slope[0], *[1] * (len(dims) - 2)], np.int64), "aligned")
+    node.replace_input_with(1, edit.insert(node, "Reshape", [node.inputs[1], target]))
+
+
+@_since(7, "BatchNormalization", "Dropout")
+def _is_test(edit: Editor, node: ir.Node) -> None:
+    node.attributes.pop("is_test", None)
+    node.attributes.pop("consumed_inputs", None)
+
+
 @_since(13, "Squeeze", "Unsqueeze", "ReduceSum")
 @_since(
     18,

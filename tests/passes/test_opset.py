@@ -15,6 +15,15 @@ from .rewriting import assert_equal, model, normal, rewrite
 
 # Opset, graph, operators afterwards.
 OLD_FORMS = {
+    "batch_norm_6": (
+        6,
+        """g (float[1,2,3,3] x) => (float[1,2,3,3] y)
+        <float[2] s = {1.5,0.5}, float[2] b = {1.0,2.0},
+         float[2] m = {1.5,0.5}, float[2] v = {1.0,2.0}> {
+          y = BatchNormalization<is_test=1>(x, s, b, m, v)
+        }""",
+        ["BatchNormalization"],
+    ),
     "squeeze_11": (
         11,
         "g (float[1,3,1,2] x) => (float[3,2] y) { y = Squeeze<axes=[0,2]>(x) }",
@@ -145,6 +154,19 @@ OLD_FORMS = {
 }
 
 
+def test_1_broadcast_of_opset_6_starts_at_axis() -> None:
+    """No runtime here computes opset 6 broadcasting: the expected value is written out."""
+    from .rewriting import execute
+
+    text = """g (float[2,3,4] x, float[3] b) => (float[2,3,4] y) {
+      y = Add<broadcast=1, axis=1>(x, b)
+    }"""
+    x, b = normal(2, 3, 4), normal(3, seed=1)
+    result = rewrite(text, opset_version=6)
+    y = execute(result.after, {"x": x, "b": b})[0]
+    np.testing.assert_array_equal(y, x + b[:, None])
+
+
 @pytest.mark.parametrize("name", OLD_FORMS)
 def test_1_old_forms(name: str) -> None:
     version, text, ops = OLD_FORMS[name]
@@ -167,7 +189,7 @@ def test_1_resize_10_takes_the_right_neighbour_when_shrinking() -> None:
 @pytest.mark.parametrize(
     ("version", "graph", "reason"),
     [
-        (6, "g (float[2] x) => (float[2] y) { y = Neg(x) }", "opset 6 is not supported"),
+        (5, "g (float[2] x) => (float[2] y) { y = Neg(x) }", "opset 5 is not supported"),
         (9, "g (float[2] x) => (float[2] y) { y = Celu(x) }", "Celu does not exist in opset 9"),
         (
             11,
