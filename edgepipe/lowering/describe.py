@@ -119,7 +119,7 @@ def _transposed(
     )
 
 
-def _op(self, group: Group, inputs: list[Blocked], y: Blocked, residuals: list[Blocked]) -> Op:
+def kernel_op(group: Group, inputs: list[Blocked], y: Blocked, residuals: list[Blocked]) -> Op:
     """The op of a blocked group, given the layouts of what it reads and writes."""
     node, x = group.anchor, inputs[0]
     steps, layouts = tuple(group.steps), tuple(residuals)
