@@ -247,3 +247,63 @@ def test_all_runners_of_wasm_agree(tmp_path: Path) -> None:
     first, second = (runners.run(made, inputs, name) for name in ("node", "wasmtime"))
     for name in first:
         assert np.array_equal(first[name], second[name], equal_nan=True), name
+
+
+DOUBLES: dict[str, Reference] = {
+    "exp": np.exp, "log": np.log, "log2": np.log2, "log10": np.log10, "log1p": np.log1p,
+    "expm1": np.expm1, "exp2": np.exp2, "sin": np.sin, "cos": np.cos, "tan": np.tan,
+    "asin": lambda x: np.arcsin(x / 8), "atan": np.arctan, "sinh": np.sinh, "cosh": np.cosh,
+    "tanh": np.tanh, "asinh": np.arcsinh, "sqrt": np.sqrt, "cbrt": np.cbrt,
+    "erf": np.vectorize(math.erf), "erfc": np.vectorize(math.erfc), "rint": np.rint,
+    "floor": np.floor,
+}  # fmt: skip
+
+
+_LOOP = "for (int i = 0; i < 65536; i++)"
+_HALF = f"""void model_half(_Float16 *x, float *y, _Float16 *z) {{
+    {_LOOP} {{ y[i] = x[i]; z[i] = (_Float16)(y[i] * 1.0007f); }}
+}}"""
+# clang has no _Float16 for wasm; LLVM emits these calls for the half type there.
+_HALF_BY_NAME = f"""float __extendhfsf2(unsigned short); unsigned short __truncsfhf2(float);
+void model_half(unsigned short *x, float *y, unsigned short *z) {{
+    {_LOOP} {{ y[i] = __extendhfsf2(x[i]); z[i] = __truncsfhf2(y[i] * 1.0007f); }}
+}}"""
+
+
+@pytest.mark.parametrize("name", ["host", "raspberry-pi-3-32", "wasm-simd"])
+def test_double_and_half_precision(name: str, tmp_path: Path) -> None:
+    """float64 functions to 1e-13; float16 to float32 and back exactly, rounded half to even."""
+    target = Target.load(name)
+    lines, calls, outputs = [], [], []
+    for index, function in enumerate(DOUBLES):
+        lines.append(
+            f"double {function}(double); void model_{function}(double *x, double *y)"
+            f"{{ for (int i = 0; i < 512; i++)"
+            f" y[i] = {function}({'x[i] / 8' if function == 'asin' else 'x[i]'}); }}"
+        )
+        outputs.append(TensorSpec(function, (512,), "float64"))
+        places = (Place("input"), Place("output", index=index))
+        calls.append(Call(f"model_{function}", places, function))
+    lines.append(_HALF_BY_NAME if target.kind == "wasm" else _HALF)
+    outputs += [TensorSpec("wide", (65536,), "float32"), TensorSpec("half", (65536,), "float16")]
+    places = (
+        Place("input", index=1), Place("output", index=len(DOUBLES)),
+        Place("output", index=len(DOUBLES) + 1),
+    )  # fmt: skip
+    calls.append(Call("model_half", places, "half"))
+    specs = (TensorSpec("x", (512,), "float64"), TensorSpec("h", (65536,), "float16"))
+    plan = Plan(specs, tuple(outputs), tuple(calls), 0, 0, b"", ())
+    kernels = {"": handmade.compile_c(target, "\n".join(lines), flags=("-fno-builtin",))}
+    made = bundle.write(
+        tmp_path / "b", handmade.source(), plan, kernels, handmade.context(target), "model"
+    )
+    x = np.random.default_rng(1).uniform(0.01, 7.9, 512)
+    halves = np.arange(65536, dtype=np.uint16).view(np.float16)
+    got = made.run({"x": x, "h": halves})
+    for function, reference in DOUBLES.items():
+        assert np.allclose(got[function], reference(x), rtol=1e-13, atol=1e-300), function
+    wide = halves.astype(np.float32)
+    assert np.array_equal(got["wide"], wide, equal_nan=True)
+    with np.errstate(all="ignore"):
+        narrow = (wide * np.float32(1.0007)).astype(np.float16)
+    assert np.array_equal(got["half"], narrow, equal_nan=True)
