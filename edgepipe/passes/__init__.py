@@ -1,13 +1,13 @@
 """The graph passes: from the imported model to a canonical float ONNX graph.
 
 The result is standard ONNX (only the ai.onnx domain, opset ``editor.OPSET``) and computes what
-the model computed. The order below is the architecture: each line is one file with its cases in
-the docstring.
+the model computed. ``PASSES`` is the architecture: every name is one file of this folder, with
+its numbered cases in the docstring and a ``run(edit) -> number of changes``.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import importlib
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -17,67 +17,48 @@ from edgepipe.errors import EdgepipeError
 if TYPE_CHECKING:
     import onnx_ir as ir
 
-    from edgepipe.passes.editor import Editor
-
 STAGE = "passes"
 
-
-def _passes() -> tuple[Callable[[Editor], int], ...]:
-    # onnx is imported here and not with the package: the command line must answer at once.
-    from edgepipe.passes import (
-        activations,
-        canonical,
-        clean,
-        decompose,
-        fold,
-        fuse_affine,
-        fuse_batchnorm,
-        fuse_input,
-        fuse_pad,
-        identity,
-        inline,
-        matmul,
-        normalization,
-        opset,
-        reshape,
-    )
-
-    return (
-        inline.run,
-        opset.run,
-        decompose.run,
-        canonical.run,
-        identity.run,
-        clean.run,
-        normalization.run,
-        activations.run,
-        fuse_batchnorm.run,
-        fuse_affine.run,
-        fuse_input.run,
-        fuse_pad.run,
-        matmul.run,
-        reshape.run,
-        identity.run,
-        fold.run,
-        clean.run,
-    )
+#: In order. By name, so that onnx is imported when a model is compiled and not with the command
+#: line. A pass that opens chances for an earlier one is followed by that one again.
+PASSES = (
+    "inline",  # local functions, constants: the form the others expect
+    "opset",  # one opset; constants folded and shapes known from here on
+    "decompose",  # operators without kernels
+    "canonical",  # one form for what can be said in several
+    "identity",
+    "clean",  # equal subexpressions become one, so that patterns meet
+    "normalization",
+    "activations",
+    "identity",
+    "fuse_batchnorm",
+    "fuse_affine",
+    "fuse_input",
+    "fuse_pad",
+    "matmul",
+    "reshape",
+    "identity",
+    "fold",
+    "clean",
+)
 
 
 def run(model: ir.Model, context: Context) -> ir.Model:
     """Rewrite a copy of ``model`` by every pass in order; ``model`` stays as it was.
 
-    Weights are shared with ``model``, never changed in place. Reasons why something did not
-    apply go to ``context.note``; the text of the graph after each pass to ``context.dump``.
+    Input shapes must be static. Weights are shared with ``model``, never changed in place.
+    Every value of the result has a static shape and a dtype, except where the data decide it
+    (NonZero, NonMaxSuppression, Unique, …). Reasons why something did not apply go to
+    ``context.note``; the text of the graph after each pass to ``context.dump``.
     Raises UserError for contradictions in the model; other errors carry the pass's name.
     """
     from edgepipe.passes.editor import Editor
 
     edit = Editor(model.clone())
-    for number, step in enumerate(_passes()):
-        name = step.__module__.rsplit(".", 1)[-1]
+    for number, name in enumerate(PASSES):
         edit.note = partial(context.note, f"{STAGE}.{name}")
         try:
-            step(edit)
+            importlib.import_module(f"{__name__}.{name}").run(edit)
         except EdgepipeError:
             raise
         except Exception as error:

@@ -4,7 +4,10 @@
    dense kernels read it) and a bias of shape [N] when the bias is a constant that allows it.
 2. MatMul of a rank-2 value with a constant matrix → Gemm of that form.
 3. Gemm without bias → Add of a constant row vector becomes its bias.
-4. MatMul of higher rank stays MatMul, with an Add after it for the bias (the constant second).
+4. MatMul of two values multiplied by a scalar each (attention: both by the fourth root of the
+   size): one scalar, on the left.
+5. MatMul of higher rank stays MatMul, with an Add after it for the bias.
+6. Constants are the second operand of Add, Mul, Max and Min.
 """
 
 from __future__ import annotations
@@ -12,18 +15,18 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
-from edgepipe.passes.editor import Editor, array_of, is_op, only_user, shape_of
+from edgepipe.passes.editor import Editor, array_of, is_op, only_user, scalar_of, shape_of
 
 
 def run(edit: Editor) -> int:
     """Returns the number of nodes changed."""
     count = 0
-    for node in edit.nodes("MatMul"):
-        count += _from_matmul(edit, node)
-    for node in edit.nodes("Gemm"):
-        count += _canonical(edit, node) + _absorb_bias(edit, node)
     for node in edit.nodes("Add", "Mul", "Max", "Min"):
         count += _constant_second(edit, node)
+    for node in edit.nodes("MatMul"):
+        count += _from_matmul(edit, node) or _one_scalar(edit, node)
+    for node in edit.nodes("Gemm"):
+        count += _canonical(edit, node) + _absorb_bias(edit, node)
     return count
 
 
@@ -36,6 +39,29 @@ def _from_matmul(edit: Editor, node: ir.Node) -> bool:
         return False
     edit.become(node, "Gemm", [source, weight])
     return True
+
+
+def _one_scalar(edit: Editor, node: ir.Node) -> bool:
+    left, right = (_scaled(value, node) for value in node.inputs)
+    if left is None or right is None:
+        return False
+    product = (scalar_of(left.inputs[1]) or 0.0) * (scalar_of(right.inputs[1]) or 0.0)
+    old = array_of(left.inputs[1])
+    assert old is not None
+    scalar = np.full(old.shape, product).astype(old.dtype)
+    left.replace_input_with(1, edit.constant(scalar, f"{node.name}/scale"))
+    node.replace_input_with(1, right.inputs[0])
+    edit.remove(right)
+    return True
+
+
+def _scaled(value: ir.Value | None, reader: ir.Node) -> ir.Node | None:
+    """The node that multiplies ``value`` by a scalar constant for ``reader`` alone."""
+    node = value.producer() if value is not None else None
+    if value is None or node is None or not is_op(node, "Mul"):
+        return None
+    plain = shape_of(node.inputs[0]) == shape_of(value) and only_user(value) is reader
+    return node if plain and scalar_of(node.inputs[1]) is not None else None
 
 
 def _canonical(edit: Editor, node: ir.Node) -> bool:

@@ -61,7 +61,32 @@ def test_3_other_reader_keeps_the_add() -> None:
     assert_equal(result)
 
 
-def test_4_rank_3() -> None:
+def test_4_scalars_of_both_operands_become_one() -> None:
+    text = """g (float[2,3,4] x, float[2,4,6] z) => (float[2,3,6] y)
+    <float a = {0.5}, float b = {0.25}> {
+      l = Mul(a, x)
+      r = Mul(z, b)
+      y = MatMul(l, r)
+    }"""
+    result = rewrite(text, matmul.run, clean.run)
+    assert result.ops == ["Mul", "MatMul"]
+    assert result.constant("Mul", 1) == 0.125
+    assert_equal(result)
+
+
+def test_4_other_reader_keeps_both() -> None:
+    text = """g (float[2,3,4] x, float[2,4,6] z) => (float[2,3,6] y, float[2,4,6] r)
+    <float a = {0.5}, float b = {0.25}> {
+      l = Mul(a, x)
+      r = Mul(z, b)
+      y = MatMul(l, r)
+    }"""
+    result = rewrite(text, matmul.run, clean.run)
+    assert result.ops == ["Mul", "Mul", "MatMul"]
+    assert_equal(result)
+
+
+def test_5_6_rank_3() -> None:
     text = """g (float[2,3,4] x) => (float[2,3,6] y) <float[4,6] w, float[6] c> {
       h = MatMul(x, w)
       y = Add(c, h)

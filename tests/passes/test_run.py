@@ -117,7 +117,6 @@ def test_an_error_names_the_pass(monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(edit: object) -> int:
         raise ZeroDivisionError("deliberate")
 
-    broken.__module__ = fuse_pad.__name__
     monkeypatch.setattr(fuse_pad, "run", broken)
     with pytest.raises(ZeroDivisionError) as caught:
         passes.run(model(NETWORK, **WEIGHTS), context())
