@@ -207,3 +207,34 @@ def _close(case: object, outputs: list[np.ndarray]) -> bool:
         )
         for a, b in zip(expected, outputs, strict=True)
     )
+
+
+@pytest.mark.slow
+@pytest.mark.needs_torch
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("mobilenet-v2", {"Conv": 52, "Clip": 35, "Add": 10, "Gemm": 1}),
+        ("efficientnet-b0", {"Conv": 81, "Sigmoid": 65, "GlobalAveragePool": 17}),
+        ("vit-tiny", {"LayerNormalization": 25, "Gelu": 12, "Softmax": 12, "Mul": 12}),
+        ("text-transformer", {"LayerNormalization": 5, "Gelu": 2, "Softmax": 2}),
+        ("unet-small", {"Conv": 19, "ConvTranspose": 4, "Relu": 18}),
+        ("lstm", {"LSTM": 2, "Gemm": 1}),
+    ],
+)
+def test_zoo_network(name: str, expected: dict[str, int]) -> None:
+    """Exported networks: what is fused is counted, and random weights keep their answer.
+
+    1e-4 because networks of random weights amplify rounding (up to 100 times).
+    """
+    from edgepipe import importer
+
+    source = importer.load(name)
+    result = passes.run(source.model, context())
+    ops = [node.op_type for node in result.graph]
+    assert {op: ops.count(op) for op in expected} == expected
+    assert not {"BatchNormalization", "Identity", "Shape", "Constant"} & set(ops)
+    assert not shapes.unknown(result)
+    feeds = inputs_of(result)
+    before = ir.serde.deserialize_model(onnx.load_from_string(source.reference))
+    assert relative_error(execute(before, feeds), execute(result, feeds)) < 1e-4
