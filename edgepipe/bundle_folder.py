@@ -45,12 +45,25 @@ def is_bundle(path: Path) -> bool:
 
 
 def check_replaceable(path: Path) -> None:
-    """Refuse a path that exists and is not a bundle. Raises UserError."""
-    if (path.exists() or path.is_symlink()) and not is_bundle(path):
+    """Refuse a path that exists and is not a bundle, or one with files that are not the
+    bundle's: they would be lost. Raises UserError."""
+    if not path.exists() and not path.is_symlink():
+        return
+    if not is_bundle(path):
         raise UserError(
             "exists and is not a bundle, so it is not replaced",
             where=str(path),
             fix="choose another output folder with -o, or remove it",
+        )
+    listed = read_json(path / MANIFEST).get("files")
+    own = {MANIFEST, *(listed if isinstance(listed, dict) else ())}
+    foreign = sorted(entry.name for entry in path.iterdir() if entry.name not in own)
+    if foreign:
+        raise UserError(
+            f"holds files that are not the bundle's ({', '.join(foreign[:3])}), "
+            "so it is not replaced",
+            where=str(path),
+            fix="move them away, or choose another output folder with -o",
         )
 
 

@@ -309,3 +309,15 @@ def test_full_temporary_folder(
     with pytest.raises(UserError, match="TMPDIR"):
         write(tmp_path / "b", objects)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_bundle_with_a_users_file_in_it_is_not_replaced(
+    tmp_path: Path, objects: dict[str, bytes]
+) -> None:
+    write(tmp_path / "b", objects)
+    (tmp_path / "b" / "notes.txt").write_text("mine")
+    with pytest.raises(UserError, match=r"notes\.txt.*not replaced"):
+        write(tmp_path / "b", objects, seed=8)
+    assert (tmp_path / "b" / "notes.txt").read_text() == "mine"
+    (tmp_path / "b" / "notes.txt").unlink()
+    write(tmp_path / "b", objects, seed=8)
