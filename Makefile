@@ -30,7 +30,7 @@ check: $(VENV)/.dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/python -m pytest -q -m "not slow"
+	$(BIN)/python -m pytest -q -n $(shell nproc) --dist worksteal -m "not slow"
 
 test: $(VENV)/.dev
 	$(BIN)/python -m pytest -q -n $(shell nproc) --dist worksteal
