@@ -20,12 +20,22 @@ from edgepipe.zoo import ZooInput
 
 _SAMPLES = 2
 
+# Random networks with shifts around 0 amplify float32 rounding from layer to layer (FastDepth
+# to 89 dB against float64); with these shifts fewer channels die in the ReLU, and it keeps 110 dB.
+_NORM_RANGES = {
+    (nn.BatchNorm2d, "weight"): (0.8, 1.2),
+    (nn.BatchNorm2d, "bias"): (0.0, 1.0),
+    (nn.LayerNorm, "weight"): (0.8, 1.2),
+    (nn.LayerNorm, "bias"): (-0.1, 0.2),
+}
+
 
 def initialise(module: nn.Module, inputs: Sequence[ZooInput], seed_text: str) -> None:
     """Give ``module`` He-normal weights (He et al. 2015, fan in) and settled BatchNorms.
 
-    Biases and BatchNorm shifts are small and random, scales near 1. Running statistics are
-    those of two seeded samples of the shapes in ``inputs``. In place; leaves eval mode.
+    Biases are small and random; scales and shifts of norms as in ``_NORM_RANGES``. Running
+    statistics are those of two seeded samples of the shapes in ``inputs``. In place; leaves
+    eval mode.
     """
     random = RandomState(int.from_bytes(hashlib.sha256(seed_text.encode()).digest()[:4], "big"))
     with torch.no_grad():
@@ -39,8 +49,7 @@ def _initialise_layer(layer: nn.Module, random: RandomState) -> None:
     for name, parameter in layer.named_parameters(recurse=False):
         shape = tuple(parameter.shape)
         if isinstance(layer, nn.BatchNorm2d | nn.LayerNorm):
-            low, high = (0.8, 1.2) if name == "weight" else (-0.1, 0.2)
-            values = random.uniform(low, high, shape)
+            values = random.uniform(*_NORM_RANGES[type(layer), name], shape)
         elif "bias" in name or len(shape) < 2:
             values = random.uniform(-0.05, 0.05, shape)
         else:
