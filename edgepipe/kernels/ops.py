@@ -210,6 +210,32 @@ class MatmulOp:
         return self.batch * self.m * self.k * self.n
 
 
+@dataclass(frozen=True)
+class SoftmaxOp:
+    """Softmax over the last dimension of ``[rows, n]``, row-major."""
+
+    rows: int
+    n: int
+
+    @property
+    def macs(self) -> int:
+        return 0
+
+
+@dataclass(frozen=True)
+class LayerNormOp:
+    """Layer normalisation over the last dimension of ``[rows, n]`` with scale and bias ``[n]``."""
+
+    rows: int
+    n: int
+    epsilon: float
+    bias: bool = True
+
+    @property
+    def macs(self) -> int:
+        return 0
+
+
 Op = (
     ConvOp
     | ConvTransposeOp
@@ -221,4 +247,6 @@ Op = (
     | UpsampleOp
     | BilinearOp
     | MatmulOp
+    | SoftmaxOp
+    | LayerNormOp
 )

@@ -19,7 +19,9 @@ Blocked = Callable[[ir.Value | None], bool]
 Anchor = Callable[[ir.Node, Blocked, Target], str | None]
 
 #: Kinds that take no fused steps.
-NO_EPILOGUE = frozenset({"concat"})
+NO_EPILOGUE = frozenset({"concat", "rows"})
+#: Kinds that work on row-major tensors of any rank.
+PLAIN = frozenset({"matmul", "rows"})
 
 
 def _shape(value: ir.Value | None) -> tuple[int, ...]:
@@ -199,6 +201,22 @@ def _gemm(node: ir.Node) -> str | None:
     return None if array.size in (1, n) and array.shape[-1:] in ((n,), (1,), ()) else "bias shape"
 
 
+def rows(node: ir.Node, blocked: Blocked, target: Target) -> str | None:
+    if node.op_type not in ("Softmax", "LayerNormalization"):
+        return ""
+    shape = _shape(node.inputs[0])
+    if not shape or 0 in shape or int(attribute(node, "axis", -1)) % len(shape) != len(shape) - 1:
+        return "not over the last dimension"
+    if constant(node.inputs[0]) is not None or any(v.uses() for v in node.outputs[1:]):
+        return "constant input, or its statistics are used"
+    if node.op_type == "Softmax":
+        return None
+    arrays = [constant(v) for v in node.inputs[1:] if v is not None]
+    if any(a is None or a.shape != shape[-1:] or a.dtype != np.float32 for a in arrays):
+        return "scale or bias is computed or of another shape"
+    return None
+
+
 ANCHORS: dict[str, Anchor] = {
     "conv": conv,
     "conv_transpose": conv_transpose,
@@ -208,4 +226,5 @@ ANCHORS: dict[str, Anchor] = {
     "bilinear": bilinear,
     "concat": concat,
     "matmul": matmul,
+    "rows": rows,
 }

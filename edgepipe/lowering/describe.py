@@ -15,10 +15,12 @@ from edgepipe.kernels.ops import (
     ConvOp,
     ConvTransposeOp,
     GlobalPoolOp,
+    LayerNormOp,
     MapOp,
     MatmulOp,
     Op,
     PoolOp,
+    SoftmaxOp,
     UpsampleOp,
 )
 from edgepipe.lowering.anchors import ints
@@ -222,3 +224,16 @@ def matmul_kernel(group: Group) -> KernelNode:
         inputs=inputs,
         residuals=[constant(o) for o in operands],
     )
+
+
+def rows_kernel(group: Group) -> KernelNode:
+    """The kernel of a Softmax or LayerNormalization."""
+    node = group.anchor
+    shape = shape_of(node.outputs[0])
+    rows, n = int(np.prod(shape[:-1])), shape[-1]
+    weights = [a for a in map(constant, node.inputs[1:]) if a is not None]
+    op: Op = SoftmaxOp(rows, n)
+    if node.op_type == "LayerNormalization":
+        epsilon = float(attribute(node, "epsilon", 1e-5))
+        op = LayerNormOp(rows, n, epsilon, bias=len(weights) > 1)
+    return KernelNode(op, node.op_type, [node.name or node.op_type], weights, inputs=[None])

@@ -98,8 +98,7 @@ class _Finder:
     def _start(self, kind: str, node: ir.Node) -> None:
         inputs = [v for v in node.inputs if v is not None and constant(v) is None]
         output = node.outputs[0]
-        blocked = kind != "matmul"
-        self.by_output[output] = Group(kind, [node], inputs, output, blocked)
+        self.by_output[output] = Group(kind, [node], inputs, output, kind not in anchors.PLAIN)
 
     def _fold_elementwise(self, node: ir.Node) -> bool:
         """Append ``node`` to the group before it, or start an elementwise group."""

@@ -24,6 +24,7 @@ from edgepipe.lowering.describe import (
     four_dims,
     kernel_op,
     matmul_kernel,
+    rows_kernel,
 )
 from edgepipe.lowering.elementwise import attribute, constant
 from edgepipe.lowering.groups import Group, nchw, shape_of
@@ -154,8 +155,8 @@ class _Assigner:
     # -- groups -------------------------------------------------------------------------------
 
     def _kernel(self, group: Group) -> None:
-        if group.kind == "matmul":
-            self._matmul(group)
+        if not group.blocked:
+            self._plain_kernel(group)
             return
         y = self._own_layout(group.output)
         inputs = [self._input_layout(group, value) for value in group.inputs[: self._arity(group)]]
@@ -216,13 +217,13 @@ class _Assigner:
             layouts.append(layout)
         return layouts, arrays, values
 
-    def _matmul(self, group: Group) -> None:
-        kernel = matmul_kernel(group)
+    def _plain_kernel(self, group: Group) -> None:
+        kernel = matmul_kernel(group) if group.kind == "matmul" else rows_kernel(group)
         sources = [
             self._plain(v) if v in self.layout else self.renamed.get(v, v)
             for v in [*group.inputs, *(o for o in group.operands if constant(o) is None)]
         ]
-        out = self._emit(kernel, sources, shape_of(group.output), f"{group.output.name}_mm")
+        out = self._emit(kernel, sources, shape_of(group.output), f"{group.output.name}_rows")
         self.renamed[group.output] = out
         group.output.replace_all_uses_with(out, replace_graph_outputs=True)
         name, group.output.name = group.output.name, None

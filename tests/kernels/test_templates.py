@@ -16,11 +16,13 @@ from edgepipe.kernels.ops import (
     ConvOp,
     ConvTransposeOp,
     GlobalPoolOp,
+    LayerNormOp,
     MapOp,
     MatmulOp,
     Op,
     PoolOp,
     RelayoutOp,
+    SoftmaxOp,
     UpsampleOp,
 )
 from tests.kernels import reference
@@ -274,6 +276,32 @@ def test_matmul(lanes: int, registers: int, by_element: bool, tmp_path: Path) ->
         assert snr_db(expected, out.reshape(expected.shape)) > FLOOR_DB, op
 
 
+@pytest.mark.parametrize("lanes", [4, 8, 16])
+def test_softmax_and_layer_normalisation(lanes: int, tmp_path: Path) -> None:
+    rng, values = random.Random(lanes), np.random.default_rng(lanes)
+    ops: list[Op] = []
+    for n in (1, 2, 3, 5, 16, 17, 31, 64, 197):
+        ops.append(SoftmaxOp(rng.randint(1, 5), n))
+        ops.append(LayerNormOp(rng.randint(1, 5), n, 1e-5, rng.random() < 0.7))
+    kernels = Kernels(ops, target_with(lanes, 16), tmp_path)
+    for i, op in enumerate(ops):
+        x = (values.standard_normal((op.rows, op.n)) * 3).astype(np.float32)
+        wide = x.astype(np.float64)
+        weights = []
+        if isinstance(op, SoftmaxOp):
+            wide = np.exp(wide - wide.max(1, keepdims=True))
+            expected = wide / wide.sum(1, keepdims=True)
+        else:
+            weights = [values.standard_normal(op.n).astype(np.float32) for _ in range(1 + op.bias)]
+            centred = wide - wide.mean(1, keepdims=True)
+            expected = centred / np.sqrt((centred**2).mean(1, keepdims=True) + op.epsilon)
+            expected = expected * weights[0] + (weights[1] if op.bias else 0)
+        got = kernels.run(i, [x], weights, [], x.size).reshape(x.shape)
+        assert np.abs(got - expected).max() < 2e-5, op
+        if op.n > 2:  # positive control
+            assert np.abs(np.roll(got, 1, 1) - expected).max() > 2e-5
+
+
 def test_every_template_is_reached_by_these_tests() -> None:
     from edgepipe.kernels.template import templates
 
@@ -287,5 +315,6 @@ def test_every_template_is_reached_by_these_tests() -> None:
         "map",
         "relayout",
         "matmul",
+        "rows",
     }
     assert {t.name for t in templates()} == covered
