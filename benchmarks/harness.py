@@ -8,7 +8,6 @@ import os
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -90,19 +89,20 @@ class Compiled:
 
 def compile_apart(model: str, target: str, path: Path) -> Compiled:
     """Compile ``model`` for ``target`` into ``path``."""
+    shim = [sys.executable, "-S", str(Path(__file__).with_name("rusage.py"))]
     command = [sys.executable, "-m", "edgepipe", "compile", model, "--target", target]
-    with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as err:
-        start = time.perf_counter()
-        process = subprocess.Popen([*command, "-o", str(path), "--json"], stdout=out, stderr=err)
-        # wait4 reports the maximum over the process and what it has waited for (zig).
-        _, status, usage = os.wait4(process.pid, 0)
-        seconds = time.perf_counter() - start
-        process.returncode = os.waitstatus_to_exitcode(status)
-        out.seek(0)
-        err.seek(0)
-        failed = err.read().strip() if process.returncode else ""
-        stages = [] if failed or process.returncode else json.load(out)["stages"]
-    return Compiled(path, seconds, usage.ru_maxrss * 1024, stages, failed[:300])
+    with tempfile.TemporaryDirectory() as folder:
+        usage = Path(folder) / "usage.json"
+        done = subprocess.run(
+            [*shim, str(usage), *command, "-o", str(path), "--json"],
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        measured = json.loads(usage.read_text(encoding="utf-8"))
+    failed = (done.stderr.strip() or "failed")[:300] if measured["code"] else ""
+    stages = [] if failed else json.loads(done.stdout)["stages"]
+    return Compiled(path, measured["seconds"], measured["peak_bytes"], stages, failed)
 
 
 def head(title: str, *packages: str) -> None:
