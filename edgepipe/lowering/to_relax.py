@@ -46,10 +46,18 @@ def to_relax(model: ir.Model, emit_kernel: EmitKernel | None = None) -> Any:
     opset = model.opset_imports.get("", model.opset_imports.get("ai.onnx", 1))
     with bb.function("main", params):
         with bb.dataflow():
-            for node in _topological(graph):
-                _convert_node(node, values, bb, opset, emit_kernel)
-            result = bb.emit_output(relax.Tuple([values[v] for v in graph.outputs]))
+            failure: EdgepipeError | None = None
+            try:
+                for node in _topological(graph):
+                    _convert_node(node, values, bb, opset, emit_kernel)
+                outputs = [values[v] for v in graph.outputs]
+            except EdgepipeError as error:
+                failure, outputs = error, []
+            # An unfinished block would print a warning of TVM's when it is dropped.
+            result = bb.emit_output(relax.Tuple(outputs))
         bb.emit_func_output(result)
+    if failure is not None:
+        raise failure
     return bb.get()
 
 

@@ -1,6 +1,6 @@
 """Run edge-core cases in worker processes, so that a crash is a result and not the end.
 
-``python -m tests.onnx_conformance.run [--backend tvm|driver] [PATTERN …]`` prints a summary;
+``python -m tests.onnx_conformance.run [PATTERN …]`` prints a summary;
 ``--write`` commits it to ``status.json``.
 """
 
@@ -20,53 +20,52 @@ ROOT = Path(__file__).resolve().parents[2]
 STATUS = Path(__file__).with_name("status.json")
 
 
-def run(names: list[str], backend: str, progress: bool = False) -> dict[str, list[str]]:
+def run(names: list[str], progress: bool = False) -> dict[str, list[str]]:
     """Result per case: [status, detail]; status is passed, refused, wrong or crashed."""
     results: dict[str, list[str]] = {}
-    remaining = list(names)
-    while remaining:
+    while remaining := [n for n in names if n not in results]:
         worker = subprocess.Popen(
-            [sys.executable, "-m", "tests.onnx_conformance.worker", backend],
+            [sys.executable, "-m", "tests.onnx_conformance.worker"],
             cwd=ROOT,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE if not progress else None,
+            stderr=None if progress else subprocess.DEVNULL,
             text=True,
         )
-        finished = _feed(worker, remaining, results, progress)
-        if not finished:
-            crashed = remaining[len([n for n in remaining if n in results])]
-            results[crashed] = ["crashed", f"worker ended with {worker.poll()}"]
-        remaining = [n for n in remaining if n not in results]
+        started = _collect(worker, remaining, results, progress)
+        if worker.returncode != 0:
+            if started is None:
+                raise RuntimeError(f"the worker ended with {worker.returncode} before any case")
+            results[started] = ["crashed", f"the process ended with {worker.returncode}"]
     return results
 
 
-def _feed(
+def _collect(
     worker: subprocess.Popen[str], names: list[str], results: dict[str, list[str]], progress: bool
-) -> bool:
-    """Send all names, collect answers in order; False when the worker died on one."""
+) -> str | None:
+    """Send all names and collect answers; returns the case that was under way at the end."""
     assert worker.stdin is not None and worker.stdout is not None
-    try:
-        worker.stdin.write("\n".join(names) + "\n")
-        worker.stdin.close()
-    except BrokenPipeError:
-        return False
+    worker.stdin.write("\n".join(names) + "\n")
+    worker.stdin.close()
+    started = None
     for line in worker.stdout:
         if not line.startswith("{"):
             continue
         answer: dict[str, Any] = json.loads(line)
+        if answer["status"] == "started":
+            started = answer["name"]
+            continue
         results[answer["name"]] = [answer["status"], answer["detail"]]
         if progress and len(results) % 100 == 0:
             print(len(results), file=sys.stderr)
     worker.wait()
-    return worker.returncode == 0 and all(n in results for n in names)
+    return started
 
 
 def main() -> None:
     """Command line, see the module's docstring."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("patterns", nargs="*")
-    parser.add_argument("--backend", default="tvm")
     parser.add_argument("--write", action="store_true")
     arguments = parser.parse_args()
     from tests.onnx_conformance.cases import edge_core
@@ -77,7 +76,7 @@ def main() -> None:
         if not arguments.patterns or any(re.search(p, n) for p in arguments.patterns)
     ]
     started = time.monotonic()
-    results = run(names, arguments.backend, progress=True)
+    results = run(names, progress=True)
     for name, (status, detail) in sorted(results.items(), key=lambda r: (r[1][0], r[1][1])):
         if status != "passed":
             print(f"{status:8} {name}: {detail}")

@@ -189,13 +189,7 @@ def _swish(op: Op) -> Expr:
 
 @converts("IsNaN")
 def _is_nan(op: Op) -> Expr:
-    return op.compute(
-        op.out_shape(),
-        lambda i, x: (
-            is_nan(cast(at(x, i), "float32")) if op.dtype() == "float16" else is_nan(at(x, i))
-        ),
-        op.inputs[0],
-    )
+    return op.compute(op.out_shape(), lambda i, x: is_nan(at(x, i)), op.inputs[0])
 
 
 @converts("IsInf")
@@ -216,10 +210,13 @@ def _is_inf(op: Op) -> Expr:
 def _bit_shift(left: bool) -> Callable[[Any, Any], Any]:
     def f(x: Any, n: Any) -> Any:
         # A shift by the width or more is undefined in LLVM and zero in ONNX.
-        width = like(int(kind(x).removeprefix("uint").removeprefix("int")), x)
-        bounded = tirx.Select(n < width, n, zero(n))
+        width = const(int(kind(x).removeprefix("uint").removeprefix("int")), "int64")
+        # Compared as int64: TVM's simplifier rejects some comparisons of unsigned values.
+        amount = cast(n, "int64")
+        inside = tirx.And(amount >= const(0, "int64"), amount < width)
+        bounded = cast(tirx.Select(inside, amount, const(0, "int64")), kind(x))
         shifted = x << bounded if left else x >> bounded
-        return tirx.Select(n < width, shifted, zero(x))
+        return tirx.Select(inside, shifted, zero(x))
 
     return f
 
@@ -367,6 +364,17 @@ def _cast(op: Op) -> Expr:
     if dtype == op.dtype():
         return op.inputs[0]
     return op.compute(op.out_shape(), lambda i, x: convert(at(x, i), dtype), op.inputs[0])
+
+
+@converts("BitCast")
+def _bit_cast(op: Op) -> Expr:
+    own, dtype = op.dtype(), op.out_dtype()
+
+    def element(i: Any, x: Any) -> Any:
+        value = convert(at(x, i), "uint8") if own == "bool" else at(x, i)
+        return convert(value, dtype) if dtype == "bool" else tirx.reinterpret(dtype, value)
+
+    return op.compute(op.out_shape(), element, op.inputs[0])
 
 
 @converts("Identity", "Dropout")

@@ -263,9 +263,9 @@ def _reverse_sequence(op: Op) -> Expr:
     time, batch = op.attr("time_axis", 0), op.attr("batch_axis", 1)
 
     def element(index: Any, x: Any, lengths: Any) -> Any:
-        length = lengths(index[batch])
-        source = list(index)
-        source[time] = tirx.Select(index[time] < length, length - 1 - index[time], index[time])
+        length = tirx.Cast("int64", lengths(index[batch]))
+        source, position = list(index), tirx.Cast("int64", index[time])
+        source[time] = tirx.Select(position < length, length - 1 - position, position)
         return x(*source)
 
     return op.compute(op.out_shape(), element, op.tensor(0), op.tensor(1))

@@ -7,6 +7,7 @@ from typing import Any
 
 from tvm import te, tirx
 
+from edgepipe.lowering.converters import rows
 from edgepipe.lowering.converters.loops import If, Kernel
 from edgepipe.lowering.converters.numeric import compute_dtype, libm, like, lowest
 from edgepipe.lowering.converters.op import (
@@ -29,6 +30,11 @@ def _wide(x: Any, dtype: str) -> Any:
     if kind(x) == dtype:
         return x
     return te.compute(x.shape, lambda *i: cast(x(*i), dtype), name="wide")
+
+
+def _copied(stage: Any, dtype: str) -> Any:
+    """TE stage: ``stage`` as ``dtype`` in a buffer of its own."""
+    return te.compute(stage.shape, lambda *i: cast(stage(*i), dtype), name="copied")
 
 
 def moments(x: Any, axes: list[int], count: int) -> tuple[Any, Any]:
@@ -73,12 +79,7 @@ def _layer_norm(op: Op) -> list[Expr]:
         outputs = [te.compute(x.shape, element, name="normalised")]
         for number, stage in ((1, mean), (2, inverse)):
             if op.wants(number):
-                kind = op.out_dtype(number)
-                outputs.append(
-                    te.compute(
-                        stage.shape, lambda *i, s=stage, k=kind: cast(s(*i), k), name=f"out{number}"
-                    )
-                )
+                outputs.append(_copied(stage, op.out_dtype(number)))
         return outputs
 
     bias = op.inputs[2] if op.has(2) else None
@@ -96,6 +97,8 @@ def _rms_norm(op: Op) -> Expr:
     axis = axis_of(op.attr("axis", -1), len(shape))
     wide, count = compute_dtype(op.dtype()), product(shape[axis:])
     axes, epsilon = list(range(axis, len(shape))), op.attr("epsilon", 1e-5)
+    if dtype == "float32" and rows.fits(op, axis) and op.shape(1) == shape[axis:]:
+        return rows.rms_norm(op, axis, epsilon)
 
     def norm(x: Any, scale: Any) -> Any:
         squares = fold_axes(x, axes, SUM, lambda v: cast(v, wide) * cast(v, wide), "squares")
@@ -164,6 +167,8 @@ def _softmax(op: Op) -> Expr:
     shape, dtype = op.shape(), op.dtype()
     axis = axis_of(op.attr("axis", -1), len(shape))
     wide, logarithmic = compute_dtype(dtype), op.type == "LogSoftmax"
+    if logarithmic and axis == len(shape) - 1 and rows.fits(op, axis):
+        return rows.log_softmax(op)
 
     def softmax(x: Any) -> Any:
         top = fold_axes(x, [axis], MAX, lambda v: cast(v, wide), "top")

@@ -64,8 +64,8 @@ def highest(dtype: str) -> Any:
 
 
 def is_nan(x: Any) -> Any:
-    """True for NaN alone: the one value unequal to itself."""
-    return x != x  # noqa: PLR0124
+    """Whether ``x`` is NaN. (``x != x`` would be simplified to false.)"""
+    return tirx.isnan(cast(x, "float32") if kind(x) == "float16" else x)
 
 
 def maximum(a: Any, b: Any) -> Any:
@@ -105,6 +105,12 @@ def divide(x: Any, y: Any) -> Any:
     return tirx.Select(trapping, negated, quotient)
 
 
+def _signs_differ(r: Any, y: Any) -> Any:
+    """Whether a non-zero remainder and the divisor have different signs."""
+    below = tirx.And(r < zero(r), y > zero(y))
+    return tirx.Or(below, tirx.And(r > zero(r), y < zero(y)))
+
+
 def modulo(x: Any, y: Any, fmod: bool) -> Any:
     """ONNX Mod: sign of the divisor (Python), or of the dividend with ``fmod`` (C)."""
     dtype = kind(x)
@@ -112,7 +118,7 @@ def modulo(x: Any, y: Any, fmod: bool) -> Any:
         r = libm("fmod", x, y)
         if fmod:
             return r
-        return tirx.Select(tirx.And(r != zero(r), (r < zero(r)) != (y < zero(y))), r + y, r)
+        return tirx.Select(_signs_differ(r, y), r + y, r)
     # x mod -1 is 0, but the instruction traps for the most negative x.
     trapping = y == zero(y)
     if not dtype.startswith("uint"):
@@ -120,7 +126,7 @@ def modulo(x: Any, y: Any, fmod: bool) -> Any:
     r = tirx.truncmod(x, tirx.Select(trapping, like(1, y), y))
     if fmod or dtype.startswith("uint"):
         return r
-    return tirx.Select(tirx.And(r != zero(r), (r < zero(r)) != (y < zero(y))), r + y, r)
+    return tirx.Select(_signs_differ(r, y), r + y, r)
 
 
 def power(x: Any, y: Any) -> Any:

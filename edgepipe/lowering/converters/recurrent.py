@@ -17,6 +17,7 @@ from edgepipe.lowering.converters.loops import If, Kernel, Tensor
 from edgepipe.lowering.converters.numeric import libm, like, zero
 from edgepipe.lowering.converters.op import Expr, Op, cast, const
 from edgepipe.lowering.converters.registry import converts
+from edgepipe.lowering.converters.rows import sweep
 
 Activation = Callable[[Any], Any]
 
@@ -248,8 +249,12 @@ def _hidden_product(
     """target[j] += Σ_m source(m) · R[j, m] for j in ``span``."""
     weights = k.input(1)
     low, high = span
-    with k.each(cell.sizes.hidden) as m, k.each(high - low) as j:
-        target[low + j] = target[low + j] + source(m) * weights[d, m, low + j]
+    with k.each(cell.sizes.hidden) as m:
+
+        def add(j: Any, lane: Any) -> None:
+            target[low + j] = target[low + j] + source(m) * weights[d, m, low + j]
+
+        sweep(k, high - low, add)
 
 
 def _load_input(k: Kernel, target: Tensor, where: Any, span: tuple[int, int]) -> None:
@@ -284,8 +289,12 @@ def _gru_step(k: Kernel, cell: _Cell, tensors: Any, state: Any, where: Any) -> N
             bias = tensors["bias"][d, 5 * n + j] if "bias" in tensors else const(0, "float32")
             fresh[j] = bias
         weights = k.input(1)
-        with k.each(n) as m, k.each(n) as j:
-            fresh[j] = fresh[j] + h[b, m] * weights[d, m, 2 * n + j]
+        with k.each(n) as m:
+
+            def add(j: Any, lane: Any, m: Any = m) -> None:
+                fresh[j] = fresh[j] + h[b, m] * weights[d, m, 2 * n + j]
+
+            sweep(k, n, add)
         with k.each(n) as j:
             gate[2 * n + j] = gate[2 * n + j] + gate[n + j] * fresh[j]
     else:

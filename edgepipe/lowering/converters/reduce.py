@@ -12,15 +12,28 @@ from tvm import te, tirx
 from edgepipe.lowering.converters.numeric import (
     compute_dtype,
     convert,
+    highest,
     is_float,
     libm,
     like,
+    lowest,
 )
 from edgepipe.lowering.converters.op import Expr, Op, axis_of, cast, const, kind, product
 from edgepipe.lowering.converters.registry import converts
 
-#: Combiners of a reduction; TVM recognises these four, so that the schedule may split them.
-SUM, MAX, MIN = te.sum, te.max, te.min
+
+def _larger(a: Any, b: Any) -> Any:
+    return tirx.max(a, b)
+
+
+def _smaller(a: Any, b: Any) -> Any:
+    return tirx.min(a, b)
+
+
+SUM = te.sum
+#: te.max and te.min start from the largest finite number, which is wrong for infinite elements.
+MAX = te.comm_reducer(_larger, lambda t: lowest(str(t)), name="max")
+MIN = te.comm_reducer(_smaller, lambda t: highest(str(t)), name="min")
 PRODUCT = te.comm_reducer(lambda a, b: a * b, lambda t: const(1, str(t)), name="product")
 
 
