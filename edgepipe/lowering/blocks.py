@@ -143,6 +143,34 @@ def fusible(block: Block, axis: int) -> bool:
     return fine[0]
 
 
+def contiguous(block: Block) -> bool:
+    """Whether vectors along the last axis are plain loads and stores or broadcasts.
+
+    Not for bool buffers, whose vectors LLVM packs to bits, and not around calls of C functions,
+    which would be taken apart again.
+    """
+    last = block.node.iter_vars[-1].var
+    fine = [not block.guarded]
+
+    def check(buffer: Any, indices: Any) -> None:
+        if str(buffer.dtype) == "bool":
+            fine[0] = False
+        for position, index in enumerate(indices):
+            if _uses(index, last) and not (index.same_as(last) and position == len(indices) - 1):
+                fine[0] = False
+
+    def visit(node: Any) -> None:
+        if isinstance(node, tirx.BufferStore):
+            check(node.buffer, list(node.indices))
+        elif isinstance(node, TensorLoad):
+            check(node.source, list(node.indices))
+        elif _op_name(node) in ("tirx.call_pure_extern", "tirx.call_extern", "tirx.isnan"):
+            fine[0] = False
+
+    structural_walk(block.node.body, visit)
+    return fine[0]
+
+
 def _uses(expression: Any, var: Any) -> bool:
     found: list[bool] = []
 

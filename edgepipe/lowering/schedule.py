@@ -6,8 +6,8 @@ Correct for everything, decent for common cases, fast to compile. Per PrimFunc:
 2. a reduction keeps ``lanes`` (times a few rows) neighbouring outputs in registers and walks the
    reduced axes outside of them; where the innermost output axis is short, the innermost reduced
    axis is cut into ``lanes`` partial results instead (rfactor);
-3. the loops of element-wise blocks are fused as far as their accesses stay contiguous, which
-   LLVM's loop vectoriser turns into vector code with a tail.
+3. the loops of element-wise blocks are fused as far as their accesses stay contiguous and cut
+   into vectors with a scalar tail. (LLVM's loop vectoriser is off, see ``codegen.primfunc``.)
 
 No threads. Kernels with the attribute ``edgepipe.template`` and kernels written as loops (opaque
 blocks) are left as they are.
@@ -15,6 +15,7 @@ blocks) are left as they are.
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import tvm
@@ -22,6 +23,7 @@ from tvm import s_tir, tirx
 
 from edgepipe.lowering.blocks import (
     Block,
+    contiguous,
     cost,
     fusible,
     read_blocks,
@@ -30,6 +32,8 @@ from edgepipe.target import Target
 
 #: Outputs of one reduction held in registers: vectors per tile.
 _TILE_VECTORS = 4
+#: Shorter vectors cost more than they save.
+_SHORTEST_VECTOR = 3
 
 
 def schedule_default(mod: Any, target: Target) -> Any:
@@ -109,7 +113,7 @@ def _schedule_reduction(sch: Any, block: Block, lanes: int) -> None:
     if spatial and extents[spatial[-1]] >= lanes:
         _vector_outputs(sch, handle, spatial, reduced, extents, lanes)
     elif reduced and extents[reduced[-1]] >= 2 * lanes:
-        _vector_partials(sch, handle, spatial, reduced, lanes)
+        _vector_partials(sch, handle, spatial, reduced, extents, lanes)
 
 
 def _vector_outputs(
@@ -117,46 +121,84 @@ def _vector_outputs(
 ) -> None:
     """Order: outputs, reduced axes, a tile of neighbouring outputs in registers."""
     extent = extents[spatial[-1]]
-    width = next((w for v in range(_TILE_VECTORS, 0, -1) if extent % (w := v * lanes) == 0), 0)
-    if not width:
-        width = next(
-            (w for w in range(min(extent, _TILE_VECTORS * lanes), 0, -1) if extent % w == 0), 1
-        )
-    if width < 2:
+    vector = _divisor(extent, lanes)
+    if vector < _SHORTEST_VECTOR:
         return
+    width = vector * _divisor(extent // vector, _TILE_VECTORS)
     outer, inner = sch.split(spatial[-1], [None, width])
     sch.reorder(*spatial[:-1], outer, *reduced, inner)
     local = sch.cache_write(handle, 0, "local")
     sch.reverse_compute_at(local, outer)
-    if width % lanes == 0:
-        rest, vector = sch.split(inner, [None, lanes])
-        sch.unroll(rest)
-        sch.vectorize(vector)
+    rest, lane = sch.split(inner, [None, vector])
+    sch.unroll(rest)
+    sch.vectorize(lane)
+    sch.vectorize(sch.split(sch.get_loops(local)[-1], [None, vector])[1])
     sch.decompose_reduction(handle, reduced[0])
 
 
+def _divisor(extent: int, limit: int) -> int:
+    """The largest divisor of ``extent`` up to ``limit``."""
+    return next(d for d in range(min(extent, limit), 0, -1) if extent % d == 0)
+
+
 def _vector_partials(
-    sch: Any, handle: Any, spatial: list[Any], reduced: list[Any], lanes: int
+    sch: Any, handle: Any, spatial: list[Any], reduced: list[Any], extents: Any, lanes: int
 ) -> None:
     """Partial results per lane of the innermost reduced axis, then their reduction."""
-    del spatial
-    outer, inner = sch.split(reduced[-1], [None, lanes])
-    sch.rfactor(inner, 0)
-    del outer
+    vector = _divisor(extents[reduced[-1]], lanes)
+    if vector < _SHORTEST_VECTOR:
+        return
+    _, inner = sch.split(reduced[-1], [None, vector])
+    partial = sch.rfactor(inner, 0)
+    if spatial:
+        sch.compute_at(partial, sch.get_loops(handle)[len(spatial) - 1])
+    sch.set_scope(partial, 0, "local")
+    lane, first, *rest = sch.get_loops(partial)[len(spatial) :]
+    del rest
+    sch.vectorize(_innermost(sch, partial, lane))
+    sch.decompose_reduction(partial, first)
+
+
+def _innermost(sch: Any, block: Any, loop: Any) -> Any:
+    """Move ``loop`` inside all other loops of ``block``."""
+    loops = sch.get_loops(block)
+    position = next(i for i, x in enumerate(loops) if sch.get(x).same_as(sch.get(loop)))
+    sch.reorder(*loops[position + 1 :], loop)
+    return loop
 
 
 def _spatial(sch: Any, lanes: int) -> None:
-    del lanes
-    for block in read_blocks(sch):
+    blocks = read_blocks(sch)
+    for block in blocks:
         if block.reduction or block.name.endswith("_local"):
             continue
-        handle = sch.get_sblock(block.name)
-        loops = sch.get_loops(handle)
-        if len(loops) != len(block.kinds):
+        try:
+            _schedule_spatial(sch.copy(), block, lanes, len(blocks) == 1)
+        except Exception:
             continue
-        while len(loops) > 1 and fusible(block, len(loops) - 2):
-            merged = sch.fuse(*loops[-2:])
-            loops = [*loops[:-2], merged]
+        _schedule_spatial(sch, block, lanes, len(blocks) == 1)
 
 
-__all__ = ["schedule_default", "schedule_function"]
+def _schedule_spatial(sch: Any, block: Block, lanes: int, alone: bool) -> None:
+    loops = sch.get_loops(sch.get_sblock(block.name))
+    if len(loops) != len(block.kinds) or not loops:
+        return
+    while len(loops) > 1 and fusible(block, len(loops) - 2):
+        merged = sch.fuse(*loops[-2:])
+        loops = [*loops[:-2], merged]
+    if contiguous(block):
+        _vectorize(sch, loops[-1], lanes, alone)
+
+
+def _vectorize(sch: Any, loop: Any, lanes: int, alone: bool) -> None:
+    """Vectors of ``lanes``, with a scalar tail where that is possible."""
+    extent = int(sch.get(loop).extent)
+    vector = math.gcd(extent, lanes)
+    # Partitioning hides what a block reads and writes: only for kernels of a single block.
+    if alone and extent > lanes and vector < lanes // 2:
+        loop, _ = sch.loop_partition(loop, [extent // lanes * lanes, None])
+        vector = lanes
+    elif vector < lanes // 2:
+        vector = _divisor(extent, lanes)
+    if vector >= _SHORTEST_VECTOR:
+        sch.vectorize(sch.split(loop, [None, vector])[1])

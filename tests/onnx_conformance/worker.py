@@ -82,6 +82,8 @@ def judge(cases: list[Case]) -> None:
     batch.link()
     for case in compiled:
         _say(case.name, "started")
+        if os.environ.get("EDGEPIPE_CONFORMANCE_CRASH") == case.name:
+            os.abort()  # the runner's own test
         answer = attempt(lambda case=case: compare(case, batch.run(case)))  # type: ignore[misc]
         assert answer is not None
         _say(case.name, *answer)

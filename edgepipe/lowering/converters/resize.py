@@ -171,8 +171,8 @@ def _axes(op: Op) -> list[tuple[int, float, tuple[float, float]]]:
     if op.attr("coordinate_transformation_mode") == "tf_crop_and_resize":
         roi = op.static(1, "roi")
     half = len(axes)
-    whole = roi is None or roi.size == 0
-    regions = [(0.0, 1.0) if whole else (float(roi[i]), float(roi[half + i])) for i in range(half)]
+    bounds = [0.0] * half + [1.0] * half if roi is None or roi.size == 0 else roi.tolist()
+    regions = [(bounds[i], bounds[half + i]) for i in range(half)]
     return list(zip(axes, scales, regions, strict=True))
 
 
