@@ -82,6 +82,9 @@ def default(op: ConvOp, target: Target) -> Knobs:
         "blocks": blocks,
         "flat": flat,
         "outer": "pixels" if weight_bytes <= _SMALL_WEIGHTS else "channels",
+        # LLVM's wasm back end sinks a multiply-add chain to its last link, across an unrolled
+        # body, until nothing fits the registers: one loop over channels keeps the body small.
+        "channel_loop": target.kind == "wasm",
         # By-element multiply-add wants the scalar operand in a vector register.
         "by_element": target.arch in ("aarch64", "arm") and op.x.lanes == 4,
         "fused": target.simd.fma and target.arch in ("aarch64", "arm"),
@@ -97,10 +100,16 @@ def pack(op: ConvOp, knobs: Knobs, arrays: Sequence[np.ndarray]) -> list[np.ndar
     grown = np.zeros((op.y.blocks * lanes, ci_blocks * x_lanes, kh, kw), np.float32)
     grown[:co, :ci] = weight
     tiles = grown.reshape(-1, blocks * lanes, ci_blocks, x_lanes, kh, kw)
-    packed = np.ascontiguousarray(tiles.transpose(0, 2, 4, 5, 3, 1))
+    order = (0, 4, 5, 2, 3, 1) if _taps_outside(op, knobs) else (0, 2, 4, 5, 3, 1)
+    packed = np.ascontiguousarray(tiles.transpose(order))
     padded_bias = np.zeros(op.y.blocks * lanes, np.float32)
     padded_bias[:co] = bias
     return [packed, padded_bias]
+
+
+def _taps_outside(op: ConvOp, knobs: Knobs) -> bool:
+    """Whether weights are packed ``[tile][kh][kw][ci]``, channels innermost."""
+    return bool(knobs["channel_loop"]) and op.x.lanes > 1
 
 
 def emit(op: ConvOp, knobs: Knobs) -> Any:
@@ -158,38 +167,62 @@ class _Emission:
                 place = (n, tile * self.blocks + j, *pixel)
                 finish(self.op, self.residuals, self.target, place, acc[i * self.blocks + j])
 
-    def accumulate(self, acc: Registers, n: Any, tile: Any, row: Any, start: Any) -> None:
-        kh, kw = self.op.kernel
-        # From NCHW there is one scalar per tap: unroll the taps so that the loop has a body.
-        unrolled = self.op.x.lanes == 1 and kh * kw <= 9 and self.ci_blocks > 1
-        with loop(self.ci_blocks) as block:
-            if unrolled:
+    def accumulate(self, acc: Registers, *at: Any) -> None:
+        """Sum over input channels and taps, in the order in which the weights are packed."""
+        (kh, kw), x_lanes = self.op.kernel, self.op.x.lanes
+        taps, channels = kh * kw, self.ci_blocks * x_lanes
+        if _taps_outside(self.op, self.knobs):
+            with loop(kh) as ky, loop(kw) as kx, loop(channels) as c:
+                where = (c // x_lanes, ky, kx)
+                self.multiply_add(acc, at, where, (ky * kw + kx) * channels + c, c % x_lanes)
+        elif self.knobs["channel_loop"]:
+            with loop(channels * taps) as t:
+                where = (t // taps, t % taps // kw, t % kw)
+                self.multiply_add(acc, at, where, t, 0)
+        elif x_lanes == 1 and taps <= 9 and self.ci_blocks > 1:
+            # From NCHW there is one scalar per tap: unroll the taps so that the loop has a body.
+            with loop(self.ci_blocks) as block:
                 for ky in range(kh):
                     for kx in range(kw):
-                        self.tap(acc, (n, tile, row, start), (block, ky, kx))
-            else:
-                with loop(kh) as ky, loop(kw) as kx:
-                    self.tap(acc, (n, tile, row, start), (block, ky, kx))
+                        self.tap(acc, at, (block, ky, kx))
+        else:
+            with loop(self.ci_blocks) as block, loop(kh) as ky, loop(kw) as kx:
+                self.tap(acc, at, (block, ky, kx))
 
     def tap(self, acc: Registers, at: tuple[Any, ...], where: tuple[Any, ...]) -> None:
-        """Multiply-add the lanes of one input block at one tap into the tile."""
-        op, lanes, x_lanes = self.op, self.op.y.lanes, self.op.x.lanes
-        tile, (block, ky, kx) = at[1], where
-        (kh, kw), width = op.kernel, self.width
-        base = (((tile * self.ci_blocks + block) * kh + ky) * kw + kx) * x_lanes * width
-        offsets = [self.input_offset(at, where, i) for i in range(self.pixels)]
+        """Multiply-add all lanes of one input block at one tap, unrolled."""
+        (kh, kw), x_lanes, (block, ky, kx) = self.op.kernel, self.op.x.lanes, where
+        first = ((block * kh + ky) * kw + kx) * x_lanes
         inputs = None
         if self.knobs["by_element"]:
             inputs = Registers(self.pixels, x_lanes)
-            for i, offset in enumerate(offsets):
-                inputs[i] = load(self.source, offset, x_lanes)
+            for i in range(self.pixels):
+                inputs[i] = load(self.source, self.input_offset(at, where, i), x_lanes)
         for lane in range(x_lanes):
-            for i, offset in enumerate(offsets):
-                scalar = self.source[offset + lane] if inputs is None else inputs.lane(i, lane)
-                for j in range(self.blocks):
-                    weight = load(self.weights, base + lane * width + j * lanes, lanes)
-                    r = i * self.blocks + j
-                    acc[r] = fma(splat(scalar, lanes), weight, acc[r], lanes, self.knobs["fused"])
+            self.multiply_add(acc, at, where, first + lane, lane, inputs)
+
+    def multiply_add(
+        self,
+        acc: Registers,
+        at: tuple[Any, ...],
+        where: tuple[Any, ...],
+        number: Any,
+        lane: Any,
+        inputs: Registers | None = None,
+    ) -> None:
+        """One input channel of every pixel times weight row ``number`` of the tile."""
+        lanes, tile = self.op.y.lanes, at[1]
+        taps = self.ci_blocks * self.op.x.lanes * self.op.kernel[0] * self.op.kernel[1]
+        base = (tile * taps + number) * self.width
+        for i in range(self.pixels):
+            if inputs is None:
+                scalar = self.source[self.input_offset(at, where, i) + lane]
+            else:
+                scalar = inputs.lane(i, lane)
+            for j in range(self.blocks):
+                weight = load(self.weights, base + j * lanes, lanes)
+                r = i * self.blocks + j
+                acc[r] = fma(splat(scalar, lanes), weight, acc[r], lanes, self.knobs["fused"])
 
     def input_offset(self, at: tuple[Any, ...], where: tuple[Any, ...], pixel: int) -> Any:
         (n, tile, row, start), (block, ky, kx) = at, where

@@ -37,9 +37,11 @@ def matches(op: Op, target: Target) -> str | None:
 
 def default(op: ConvOp, target: Target) -> Knobs:
     kh, kw = op.kernel
-    registers = 8 if target.kind == "wasm" else target.simd.registers
+    registers = target.simd.registers
     # Half of the registers accumulate; the rest hold inputs and, where there is room, weights.
-    columns = min(op.y.w, 4 if registers <= 16 else 7)
+    # In WebAssembly LLVM's stack order keeps every loaded vector alive, so tiles are small.
+    wide = 2 if target.kind == "wasm" else 4 if registers <= 16 else 7
+    columns = min(op.y.w, wide)
     rows = 2 if registers >= 32 and columns <= 4 and op.y.h > 1 else 1
     return {
         "columns": columns,

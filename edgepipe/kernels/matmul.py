@@ -58,7 +58,8 @@ def default(op: MatmulOp, target: Target) -> Knobs:
         "lanes": lanes,
         "rows": min(rows, op.m),
         "blocks": min(blocks, wide),
-        "unroll": min(4, op.k),
+        # As for convolutions, an unrolled body spills in WebAssembly.
+        "unroll": 1 if target.kind == "wasm" else min(4, op.k),
         "by_element": arm and lanes == 4,
         "fused": arm,
     }

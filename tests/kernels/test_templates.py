@@ -31,12 +31,12 @@ from tests.kernels.harness import Kernels, snr_db, target_with
 #: float32 accumulation over up to a few thousand terms against float64.
 FLOOR_DB = 110.0
 
-#: lanes, registers, and whether scalars are taken from vector registers (Arm)
+#: lanes, registers, and the knobs that another kind of target chooses
 VECTORS = [
-    pytest.param(4, 16, False, id="4x16"),
-    pytest.param(4, 32, True, id="4x32-by-element"),
-    pytest.param(8, 16, False, id="8x16"),
-    pytest.param(16, 32, False, id="16x32"),
+    pytest.param(4, 16, {"channel_loop": True, "unroll": 1}, id="4x16-wasm"),
+    pytest.param(4, 32, {"by_element": True}, id="4x32-arm"),
+    pytest.param(8, 16, {}, id="8x16"),
+    pytest.param(16, 32, {}, id="16x32"),
 ]
 
 
@@ -112,16 +112,15 @@ def conv_op(rng: random.Random, lanes: int, kind: str) -> ConvOp:
 
 
 @pytest.mark.parametrize("kind", ["pointwise", "regular", "grouped", "depthwise"])
-@pytest.mark.parametrize(("lanes", "registers", "by_element"), VECTORS)
+@pytest.mark.parametrize(("lanes", "registers", "knobs"), VECTORS)
 def test_convolution(
-    kind: str, lanes: int, registers: int, by_element: bool, tmp_path: Path
+    kind: str, lanes: int, registers: int, knobs: dict[str, object], tmp_path: Path
 ) -> None:
     rng, values = random.Random(f"{kind}{lanes}{registers}"), np.random.default_rng(7)
     ops = [conv_op(rng, lanes, kind) for _ in range(12)]
-    if by_element:
+    if "by_element" in knobs:
         ops = [op for op in ops if op.x.lanes == 4]
-    extra = {"by_element": True} if by_element else {}
-    kernels = Kernels(ops, target_with(lanes, registers), tmp_path, **extra)
+    kernels = Kernels(ops, target_with(lanes, registers), tmp_path, **knobs)
     for i, op in enumerate(ops):
         x = data(values, op.x)
         scale = np.sqrt(2 / (op.x.c // op.groups * op.kernel[0] * op.kernel[1]))
@@ -241,8 +240,8 @@ def test_relayout_and_concat_are_exact(tmp_path: Path) -> None:
         np.testing.assert_array_equal(out.reshape(op.y.shape), expected, err_msg=str(op))
 
 
-@pytest.mark.parametrize(("lanes", "registers", "by_element"), VECTORS)
-def test_matmul(lanes: int, registers: int, by_element: bool, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("lanes", "registers", "knobs"), VECTORS)
+def test_matmul(lanes: int, registers: int, knobs: dict[str, object], tmp_path: Path) -> None:
     rng, values = random.Random(lanes + registers), np.random.default_rng(lanes)
     ops = []
     for _ in range(30):
@@ -256,7 +255,6 @@ def test_matmul(lanes: int, registers: int, by_element: bool, tmp_path: Path) ->
         ops.append(MatmulOp(batch, m, k, n, constant, constant and rng.random() < 0.5,
                             not constant and rng.random() < 0.5, rng.random() < 0.7, steps,
                             kinds))  # fmt: skip
-    knobs = {"by_element": True} if by_element else {}
     kernels = Kernels(ops, target_with(lanes, registers), tmp_path, **knobs)
     for i, op in enumerate(ops):
         a_batch = op.batch if op.a_batched else 1
