@@ -64,15 +64,22 @@ def pytest_runtest_makereport(
     """In CI a skip is a failure, unless the test is marked ``may_skip``."""
     outcome = yield
     report = outcome.get_result()
-    if (
-        os.environ.get("CI") == "true"
-        and report.skipped
-        and not hasattr(report, "wasxfail")
-        and not item.get_closest_marker("may_skip")
-        and not _knowingly_absent(str(report.longrepr))
-    ):
+    if not hasattr(report, "wasxfail") and not item.get_closest_marker("may_skip"):
+        _fail_if_skipped(report)
+
+
+@pytest.hookimpl(hookwrapper=True)
+def pytest_make_collect_report(collector: pytest.Collector) -> Generator[None, None, None]:
+    """The same for a module that skips itself as a whole."""
+    outcome = yield
+    _fail_if_skipped(outcome.get_result())
+
+
+def _fail_if_skipped(report: pytest.TestReport | pytest.CollectReport) -> None:
+    reason = str(report.longrepr)
+    if os.environ.get("CI") == "true" and report.skipped and not _knowingly_absent(reason):
         report.outcome = "failed"
-        report.longrepr = f"skipped in CI, where it must run: {report.longrepr}"
+        report.longrepr = f"skipped in CI, where it must run: {reason}"
 
 
 def _knowingly_absent(reason: str) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import gc
 import os
 import signal
 import sys
@@ -91,8 +92,30 @@ def guarded(work: Callable[[], int], *, debug: bool) -> int:
             if debug:
                 traceback.print_exc()
             code, line = explain(error, interrupted=interrupt.came)
+            if interrupt.came and not debug:
+                _forget(error)
             print(f"error: {line}", file=sys.stderr)
             return code
+
+
+def _forget(error: BaseException) -> None:
+    """Destroy what the interrupted work still holds, in silence: TVM's objects complain on stderr
+    when they are destroyed half-built."""
+    sys.stderr.flush()
+    try:
+        kept = os.dup(2)
+    except OSError:
+        return  # started without a stderr
+    quiet = os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(quiet, 2)
+        traceback.clear_frames(error.__traceback__)
+        error.__traceback__ = error.__context__ = error.__cause__ = None
+        gc.collect()
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(quiet)
 
 
 def explain(error: BaseException, *, interrupted: bool = False) -> tuple[int, str]:
