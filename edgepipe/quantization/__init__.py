@@ -1,0 +1,60 @@
+"""Quantization: from the canonical float graph to a standard ONNX graph with Q/DQ pairs.
+
+The stages of ``apply``, each one file: samples are checked (``calibration``), channels equalised
+(``equalization``), places chosen (``placement``), ranges observed (``observers``), weights fitted
+layer by layer (``sweep``, ``weights``, ``reconstruction``), and all of it written into the graph
+(``qdq``). ``interpreter`` runs the result in integers and defines what kernels must compute.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING
+
+from edgepipe.context import Context
+from edgepipe.quantization.config import QuantConfig
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
+
+    from edgepipe.quantization.graph import Array
+
+__all__ = ["QuantConfig", "apply"]
+
+STAGE = "quantization"
+
+
+def apply(
+    model: ir.Model,
+    config: QuantConfig,
+    samples: Iterable[Mapping[str, Array]],
+    context: Context,
+) -> ir.Model:
+    """Quantize a copy of ``model``, the result of ``edgepipe.passes.run``.
+
+    ``samples`` are inputs of single runs: input name → array of exactly the model's shape.
+    Reasons and doubts go to ``context.note``. Raises UserError for samples, weights or
+    activations that cannot be quantized, naming the tensor.
+    """
+    from edgepipe.quantization import calibration, equalization, grouped, sweep
+    from edgepipe.quantization.executor import Rounding
+    from edgepipe.quantization.placement import place
+    from edgepipe.quantization.qdq import QdqWriter
+
+    def note(subject: str | None, text: str) -> None:
+        context.note(STAGE, subject, text)
+
+    result = model.clone()
+    graph = result.graph
+    inputs = calibration.collect(graph, samples, config, note)
+    if "equalization" in config.methods:
+        equalization.equalize(graph, inputs, note)
+    placement = place(graph, config, note)
+    context.progress("observing ranges")
+    rounding = Rounding(placement, calibration.ranges(graph, placement, inputs, config, note))
+    if config.activation_bits is None:
+        grouped.fit(placement, rounding, inputs, config, note)
+    else:
+        sweep.fit(placement, rounding, inputs, config, note, context.progress)
+    QdqWriter(graph, rounding).write()
+    return result

@@ -1,0 +1,141 @@
+"""What to quantize and how, as one immutable value that refuses impossible combinations."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, replace
+
+from edgepipe.errors import UserError, did_you_mean
+
+OBSERVERS = ("minmax", "average", "percentile", "mse", "entropy")
+METHODS = ("equalization", "bias_correction", "mean_variance", "reconstruction")
+FIRST_LAST = ("same", "w8", "float")
+#: Largest sensible group: beyond it a group is a whole row of any edge network.
+MAX_GROUP = 1024
+
+
+@dataclass(frozen=True)
+class Format:
+    """Bits of a node's weights and of the tensor it writes; ``None`` activations stay float."""
+
+    weight_bits: int
+    activation_bits: int | None
+
+    @classmethod
+    def parse(cls, text: str, where: str) -> Format | None:
+        """``w8a8``, ``w4a8``, ``w4a4``, ``w8a16`` (float activations); ``float`` gives None."""
+        if text == "float":
+            return None
+        found = re.fullmatch(r"w([48])a(4|8|16)", text)
+        if found is None:
+            raise UserError(
+                f"unknown format '{text}'", where=where, fix="known: float, w8a8, w4a8, w4a4, w8a16"
+            )
+        activations = int(found[2])
+        return cls(int(found[1]), None if activations == 16 else activations)
+
+
+@dataclass(frozen=True)
+class QuantConfig:
+    """How a network is quantized. Raises UserError for values that cannot be.
+
+    ``weight_bits``: 8 or 4, symmetric per output channel, or per group of ``group_size`` input
+    channels where that is given (weight-only: activations stay float).
+    ``activation_bits``: 8, 4, or None for weight-only. Asymmetric uint8 (``signed_activations``:
+    int8), per tensor. ``symmetric_activations`` fixes the zero point to the middle of the range
+    wherever a tensor has negative values.
+    ``observer``: how ranges follow from the samples; ``percentile`` belongs to that observer.
+    ``methods``: subset of METHODS; they run in that order whatever order is given.
+    ``overrides``: (regular expression, format) pairs; the first that matches a node's whole name
+    or its op type wins. ``first_last``: "same" as the others, "w8" or "float".
+    ``fuse_residual``: an Add that follows a linear operator is computed on its accumulator, with
+    no rounding in between. ``quantize_outputs``: also round tensors that only float operators or
+    the caller read; otherwise those come straight from the accumulator.
+    ``max_samples`` and ``memory_bytes`` bound what calibration keeps.
+    """
+
+    weight_bits: int = 8
+    activation_bits: int | None = 8
+    group_size: int | None = None
+    observer: str = "mse"
+    percentile: float = 99.99
+    symmetric_activations: bool = False
+    signed_activations: bool = False
+    methods: tuple[str, ...] = ("reconstruction",)
+    overrides: tuple[tuple[str, str], ...] = ()
+    first_last: str = "same"
+    fuse_residual: bool = True
+    quantize_outputs: bool = False
+    max_samples: int = 512
+    memory_bytes: int = 768 << 20
+
+    def __post_init__(self) -> None:
+        _one_of("weight_bits", self.weight_bits, (4, 8))
+        _one_of("activation_bits", self.activation_bits, (4, 8, None))
+        _one_of("observer", self.observer, OBSERVERS)
+        _one_of("first_last", self.first_last, FIRST_LAST)
+        for method in self.methods:
+            _one_of("methods", method, METHODS)
+        exclusive = {"bias_correction", "mean_variance", "reconstruction"} & set(self.methods)
+        if len(exclusive) > 1:
+            raise UserError(
+                f"methods {' and '.join(sorted(exclusive))} each set the bias",
+                where="methods",
+                fix="choose one; 'equalization' combines with any",
+            )
+        if self.group_size is not None:
+            if not 2 <= self.group_size <= MAX_GROUP:
+                raise UserError(
+                    f"group_size {self.group_size} is outside 2…{MAX_GROUP}", where="group_size"
+                )
+            if self.activation_bits is not None:
+                raise UserError(
+                    "groups share no scale along the reduction, so integers cannot accumulate",
+                    where="group_size",
+                    fix="use activation_bits=None (weight-only)",
+                )
+        if not 50.0 < self.percentile <= 100.0:
+            raise UserError(f"percentile {self.percentile} is outside 50…100", where="percentile")
+        if self.max_samples < 1 or self.memory_bytes < 1 << 20:
+            raise UserError(
+                "max_samples must be at least 1 and memory_bytes 1 MiB", where="calibration"
+            )
+        for pattern, text in self.overrides:
+            try:
+                re.compile(pattern)
+            except re.error as error:
+                raise UserError(f"override '{pattern}': {error}", where="overrides") from None
+            Format.parse(text, f"override '{pattern}'")
+
+    @classmethod
+    def parse(cls, text: str, **changes: object) -> QuantConfig:
+        """From a recipe's name: ``w8a8``, ``w4a8``, ``w4a4``, ``w8a16``, ``w4g32``, …
+
+        ``changes`` are further fields. Raises UserError naming what is known.
+        """
+        if found := re.fullmatch(r"w([48])g(\d+)", text):
+            base = cls(int(found[1]), None, int(found[2]))
+        else:
+            format = Format.parse(text, "recipe")
+            if format is None:
+                raise UserError("'float' is no quantized recipe", where="recipe")
+            base = cls(format.weight_bits, format.activation_bits)
+        return replace(base, **changes)  # type: ignore[arg-type]
+
+    @property
+    def format(self) -> Format:
+        """What nodes have that no override names."""
+        return Format(self.weight_bits, self.activation_bits)
+
+    def format_of(self, name: str, op_type: str) -> Format | None:
+        """The format of one node by the first matching override; None keeps it float."""
+        for pattern, text in self.overrides:
+            if re.fullmatch(pattern, name) or re.fullmatch(pattern, op_type):
+                return Format.parse(text, f"override '{pattern}'")
+        return self.format
+
+
+def _one_of(field: str, value: object, known: tuple[object, ...]) -> None:
+    if value not in known:
+        names = [str(k) for k in known]
+        raise UserError(f"unknown {field} '{value}'", where=field, fix=did_you_mean(str(value), names))

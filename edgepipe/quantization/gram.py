@@ -1,0 +1,58 @@
+"""Second moments of a layer's input and their product with its output, from a stream."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from edgepipe.quantization.graph import Array
+
+
+class Gram:
+    """Accumulates moments of rows x [groups, rows, K] and y [groups, rows, outputs].
+
+    Products are taken in float32 per chunk and summed in float64.
+    """
+
+    def __init__(self, groups: int, outputs: int, inputs: int) -> None:
+        self.count = 0
+        self._xx = np.zeros((groups, inputs, inputs))
+        self._yx = np.zeros((groups, outputs, inputs))
+        self._x = np.zeros((groups, inputs))
+        self._y = np.zeros((groups, outputs))
+        self._yy = np.zeros((groups, outputs))
+
+    def add(self, x: Array, y: Array) -> None:
+        """One chunk of rows."""
+        transposed = x.transpose(0, 2, 1)
+        self._xx += transposed @ x
+        self._yx += (transposed @ y).transpose(0, 2, 1)
+        self._x += x.sum(1, dtype=np.float64)
+        self._y += y.sum(1, dtype=np.float64)
+        self._yy += (y * y).sum(1, dtype=np.float64)
+        self.count += x.shape[1]
+
+    @property
+    def mean_x(self) -> Array:
+        """[groups, K]."""
+        return self._x / self.count
+
+    @property
+    def mean_y(self) -> Array:
+        """[groups, outputs]."""
+        return self._y / self.count
+
+    @property
+    def variance_y(self) -> Array:
+        """[groups, outputs]."""
+        return np.maximum(self._yy / self.count - self.mean_y**2, 0.0)
+
+    @property
+    def hessian(self) -> Array:
+        """Covariance of x [groups, K, K]."""
+        mean = self.mean_x
+        return self._xx / self.count - mean[:, :, None] * mean[:, None, :]
+
+    @property
+    def cross(self) -> Array:
+        """Covariance of y with x [groups, outputs, K]."""
+        return self._yx / self.count - self.mean_y[:, :, None] * self.mean_x[:, None, :]

@@ -1,0 +1,156 @@
+"""Linear operators as matrices: weights [groups, outputs, K] and patches [groups, rows, K].
+
+A convolution with ``group`` g is g independent products: rows are output pixels of all samples, K
+is input channels of the group × kernel taps, in the weight's own order. Gemm and MatMul are one
+group. So one solver serves regular, grouped and depthwise convolutions and dense layers.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import onnx_ir as ir
+
+from edgepipe.quantization.graph import Array, constant
+from edgepipe.quantization.placement import output_channels
+
+
+@dataclass(frozen=True)
+class Layer:
+    """Geometry of one linear operator. Build with ``Layer.of``."""
+
+    node: ir.Node
+    groups: int
+    outputs: int
+    weight_shape: tuple[int, ...]
+    transposed: bool
+
+    @classmethod
+    def of(cls, node: ir.Node) -> Layer:
+        """The layer of a node that ``placement.weight_of`` accepts."""
+        weight = constant(node.inputs[1])
+        assert weight is not None
+        convolution = node.op_type in ("Conv", "ConvTranspose")
+        groups = node.attributes.get_int("group", 1) if convolution else 1
+        transposed = node.op_type == "MatMul" or (
+            node.op_type == "Gemm" and not node.attributes.get_int("transB", 0)
+        )
+        return cls(node, groups, output_channels(node, weight), weight.shape, transposed)
+
+    @property
+    def weight(self) -> Array:
+        """The float weight in ONNX layout."""
+        array = constant(self.node.inputs[1])
+        assert array is not None
+        return array
+
+    @property
+    def bias(self) -> Array:
+        """Float32 bias [outputs]; zeros where the node has none."""
+        return self.bias_of(self.node, self.outputs)
+
+    @staticmethod
+    def bias_of(node: ir.Node, outputs: int) -> Array:
+        """Float32 bias [outputs] of a linear operator."""
+        array = constant(node.inputs[2] if len(node.inputs) > 2 else None)
+        zeros = np.zeros(outputs, np.float32)
+        return zeros if array is None else np.asarray(array, np.float32).reshape(-1)
+
+    @property
+    def axis(self) -> int:
+        """Axis of the output channels in the ONNX weight (per group for ConvTranspose)."""
+        return 1 if self.transposed or self.node.op_type == "ConvTranspose" else 0
+
+    @property
+    def has_columns(self) -> bool:
+        """Whether ``patches`` knows this operator (ConvTranspose has no im2col here)."""
+        return self.node.op_type != "ConvTranspose"
+
+    def matrix(self, weight: Array) -> Array:
+        """ONNX layout → [groups, outputs / groups, K].
+
+        ConvTranspose shares one scale among its groups (the ONNX weight has no other axis for
+        it), so there all groups are one: [1, outputs / groups, inputs × taps].
+        """
+        if self.node.op_type == "ConvTranspose":
+            return np.moveaxis(weight, 1, 0).reshape(1, self.weight_shape[1], -1)
+        array = weight.T if self.transposed else weight
+        return array.reshape(self.groups, self.outputs // self.groups, -1)
+
+    def restore(self, matrix: Array) -> Array:
+        """The inverse of ``matrix``."""
+        if self.node.op_type == "ConvTranspose":
+            inputs, per_group, *taps = self.weight_shape
+            return np.ascontiguousarray(np.moveaxis(matrix.reshape(per_group, inputs, *taps), 0, 1))
+        if self.transposed:
+            return np.ascontiguousarray(matrix.reshape(self.outputs, -1).T)
+        return np.ascontiguousarray(matrix).reshape(self.weight_shape)
+
+    def patches(self, x: Array, rows: Array | None = None) -> Array:
+        """Input of one or more samples → [groups, rows, K] float32.
+
+        ``x``: [N, C, …] for a convolution, [..., K] for a dense layer. ``rows`` picks output
+        positions of each sample (indices into its flattened output pixels), all by default.
+        """
+        if self.node.op_type in ("Gemm", "MatMul"):
+            flat = x.reshape(-1, x.shape[-1])
+            return flat[None] if rows is None else flat[None, rows]
+        windows = _windows(self.node, self.weight_shape[2:], x)
+        spatial = len(self.weight_shape) - 2
+        count, channels, *out = windows.shape[: 2 + spatial]
+        taps = int(np.prod(self.weight_shape[2:]))
+        index = np.arange(int(np.prod(out))) if rows is None else rows
+        picked = windows[(slice(None), slice(None), *np.unravel_index(index, tuple(out)))]
+        split = picked.reshape(count, self.groups, channels // self.groups, len(index), taps)
+        return np.ascontiguousarray(split.transpose(1, 0, 3, 2, 4)).reshape(
+            self.groups, count * len(index), -1
+        )
+
+    def rows(self, y: Array, rows: Array | None = None) -> Array:
+        """Output of the samples → [groups, rows, outputs / groups], rows as ``patches`` orders."""
+        if self.node.op_type in ("Gemm", "MatMul"):
+            flat = y.reshape(-1, y.shape[-1])
+            return flat[None] if rows is None else flat[None, rows]
+        flat = y.reshape(y.shape[0], self.groups, self.outputs // self.groups, -1)
+        if rows is not None:
+            flat = flat[..., rows]
+        return np.ascontiguousarray(flat.transpose(1, 0, 3, 2)).reshape(
+            self.groups, -1, self.outputs // self.groups
+        )
+
+
+def _windows(node: ir.Node, kernel: tuple[int, ...], x: Array) -> Array:
+    """Sliding windows [N, C, out…, kernel…] of a padded input; a view where possible."""
+    spatial = len(kernel)
+    strides = node.attributes.get_ints("strides", (1,) * spatial)
+    dilations = node.attributes.get_ints("dilations", (1,) * spatial)
+    pads = conv_pads(node, kernel, x.shape[2:], strides, dilations)
+    padded = np.pad(x, [(0, 0), (0, 0), *zip(pads[:spatial], pads[spatial:], strict=True)])
+    reach = tuple((k - 1) * d + 1 for k, d in zip(kernel, dilations, strict=True))
+    axes = tuple(range(2, 2 + spatial))
+    windows = np.lib.stride_tricks.sliding_window_view(padded, reach, axes)
+    steps = [slice(None, None, s) for s in strides] + [slice(None, None, d) for d in dilations]
+    return windows[(slice(None), slice(None), *steps)]
+
+
+def conv_pads(
+    node: ir.Node,
+    kernel: tuple[int, ...],
+    size: tuple[int, ...],
+    strides: tuple[int, ...],
+    dilations: tuple[int, ...],
+) -> tuple[int, ...]:
+    """Begin and end pads of the spatial axes, ``auto_pad`` resolved (ONNX Conv)."""
+    mode = node.attributes.get_string("auto_pad", "NOTSET")
+    if mode == "NOTSET":
+        return tuple(node.attributes.get_ints("pads", (0,) * (2 * len(kernel))))
+    if mode == "VALID":
+        return (0,) * (2 * len(kernel))
+    begins, ends = [], []
+    for n, k, s, d in zip(size, kernel, strides, dilations, strict=True):
+        total = max((-(-n // s) - 1) * s + (k - 1) * d + 1 - n, 0)
+        small = total // 2
+        begins.append(total - small if mode == "SAME_LOWER" else small)
+        ends.append(small if mode == "SAME_LOWER" else total - small)
+    return tuple(begins + ends)

@@ -1,0 +1,198 @@
+"""Layer by layer in topological order: weights fitted to the inputs that rounding leaves them.
+
+Two fronts advance together, one of the float network and one of the quantized. At every layer
+the quantized front gives the input, the float front the wanted output. Samples are as many as
+memory holds at each place: where activations become small, more samples catch up through the
+part that is already done.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import onnx_ir as ir
+
+from edgepipe.quantization.config import QuantConfig
+from edgepipe.quantization.executor import Program, Rounding, Values, compile_part
+from edgepipe.quantization.gram import Gram
+from edgepipe.quantization.graph import Array, dims, is_op, outer_values
+from edgepipe.quantization.layers import Layer
+from edgepipe.quantization.placement import Placement, Unit
+from edgepipe.quantization.weights import Note, check_weights, quantize_layer
+
+#: Rows of the Gram matrix per column, where there are that many, and at least.
+ROWS_PER_COLUMN = 64
+LEAST_ROWS = 1 << 15
+#: Elements of one chunk of patches.
+CHUNK = 1 << 22
+
+
+class Fronts:
+    """The values that are still to be read, of the float and of the quantized network."""
+
+    def __init__(
+        self, units: Sequence[Unit], keep: set[ir.Value], inputs: Values, rounding: Rounding,
+        memory_bytes: int,
+    ) -> None:  # fmt: skip
+        self.units, self.inputs, self.rounding = units, inputs, rounding
+        self.live = _live_after(units, keep)
+        self.total = len(next(iter(inputs.values())))
+        self.memory = memory_bytes
+        self.done = 0
+        self.count = min(self.total, self._room())
+        self.exact: Values = {v: a[: self.count] for v, a in inputs.items()}
+        self.rounded: Values = dict(self.exact)
+
+    def _room(self) -> int:
+        """How many samples fit while the next unit is computed."""
+        before = self.live[self.done - 1] if self.done else list(self.inputs)
+        unit = self.units[self.done] if self.done < len(self.units) else None
+        values = [*before, *(v for node in (unit.nodes if unit else ()) for v in node.outputs)]
+        each = sum(5 * int(np.prod(dims(v) or (1,))) for v in values if v not in self.inputs)
+        return max(1, self.memory // max(each, 1))
+
+    def adjust(self) -> None:
+        """Drop samples that do not fit at the next unit, or let more catch up."""
+        room = min(self.total, self._room())
+        if room < self.count:
+            self.count = room
+            for front in (self.exact, self.rounded):
+                for value in front:
+                    front[value] = front[value][:room].copy()
+        elif self.done and (room >= 2 * self.count or (room == self.total > self.count)):
+            start, self.count = self.count, room
+            wanted = [v for v in self.live[self.done - 1] if v not in self.inputs]
+            new = {v: a[start:room] for v, a in self.inputs.items()}
+            before = self.units[: self.done]
+            self._extend(self.exact, new, compile_part(before, wanted, None))
+            self._extend(self.rounded, new, compile_part(before, wanted, self.rounding))
+
+    @staticmethod
+    def _extend(front: Values, inputs: Values, program: Program) -> None:
+        found = {**inputs, **program.run(inputs)}
+        for value in front:
+            front[value] = np.concatenate([front[value], found[value]])
+
+    def advance(self, exact: Values, unit: Unit) -> None:
+        """Take the float outputs of a unit, compute the quantized ones, drop what is read."""
+        outputs = [v for v in unit.nodes[-1].outputs if v in set(self.live[self.done])]
+        if outputs:
+            program = compile_part([unit], outputs, self.rounding)
+            self.rounded.update(program.run(self.rounded))
+            self.exact.update({v: exact[v] for v in outputs})
+        keep = set(self.live[self.done])
+        for front in (self.exact, self.rounded):
+            for value in [v for v in front if v not in keep]:
+                del front[value]
+        self.done += 1
+
+    def rounded_floats(self, value: ir.Value, start: int, stop: int) -> Array:
+        """What integer readers of ``value`` see, float32, for samples start…stop."""
+        array, grid = self.rounded[value][start:stop], self.rounding.grid(value)
+        return grid.values(array) if self.rounding.holds_codes(value) else grid.round(array)
+
+
+def fit(
+    placement: Placement,
+    rounding: Rounding,
+    inputs: Values,
+    config: QuantConfig,
+    note: Note,
+    progress: Callable[[str], None],
+) -> None:
+    """Fill ``rounding.weights`` for every integer layer."""
+    method = next((m for m in config.methods if m != "equalization"), None)
+    layers = [unit for unit in placement.units if unit.linear is not None]
+    for unit in layers:
+        assert unit.linear is not None
+        check_weights(Layer.of(unit.linear), note)
+    if method is None:
+        for unit in layers:
+            assert unit.linear is not None and unit.linear.inputs[0] is not None
+            layer, scale = Layer.of(unit.linear), rounding.grid(unit.linear.inputs[0]).scale
+            bits = placement.formats[unit.linear].weight_bits
+            rounding.weights[unit.linear] = quantize_layer(
+                layer, bits, None, None, float(scale), note
+            )
+        return
+    units = placement.units
+    last = max((i for i, unit in enumerate(units) if unit.linear is not None), default=-1)
+    fronts = Fronts(units[: last + 1], set(), inputs, rounding, config.memory_bytes)
+    done = 0
+    for unit in units[: last + 1]:
+        fronts.adjust()
+        wanted = [v for v in unit.nodes[-1].outputs if v.name]
+        before = unit.linear.outputs[0] if unit.linear is not None else None
+        if unit.linear is not None:
+            before = _before_activation(unit)
+            wanted = list(dict.fromkeys([*wanted, before]))
+        exact = compile_part([unit], wanted, None).run(fronts.exact)
+        if unit.linear is not None and before is not None:
+            _fit_layer(unit, exact[before], fronts, method, note)
+            done += 1
+            progress(f"quantizing layer {done} of {len(layers)}")
+        fronts.advance(exact, unit)
+
+
+def _before_activation(unit: Unit) -> ir.Value:
+    """The sum that the unit's accumulator should become: past the residual, before the clip."""
+    tail = [n for n in unit.nodes if n is unit.linear or is_op(n, "Add")]
+    return tail[-1].outputs[0]
+
+
+def _fit_layer(unit: Unit, wanted: Array, fronts: Fronts, method: str, note: Note) -> None:
+    assert unit.linear is not None
+    source = unit.linear.inputs[0]
+    assert source is not None
+    layer = Layer.of(unit.linear)
+    gram = None
+    if layer.has_columns:
+        gram = _moments(layer, source, unit.residual, wanted, fronts)
+    else:
+        note(unit.linear.name, f"{unit.linear.op_type} is rounded, not reconstructed")
+    bits = fronts.rounding.placement.formats[unit.linear].weight_bits
+    scale = float(fronts.rounding.grid(source).scale)
+    fronts.rounding.weights[unit.linear] = quantize_layer(layer, bits, method, gram, scale, note)
+
+
+def _moments(
+    layer: Layer, source: ir.Value, residual: ir.Value | None, wanted: Array, fronts: Fronts
+) -> Gram:
+    columns = layer.matrix(layer.weight).shape[-1]
+    gram = Gram(layer.groups, layer.outputs // layer.groups, columns)
+    per_sample = wanted[0].size // layer.outputs
+    goal = max(LEAST_ROWS, ROWS_PER_COLUMN * columns)
+    picked = min(per_sample, -(-goal // fronts.count))
+    step = max(1, CHUNK // (picked * columns * layer.groups))
+    generator = np.random.default_rng(0)
+    for start in range(0, fronts.count, step):
+        stop = min(start + step, fronts.count)
+        x = fronts.rounded_floats(source, start, stop)
+        y = wanted[start:stop]
+        if residual is not None:
+            y = y - fronts.rounded_floats(residual, start, stop)
+        rows = None
+        convolution = layer.node.op_type == "Conv"
+        if convolution and picked < per_sample:
+            rows = np.sort(generator.choice(per_sample, picked, replace=False))
+        if convolution:
+            x, y = x.reshape(-1, *x.shape[2:]), y.reshape(-1, *y.shape[2:])
+        gram.add(layer.patches(x, rows), layer.rows(y, rows))
+    return gram
+
+
+def _live_after(units: Sequence[Unit], keep: set[ir.Value]) -> list[list[ir.Value]]:
+    """Per unit, the computed values that something after it still reads."""
+    needed: dict[ir.Value, None] = dict.fromkeys(keep)
+    result: list[list[ir.Value]] = []
+    for unit in reversed(units):
+        result.append([v for v in needed if v.const_value is None])
+        for node in unit.nodes:
+            for value in outer_values(node):
+                if value.const_value is None:
+                    needed[value] = None
+        for node in unit.nodes:
+            for value in node.outputs:
+                needed.pop(value, None)
+    return result[::-1]
