@@ -207,7 +207,9 @@ def rows(node: ir.Node, blocked: Blocked, target: Target) -> str | None:
     shape = _shape(node.inputs[0])
     if not shape or 0 in shape or int(attribute(node, "axis", -1)) % len(shape) != len(shape) - 1:
         return "not over the last dimension"
-    if constant(node.inputs[0]) is not None or any(v.uses() for v in node.outputs[1:]):
+    if constant(node.inputs[0]) is not None or any(
+        v.uses() or v.is_graph_output() for v in node.outputs[1:]
+    ):
         return "constant input, or its statistics are used"
     if node.op_type == "Softmax":
         return None

@@ -134,41 +134,64 @@ def fusible(block: Block, axis: int) -> bool:
                 fine[0] = False
 
     def visit(node: Any) -> None:
-        if isinstance(node, tirx.BufferStore):
-            check(node.buffer, list(node.indices))
-        elif isinstance(node, TensorLoad):
-            check(node.source, list(node.indices))
+        if isinstance(node, TensorLoad | tirx.BufferStore):
+            check(_accessed(node), list(node.indices))
+
+    structural_walk(block.node.body, visit)
+    return fine[0]
+
+
+#: Calls that exist for vectors on every target. The first four only in float32 and float16.
+_POLYNOMIALS = frozenset(f"tirx.{n}" for n in ("exp", "tanh", "erf", "sigmoid"))
+_VECTOR_CALLS = frozenset(
+    {
+        *("prim.if_then_else", "prim.likely", "tirx.sqrt", "tirx.fabs", "tirx.floor", "tirx.ceil"),
+        *("tirx.trunc", "tirx.nearbyint", "tirx.reinterpret", "tirx.shift_left"),
+        *("tirx.shift_right", "tirx.bitwise_and", "tirx.bitwise_or", "tirx.bitwise_xor"),
+    }
+)
+
+
+def vectorizable(block: Block) -> bool:
+    """Whether every operation of the block has a vector form.
+
+    Bool buffers have none (LLVM would pack them to bits), nor have calls of C functions.
+    """
+    fine = [True]
+
+    def visit(node: Any) -> None:
+        name = _op_name(node)
+        if isinstance(node, TensorLoad | tirx.BufferStore):
+            fine[0] &= str(_accessed(node).dtype) != "bool"
+        elif name in _POLYNOMIALS:
+            fine[0] &= str(node.ty.dtype) in ("float32", "float16")
+        elif name and name not in _VECTOR_CALLS:
+            fine[0] = False
 
     structural_walk(block.node.body, visit)
     return fine[0]
 
 
 def contiguous(block: Block) -> bool:
-    """Whether vectors along the last axis are plain loads and stores or broadcasts.
-
-    Not for bool buffers, whose vectors LLVM packs to bits, and not around calls of C functions,
-    which would be taken apart again.
-    """
+    """Whether vectors along the last axis are plain loads and stores or broadcasts."""
     last = block.node.iter_vars[-1].var
     fine = [not block.guarded]
 
-    def check(buffer: Any, indices: Any) -> None:
-        if str(buffer.dtype) == "bool":
-            fine[0] = False
+    def visit(node: Any) -> None:
+        if not isinstance(node, TensorLoad | tirx.BufferStore):
+            return
+        indices = list(node.indices)
         for position, index in enumerate(indices):
             if _uses(index, last) and not (index.same_as(last) and position == len(indices) - 1):
                 fine[0] = False
 
-    def visit(node: Any) -> None:
-        if isinstance(node, tirx.BufferStore):
-            check(node.buffer, list(node.indices))
-        elif isinstance(node, TensorLoad):
-            check(node.source, list(node.indices))
-        elif _op_name(node) in ("tirx.call_pure_extern", "tirx.call_extern", "tirx.isnan"):
-            fine[0] = False
-
     structural_walk(block.node.body, visit)
     return fine[0]
+
+
+def _accessed(node: Any) -> Any:
+    """The buffer of a load or store."""
+    return node.buffer if isinstance(node, tirx.BufferStore) else node.source
 
 
 def _uses(expression: Any, var: Any) -> bool:

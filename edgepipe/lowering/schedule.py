@@ -27,6 +27,7 @@ from edgepipe.lowering.blocks import (
     cost,
     fusible,
     read_blocks,
+    vectorizable,
 )
 from edgepipe.target import Target
 
@@ -96,7 +97,7 @@ def _inline(sch: Any, lanes: int) -> None:
 
 def _reduce(sch: Any, lanes: int) -> None:
     for block in read_blocks(sch):
-        if block.reduction:
+        if block.reduction and vectorizable(block):
             try:
                 _schedule_reduction(sch.copy(), block, lanes)
             except Exception:
@@ -186,7 +187,7 @@ def _schedule_spatial(sch: Any, block: Block, lanes: int, alone: bool) -> None:
     while len(loops) > 1 and fusible(block, len(loops) - 2):
         merged = sch.fuse(*loops[-2:])
         loops = [*loops[:-2], merged]
-    if contiguous(block):
+    if contiguous(block) and vectorizable(block):
         _vectorize(sch, loops[-1], lanes, alone)
 
 

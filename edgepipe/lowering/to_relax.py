@@ -50,7 +50,7 @@ def to_relax(model: ir.Model, emit_kernel: EmitKernel | None = None) -> Any:
             try:
                 for node in _topological(graph):
                     _convert_node(node, values, bb, opset, emit_kernel)
-                outputs = [values[v] for v in graph.outputs]
+                outputs = [_computed(values, v) for v in graph.outputs]
             except EdgepipeError as error:
                 failure, outputs = error, []
             # An unfinished block would print a warning of TVM's when it is dropped.
@@ -80,7 +80,7 @@ def _convert_node(
 ) -> None:
     """Convert one node and enter its outputs into ``values``."""
     try:
-        inputs = [None if v is None else values[v] for v in node.inputs]
+        inputs = [None if v is None else _computed(values, v) for v in node.inputs]
         if node.domain == "edgepipe":
             if emit_kernel is None:
                 raise Unsupported(f"Op edgepipe.{node.op_type} needs a kernel", where=node.name)
@@ -100,6 +100,12 @@ def _convert_node(
             f"({type(error).__name__}: {first[:200]})",
             where=node.name or None,
         ) from error
+
+
+def _computed(values: dict[ir.Value, Any], value: ir.Value) -> Any:
+    if value not in values:
+        raise Unsupported("no kernel computes this value", where=value.name)
+    return values[value]
 
 
 def _convert_standard(node: ir.Node, inputs: list[Any], bb: Any, opset: int) -> list[Any]:

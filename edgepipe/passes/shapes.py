@@ -55,6 +55,10 @@ def infer_node(node: ir.Node, opset: int = OPSET) -> None:
     for value in node.outputs:
         if value.name and value.name in found:
             _assign(value, found[value.name])
+    if node.op_type == "GroupNormalization":  # the one current operator without inference
+        first = node.inputs[0]
+        if first is not None:
+            node.outputs[0].type, node.outputs[0].shape = first.type, first.shape
 
 
 def _infer(

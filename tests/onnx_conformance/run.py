@@ -92,7 +92,8 @@ def write(results: dict[str, list[str]]) -> None:
 
     known = json.loads(STATUS.read_text(encoding="utf-8")) if STATUS.is_file() else {}
     known |= {name: status for name, (status, _) in results.items()}
-    lines = (f"  {json.dumps(n)}: {json.dumps(known[n])}" for n in sorted(known) if n in edge_core())
+    names = sorted(set(known) & set(edge_core()))
+    lines = (f"  {json.dumps(n)}: {json.dumps(known[n])}" for n in names)
     STATUS.write_text("{\n" + ",\n".join(lines) + "\n}\n", encoding="utf-8")
 
 

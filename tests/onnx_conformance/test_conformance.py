@@ -27,7 +27,7 @@ def _check(names: list[str]) -> None:
     lost = {n: r for n, r in results.items() if COMMITTED[n] == "passed" and r[0] != "passed"}
     assert not lost, f"passed before: {lost}"
     gained = [n for n, r in results.items() if COMMITTED[n] != "passed" and r[0] == "passed"]
-    assert not gained, f"commit the new status: python -m tests.onnx_conformance.run --write {gained}"
+    assert not gained, f"run python -m tests.onnx_conformance.run --write and commit: {gained}"
     unclear = {n: r for n, r in results.items() if r[0] == "refused" and len(r[1]) < 20}
     assert not unclear, unclear
 

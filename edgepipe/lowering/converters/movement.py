@@ -129,19 +129,22 @@ def _pad(op: Op) -> Expr:
     for k, axis in enumerate(axes):
         before[axis] = int(pads[k])
     out = op.out_shape()
+    after = [o - n - b for o, n, b in zip(out, shape, before, strict=True)]
 
     def element(index: Any, x: Any, value: Any) -> Any:
         source, inside = [], []
         for a in range(rank):
             i = index[a] - before[a]
-            if before[a] == 0 and out[a] == shape[a]:
+            if before[a] <= 0 and after[a] <= 0:
                 source.append(i)
             elif mode == "constant":
                 inside += [i >= 0] if before[a] > 0 else []
-                inside += [i < shape[a]] if out[a] - before[a] > shape[a] else []
+                inside += [i < shape[a]] if after[a] > 0 else []
                 source.append(i)
             else:
-                source.append(_reflected(i, shape[a], mode))
+                # Negative pads crop before the rest is mirrored or repeated.
+                low, high = max(0, -before[a]), shape[a] + min(0, after[a])
+                source.append(low + _reflected(i - low, high - low, mode))
         if not inside:
             return x(*source)
         fill = (

@@ -70,16 +70,23 @@ def is_nan(x: Any) -> Any:
 
 def maximum(a: Any, b: Any) -> Any:
     """max that keeps NaN, like NumPy's."""
-    if not is_float(kind(a)):
-        return tirx.max(a, b)
-    return tirx.Select(tirx.Or(a > b, is_nan(a)), a, b)
+    return _extreme(tirx.max, a, b, lambda: a > b)
 
 
 def minimum(a: Any, b: Any) -> Any:
     """min that keeps NaN, like NumPy's."""
+    return _extreme(tirx.min, a, b, lambda: a < b)
+
+
+def _extreme(f: Callable[[Any, Any], Any], a: Any, b: Any, first: Callable[[], Any]) -> Any:
     if not is_float(kind(a)):
-        return tirx.min(a, b)
-    return tirx.Select(tirx.Or(a < b, is_nan(a)), a, b)
+        return f(a, b)
+    # f compares its operands and takes the second if that fails, as it does for NaN.
+    if isinstance(b, tirx.FloatImm):
+        return f(b, a)
+    if isinstance(a, tirx.FloatImm):
+        return f(a, b)
+    return tirx.Select(tirx.Or(first(), is_nan(a)), a, b)
 
 
 def round_even(x: Any) -> Any:

@@ -112,15 +112,8 @@ def _grid_sample(op: Op) -> Expr:
                 p = ((g + const(1, "float32")) * const(extent, "float32") - const(1, "float32")) * (
                     const(0.5, "float32")
                 )
-            if padding == "border":
-                # Positions within half a pixel of the border still interpolate (cubic sees it).
-                slack = 0.0 if align else 0.5
-                bounded = tirx.max(const(0, "float32"), tirx.min(p, const(extent - 1, "float32")))
-                far = tirx.Or(
-                    p < const(-slack, "float32"), p > const(extent - 1 + slack, "float32")
-                )
-                p = tirx.Select(far, bounded, p)
-            elif padding == "reflection":
+            # Padding by the border needs nothing here: every neighbour is bounded when it is read.
+            if padding == "reflection":
                 p = _reflected(p, extent, align)
             position.append(p)
         return cast(_sample(_reader(source, extents, padding, align), position, mode), dtype)
