@@ -53,8 +53,10 @@ def tile(target: Target, blocks: int, pixels: int) -> tuple[int, int]:
         choices = [(4, 2), (8, 1)]
     elif target.simd.registers == 32 and target.simd.lanes_f32 == 16:
         choices = [(7, 2), (14, 2), (14, 1), (7, 1)]
-    elif target.simd.registers == 32:
-        choices = [(6, 4), (8, 3), (12, 2), (16, 1)]
+    elif target.simd.registers == 32:  # accumulators, one input per pixel, one weight
+        choices = [(6, 4), (7, 3), (8, 2), (14, 1)]
+    elif target.arch == "arm":
+        choices = [(4, 2), (6, 1)]
     else:
         choices = [(6, 2), (4, 3), (12, 1)]
     fitting = [c for c in choices if blocks % c[1] == 0]
@@ -214,15 +216,17 @@ class _Emission:
         lanes, tile = self.op.y.lanes, at[1]
         taps = self.ci_blocks * self.op.x.lanes * self.op.kernel[0] * self.op.kernel[1]
         base = (tile * taps + number) * self.width
-        for i in range(self.pixels):
+        tile_places = [(i, j) for i in range(self.pixels) for j in range(self.blocks)]
+        if inputs is not None:  # the scalars are in registers: one weight at a time fits as well
+            tile_places.sort(key=lambda place: place[1])
+        for i, j in tile_places:
             if inputs is None:
                 scalar = self.source[self.input_offset(at, where, i) + lane]
             else:
                 scalar = inputs.lane(i, lane)
-            for j in range(self.blocks):
-                weight = load(self.weights, base + j * lanes, lanes)
-                r = i * self.blocks + j
-                acc[r] = fma(splat(scalar, lanes), weight, acc[r], lanes, self.knobs["fused"])
+            weight = load(self.weights, base + j * lanes, lanes)
+            r = i * self.blocks + j
+            acc[r] = fma(splat(scalar, lanes), weight, acc[r], lanes, self.knobs["fused"])
 
     def input_offset(self, at: tuple[Any, ...], where: tuple[Any, ...], pixel: int) -> Any:
         (n, tile, row, start), (block, ky, kx) = at, where

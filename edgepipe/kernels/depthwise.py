@@ -40,14 +40,15 @@ def default(op: ConvOp, target: Target) -> Knobs:
     registers = target.simd.registers
     # Half of the registers accumulate; the rest hold inputs and, where there is room, weights.
     # In WebAssembly LLVM's stack order keeps every loaded vector alive, so tiles are small.
-    wide = 2 if target.kind == "wasm" else 4 if registers <= 16 else 7
+    arm = target.arch in ("aarch64", "arm")
+    wide = 2 if target.kind == "wasm" else 4 if registers <= 16 or arm else 7
     columns = min(op.y.w, wide)
-    rows = 2 if registers >= 32 and columns <= 4 and op.y.h > 1 else 1
+    rows = 2 if target.arch == "aarch64" and op.y.h > 1 else 1
     return {
         "columns": columns,
         "rows": rows,
         "keep_weights": kh * kw <= 9 and registers >= 32,
-        "fused": target.simd.fma and target.arch in ("aarch64", "arm"),
+        "fused": arm,
     }
 
 

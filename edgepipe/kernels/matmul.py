@@ -33,19 +33,23 @@ def matches(op: Op, target: Target) -> str | None:
     return None if isinstance(op, MatmulOp) else ""
 
 
+def _tiles(target: Target) -> list[tuple[int, int]]:
+    """Register tiles ``(rows, vectors)`` to choose from, as for convolutions."""
+    if target.kind == "wasm":
+        return [(4, 2), (8, 1)]
+    if target.simd.lanes_f32 == 16:
+        return [(7, 2), (14, 1)]
+    if target.simd.registers == 32:
+        return [(6, 4), (7, 3), (8, 2), (14, 1)]
+    return [(4, 2), (6, 1)] if target.arch == "arm" else [(6, 2), (12, 1)]
+
+
 def default(op: MatmulOp, target: Target) -> Knobs:
     lanes = target.simd.lanes_f32
     while lanes > op.n:
         lanes //= 2
     wide = max(1, op.n // lanes)
-    if target.kind == "wasm":
-        choices = [(4, 2), (8, 1)] if op.m > 1 else [(1, 8)]
-    elif target.simd.registers == 32:
-        choices = [(7, 2), (14, 1)] if target.simd.lanes_f32 == 16 else [(6, 4), (12, 2), (16, 1)]
-        if op.m == 1:
-            choices = [(1, 8)]
-    else:
-        choices = [(6, 2), (12, 1)] if op.m > 1 else [(1, 8)]
+    choices = _tiles(target) if op.m > 1 else [(1, 8)]
 
     def waste(choice: tuple[int, int]) -> float:
         rows, blocks = min(choice[0], op.m), min(choice[1], wide)
@@ -113,18 +117,16 @@ def emit(op: MatmulOp, knobs: Knobs) -> Any:
                     inputs = Registers(rows, lanes)
                     for i in range(rows):
                         inputs[i] = load(a, a_at(i, k), lanes)
+                by_element = knobs["by_element"] and count == lanes
+                places = [(i, j) for i in range(rows) for j in range(blocks)]
+                if by_element:  # one weight at a time, see the convolution
+                    places.sort(key=lambda place: place[1])
                 for u in range(count):
-                    for i in range(rows):
-                        if knobs["by_element"] and count == lanes:
-                            scalar = inputs.lane(i, u)
-                        else:
-                            scalar = a[a_at(i, k + u)]
-                        for j in range(blocks):
-                            at = i * blocks + j
-                            weight = load(b, b_at(k + u, j), lanes)
-                            acc[at] = fma(
-                                splat(scalar, lanes), weight, acc[at], lanes, knobs["fused"]
-                            )
+                    for i, j in places:
+                        scalar = inputs.lane(i, u) if by_element else a[a_at(i, k + u)]
+                        weight = load(b, b_at(k + u, j), lanes)
+                        at = i * blocks + j
+                        acc[at] = fma(splat(scalar, lanes), weight, acc[at], lanes, knobs["fused"])
 
             with loop(op.k // unroll) as k:
                 step(k * unroll, unroll)
