@@ -84,80 +84,102 @@ def pack(op: MatmulOp, knobs: Knobs, arrays: Sequence[np.ndarray]) -> list[np.nd
 
 
 def emit(op: MatmulOp, knobs: Knobs) -> Any:
-    lanes, rows, blocks = knobs["lanes"], knobs["rows"], knobs["blocks"]
-    width = lanes * blocks
-    tiles = -(-op.n // width)
-    unroll = knobs["unroll"]
-
-    def body(*buffers: Any) -> None:
-        a, b, *rest, y = buffers
-        bias = rest.pop(0) if op.bias else None
-
-        def register_tile(batch: Any, tile: Any, row_tile: Any) -> None:
-            row = minimum(row_tile * rows, op.m - rows)
-            column = minimum(tile * width, op.n - width)
-            acc = Registers(rows * blocks, lanes)
-            for j in range(blocks):
-                start = splat(float32(0), lanes)
-                if bias is not None:
-                    start = load(bias, column + j * lanes, lanes)
-                for i in range(rows):
-                    acc[i * blocks + j] = start
-
-            def a_at(i: int, k: Any) -> Any:
-                return ((batch if op.a_batched else 0) * op.m + row + i) * op.k + k
-
-            def b_at(k: Any, j: int) -> Any:
-                if op.constant:
-                    return (tile * op.k + k) * width + j * lanes
-                return ((batch if op.b_batched else 0) * op.k + k) * op.n + column + j * lanes
-
-            def step(k: Any, count: int) -> None:
-                if knobs["by_element"] and count == lanes:
-                    inputs = Registers(rows, lanes)
-                    for i in range(rows):
-                        inputs[i] = load(a, a_at(i, k), lanes)
-                by_element = knobs["by_element"] and count == lanes
-                places = [(i, j) for i in range(rows) for j in range(blocks)]
-                if by_element:  # one weight at a time, see the convolution
-                    places.sort(key=lambda place: place[1])
-                for u in range(count):
-                    for i, j in places:
-                        scalar = inputs.lane(i, u) if by_element else a[a_at(i, k + u)]
-                        weight = load(b, b_at(k + u, j), lanes)
-                        at = i * blocks + j
-                        acc[at] = fma(splat(scalar, lanes), weight, acc[at], lanes, knobs["fused"])
-
-            with loop(op.k // unroll) as k:
-                step(k * unroll, unroll)
-            if op.k % unroll:
-                step(op.k - op.k % unroll, op.k % unroll)
-
-            for i in range(rows):
-                for j in range(blocks):
-                    at = column + j * lanes
-                    place = (batch * op.m + row + i) * op.n + at
-                    operands = [
-                        load(buffer, place if kind == "full" else at, lanes)
-                        for buffer, kind in zip(rest, op.residuals, strict=True)
-                    ]
-                    value = apply(op.epilogue, acc[i * blocks + j], lanes, operands)
-                    store(y, place, value, lanes)
-
-        with loop(op.batch) as batch, loop(tiles) as tile, loop(-(-op.m // rows)) as row_tile:
-            register_tile(batch, tile, row_tile)
-
-    b_elements = tiles * op.k * width
-    if not op.constant:
+    width = knobs["lanes"] * knobs["blocks"]
+    if op.constant:
+        b_elements = -(-op.n // width) * op.k * width
+    else:
         b_elements = (op.batch if op.b_batched else 1) * op.k * op.n
-    arguments = [("a", (op.batch if op.a_batched else 1) * op.m * op.k, "float32")]
-    arguments.append(("b", b_elements, "float32"))
+    arguments = [
+        ("a", (op.batch if op.a_batched else 1) * op.m * op.k, "float32"),
+        ("b", b_elements, "float32"),
+    ]
     if op.bias:
         arguments.append(("bias", op.n, "float32"))
     sizes = {"full": op.batch * op.m * op.n, "row": op.n}
     arguments += [(f"r{i}", sizes[kind], "float32") for i, kind in enumerate(op.residuals)]
     arguments.append(("y", op.batch * op.m * op.n, "float32"))
-    return kernel("dense" if op.constant else "matmul", arguments, body)
+    name = "dense" if op.constant else "matmul"
+    return kernel(name, arguments, lambda *buffers: _Emission(op, knobs, buffers).run())
+
+
+class _Emission:
+    """One kernel being emitted: the loops over tiles, and the register tile."""
+
+    def __init__(self, op: MatmulOp, knobs: Knobs, buffers: Sequence[Any]) -> None:
+        self.op, self.knobs = op, knobs
+        self.a, self.b, *rest, self.y = buffers
+        self.bias = rest.pop(0) if op.bias else None
+        self.residuals = rest
+        self.lanes, self.rows, self.blocks = knobs["lanes"], knobs["rows"], knobs["blocks"]
+        self.width = self.lanes * self.blocks
+
+    def run(self) -> None:
+        op = self.op
+        tiles, row_tiles = -(-op.n // self.width), -(-op.m // self.rows)
+        with loop(op.batch) as batch, loop(tiles) as tile, loop(row_tiles) as row_tile:
+            row = minimum(row_tile * self.rows, op.m - self.rows)
+            column = minimum(tile * self.width, op.n - self.width)
+            self.register_tile((batch, tile, row, column))
+
+    def register_tile(self, at: tuple[Any, Any, Any, Any]) -> None:
+        """Accumulate ``rows`` x ``blocks`` vectors over k, then apply the epilogue."""
+        lanes, column, unroll = self.lanes, at[3], self.knobs["unroll"]
+        acc = Registers(self.rows * self.blocks, lanes)
+        for j in range(self.blocks):
+            start = splat(float32(0), lanes)
+            if self.bias is not None:
+                start = load(self.bias, column + j * lanes, lanes)
+            for i in range(self.rows):
+                acc[i * self.blocks + j] = start
+        with loop(self.op.k // unroll) as k:
+            self.step(acc, at, k * unroll, unroll)
+        if self.op.k % unroll:
+            self.step(acc, at, self.op.k - self.op.k % unroll, self.op.k % unroll)
+        self.finish(acc, at)
+
+    def step(self, acc: Registers, at: tuple[Any, Any, Any, Any], k: Any, count: int) -> None:
+        """Multiply-add ``count`` values of k, unrolled."""
+        lanes = self.lanes
+        places = [(i, j) for i in range(self.rows) for j in range(self.blocks)]
+        inputs = None
+        if self.knobs["by_element"] and count == lanes:
+            inputs = Registers(self.rows, lanes)
+            for i in range(self.rows):
+                inputs[i] = load(self.a, self.a_offset(at, i, k), lanes)
+            places.sort(key=lambda place: place[1])  # one weight at a time, as in convolutions
+        for u in range(count):
+            for i, j in places:
+                if inputs is None:
+                    scalar = self.a[self.a_offset(at, i, k + u)]
+                else:
+                    scalar = inputs.lane(i, u)
+                weight = load(self.b, self.b_offset(at, k + u, j), lanes)
+                r = i * self.blocks + j
+                acc[r] = fma(splat(scalar, lanes), weight, acc[r], lanes, self.knobs["fused"])
+
+    def a_offset(self, at: tuple[Any, Any, Any, Any], i: int, k: Any) -> Any:
+        batch = at[0] if self.op.a_batched else 0
+        return (batch * self.op.m + at[2] + i) * self.op.k + k
+
+    def b_offset(self, at: tuple[Any, Any, Any, Any], k: Any, j: int) -> Any:
+        batch, tile, _, column = at
+        if self.op.constant:
+            return (tile * self.op.k + k) * self.width + j * self.lanes
+        batch = batch if self.op.b_batched else 0
+        return (batch * self.op.k + k) * self.op.n + column + j * self.lanes
+
+    def finish(self, acc: Registers, at: tuple[Any, Any, Any, Any]) -> None:
+        batch, _, row, column = at
+        for i in range(self.rows):
+            for j in range(self.blocks):
+                n = column + j * self.lanes
+                place = (batch * self.op.m + row + i) * self.op.n + n
+                operands = [
+                    load(buffer, place if kind == "full" else n, self.lanes)
+                    for buffer, kind in zip(self.residuals, self.op.residuals, strict=True)
+                ]
+                value = apply(self.op.epilogue, acc[i * self.blocks + j], self.lanes, operands)
+                store(self.y, place, value, self.lanes)
 
 
 TEMPLATE = KernelTemplate(name="matmul", matches=matches, default=default, emit=emit, pack=pack)
