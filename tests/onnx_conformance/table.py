@@ -6,11 +6,14 @@
 from __future__ import annotations
 
 import collections
+import importlib
 import json
+import pkgutil
 from pathlib import Path
 
 from onnx import defs
 
+from edgepipe import passes
 from edgepipe.lowering import converters
 from edgepipe.passes.decompose import NATIVE, REWRITES
 from tests.onnx_conformance.cases import edge_core
@@ -30,13 +33,16 @@ the operator; none gives a wrong result. Inputs that decide shapes (axes, pads, 
 …) have to be constants of the model.
 
 *kernel*: edgepipe has a kernel for it. *rewritten*: expressed by other operators first.
-*unrolled*: its body is compiled where the trip count or condition is constant.
+*unrolled*: its body is compiled where the trip count or condition is constant. *folded*: computed
+at compile time from constants.
 """
 
 
 def render() -> str:
     """The document."""
     converters.load_all()
+    for module in pkgutil.iter_modules(passes.__path__):
+        importlib.import_module(f"edgepipe.passes.{module.name}")
     status: dict[str, str] = json.loads(STATUS.read_text(encoding="utf-8"))
     total: collections.Counter[str] = collections.Counter()
     passed: collections.Counter[str] = collections.Counter()
@@ -78,13 +84,15 @@ def _how(op_type: str, passed: int) -> str:
     """How an operator is compiled; empty when it is refused."""
     if op_type in ("If", "Loop", "Scan"):
         return "unrolled"
-    if op_type in REWRITES and op_type not in converters.CONVERTERS:
+    if op_type in REWRITES:
         return "rewritten"
     if op_type in converters.CONVERTERS:
         return "kernel"
     schema = defs.get_schema(op_type)
     functional = schema.has_function or schema.has_context_dependent_function
-    return "rewritten" if functional and op_type not in NATIVE and passed else ""
+    if not passed:
+        return ""
+    return "rewritten" if functional and op_type not in NATIVE else "folded"
 
 
 if __name__ == "__main__":

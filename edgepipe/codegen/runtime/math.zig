@@ -81,7 +81,71 @@ comptime {
     publish(&Binary(f64, powDouble).call, "pow");
     publish(&Unary(f32, erfSingle).call, "erff");
     publish(&Unary(f64, erfDouble).call, "erf");
+    if (@import("builtin").cpu.arch == .arm) {
+        publish(&long.floatdidf, "__floatdidf");
+        publish(&long.floatundidf, "__floatundidf");
+        publish(&long.floatdisf, "__floatdisf");
+        publish(&long.floatundisf, "__floatundisf");
+        publish(&long.fixdfdi, "__fixdfdi");
+        publish(&long.fixunsdfdi, "__fixunsdfdi");
+        publish(&long.fixsfdi, "__fixsfdi");
+        publish(&long.fixunssfdi, "__fixunssfdi");
+    }
 }
+
+// Conversions of 64-bit integers by the names LLVM uses for armv7 Linux; compiler-rt only has the
+// __aeabi ones there. Like those they take floats in core registers. Written over 32-bit halves, so that they cannot be compiled to themselves.
+const long = struct {
+    const aapcs: std.builtin.CallingConvention = .{ .arm_aapcs = .{} };
+    const two32: f64 = 4294967296.0;
+
+    fn floatundidf(x: u64) callconv(aapcs) f64 {
+        const high: u32 = @truncate(x >> 32);
+        const low: u32 = @truncate(x);
+        return @as(f64, @floatFromInt(high)) * two32 + @as(f64, @floatFromInt(low));
+    }
+
+    fn floatdidf(x: i64) callconv(aapcs) f64 {
+        const magnitude: u64 = @abs(x);
+        return if (x < 0) -floatundidf(magnitude) else floatundidf(magnitude);
+    }
+
+    // Bits beyond double precision are folded into one below it, so that rounding twice is exact.
+    fn floatundisf(x: u64) callconv(aapcs) f32 {
+        const fits = x >> 53 == 0;
+        const sticky: u64 = if (x & 0x7ff != 0) 0x800 else 0;
+        return @floatCast(floatundidf(if (fits) x else (x & ~@as(u64, 0x7ff)) | sticky));
+    }
+
+    fn floatdisf(x: i64) callconv(aapcs) f32 {
+        const magnitude: u64 = @abs(x);
+        return if (x < 0) -floatundisf(magnitude) else floatundisf(magnitude);
+    }
+
+    fn fixunsdfdi(x: f64) callconv(aapcs) u64 {
+        if (!(x >= 1)) return 0;
+        if (x >= two32 * two32) return math.maxInt(u64);
+        const high: u32 = @intFromFloat(x / two32);
+        const low: u32 = @intFromFloat(x - @as(f64, @floatFromInt(high)) * two32);
+        return (@as(u64, high) << 32) | low;
+    }
+
+    fn fixdfdi(x: f64) callconv(aapcs) i64 {
+        if (x != x) return 0;
+        const limit: u64 = 1 << 63;
+        const magnitude: u64 = @min(fixunsdfdi(@abs(x)), limit);
+        if (x < 0) return @bitCast(@as(u64, 0) -% magnitude);
+        return @bitCast(@as(u64, @min(magnitude, limit - 1)));
+    }
+
+    fn fixunssfdi(x: f32) callconv(aapcs) u64 {
+        return fixunsdfdi(x);
+    }
+
+    fn fixsfdi(x: f32) callconv(aapcs) i64 {
+        return fixdfdi(x);
+    }
+};
 
 fn powDouble(x: f64, y: f64) f64 {
     return math.pow(f64, x, y);

@@ -6,7 +6,7 @@ from edgepipe.lowering.converters.registry import refuses
 
 refuses(
     "the size of its result depends on the data",
-    *("Compress", "NonMaxSuppression", "NonZero", "Unique", "SequenceAt", "SequenceConstruct"),
+    *("Compress", "NonMaxSuppression", "NonZero", "Unique"),
 )
 refuses(
     "bundles are deterministic; draw random numbers outside the model",
@@ -20,7 +20,15 @@ refuses(
 refuses(
     "sequences and optionals have no static layout",
     *("ConcatFromSequence", "Optional", "OptionalGetElement", "OptionalHasElement"),
-    *("SequenceEmpty", "SequenceErase", "SequenceInsert", "SequenceLength", "SequenceMap"),
+    *(
+        "SequenceAt",
+        "SequenceConstruct",
+        "SequenceEmpty",
+        "SequenceErase",
+        "SequenceInsert",
+        "SequenceLength",
+        "SequenceMap",
+    ),
     "SplitToSequence",
 )
 refuses("its trip count or condition is only known at run time", "If", "Loop", "Scan")
