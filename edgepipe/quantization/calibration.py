@@ -72,8 +72,9 @@ def _checked(array: Array, value: ir.Value, index: int) -> Array:
     if shape is None or dtype is None:
         raise UserError("the model's shape is not static", where=where)
     if array.shape != shape:
-        raise UserError(f"its shape is {list(array.shape)}, the model takes {list(shape)}",
-                        where=where)
+        raise UserError(
+            f"its shape is {list(array.shape)}, the model takes {list(shape)}", where=where
+        )
     if not np.can_cast(array.dtype, dtype.numpy(), "same_kind"):
         raise UserError(f"it is {array.dtype}, the model takes {dtype.numpy()}", where=where)
     if array.dtype.kind == "f" and not np.isfinite(array).all():

@@ -138,4 +138,6 @@ class QuantConfig:
 def _one_of(field: str, value: object, known: tuple[object, ...]) -> None:
     if value not in known:
         names = [str(k) for k in known]
-        raise UserError(f"unknown {field} '{value}'", where=field, fix=did_you_mean(str(value), names))
+        raise UserError(
+            f"unknown {field} '{value}'", where=field, fix=did_you_mean(str(value), names)
+        )

@@ -34,9 +34,7 @@ BALANCE = 0.5
 LIMIT = 32.0
 #: Samples that channel ranges are taken from.
 SAMPLES = 128
-_SAME = frozenset(
-    "Relu LeakyRelu MaxPool AveragePool GlobalAveragePool Identity Resize".split()
-)
+_SAME = frozenset("Relu LeakyRelu MaxPool AveragePool GlobalAveragePool Identity Resize".split())
 
 
 class _Classes:

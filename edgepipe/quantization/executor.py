@@ -81,7 +81,9 @@ class Program:
         feeds = {}
         for index, value in enumerate(self.inputs):
             array = values[value][start:stop]
-            feeds[f"input_{index}"] = array.reshape(-1, *array.shape[2:]) if self.batched else array[0]
+            feeds[f"input_{index}"] = (
+                array.reshape(-1, *array.shape[2:]) if self.batched else array[0]
+            )
         found = self.session.run(None, feeds)
         if self.batched:
             return [array[:, None] for array in found]

@@ -31,6 +31,15 @@ class Gram:
         self._yy += (y * y).sum(1, dtype=np.float64)
         self.count += x.shape[1]
 
+    def with_outputs(self, x: Array, y: Array) -> Gram:
+        """The same inputs with other outputs, of the same rows."""
+        other = Gram.__new__(Gram)
+        other.count, other._xx, other._x = self.count, self._xx, self._x
+        other._yx = (x.transpose(0, 2, 1) @ y).transpose(0, 2, 1).astype(np.float64)
+        other._y = y.sum(1, dtype=np.float64)
+        other._yy = (y * y).sum(1, dtype=np.float64)
+        return other
+
     @property
     def mean_x(self) -> Array:
         """[groups, K]."""

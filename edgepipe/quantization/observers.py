@@ -181,8 +181,10 @@ def _least_squared_error(histogram: Histogram, style: GridStyle) -> Grid:
     best = (low * -share, high * -share)
     if low < 0.0 < high and not style.symmetric:
         for end in (0, 1, 0):
-            options = [(best[0] * s, best[1]) if end == 0 else (best[0], best[1] * s)
-                       for s in np.linspace(1.2, 0.6, 31)]
+            options = [
+                (best[0] * s, best[1]) if end == 0 else (best[0], best[1] * s)
+                for s in np.linspace(1.2, 0.6, 31)
+            ]
             options = [(max(a, low), min(b, high)) for a, b in options]
             best = min((error(*option), i, option) for i, option in enumerate(options))[2]
     return style.grid(*best)

@@ -165,9 +165,7 @@ def _formats(graph: ir.Graph, config: QuantConfig, note: Note) -> dict[ir.Node, 
     return formats
 
 
-def _integer_nodes(
-    graph: ir.Graph, formats: dict[ir.Node, Format], note: Note
-) -> set[ir.Node]:
+def _integer_nodes(graph: ir.Graph, formats: dict[ir.Node, Format], note: Note) -> set[ir.Node]:
     integer: set[ir.Node] = set()
     for node in graph:
         format = formats.get(node)

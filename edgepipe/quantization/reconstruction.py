@@ -8,9 +8,13 @@ Linear algebra only, from second moments of the *quantized* input x and the floa
 4. Coordinate descent on the codes, (q s − W*) H (q s − W*)' never growing, alternating with
    the least-squares scale for fixed codes.
 5. The bias takes the mean of the output.
+6. Where a Relu or Clip follows, steps 1 to 5 again with an aim that leaves alone what the
+   activation cuts off anyway; per output channel, the better result behind the activation stays.
 """
 
 from __future__ import annotations
+
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -22,36 +26,110 @@ from edgepipe.quantization.graph import Array
 RIDGE = 0.01
 SWEEPS = 3
 ALTERNATIONS = 3
+#: Repetitions of step 6.
+REFITS = 1
 #: Columns whose updates are gathered before they reach the rest of the matrix.
 BLOCK = 64
 
 
-def solve(weight: Array, gram: Gram, bits: int) -> tuple[Array, Array, Array]:
+@dataclass(frozen=True)
+class Rows:
+    """What a layer sees and should give: ``x`` [groups, rows, K], the sum that its activation
+    reads ``wanted`` [groups, rows, outputs], and what is added to the layer's output on the way
+    (``added``, the quantized residual, or None). The activation keeps ``low`` … ``high``."""
+
+    x: Array
+    wanted: Array
+    added: Array | None
+    low: float
+    high: float
+
+    def attainable(self, output: Array) -> Array:
+        """The layer output to aim at, given the present one.
+
+        Where the activation cuts the wanted value off, anything beyond the bound is as good: the
+        present output stays the aim if it is beyond too (majorisation of the error behind it).
+        """
+        total = output if self.added is None else output + self.added
+        aim = np.where(self.wanted <= self.low, np.minimum(total, self.low), self.wanted)
+        aim = np.where(self.wanted >= self.high, np.maximum(total, self.high), aim)
+        return aim if self.added is None else aim - self.added
+
+    def error(self, output: Array) -> Array:
+        """Squared error behind the activation, summed over rows [groups, outputs], float64."""
+        total = output if self.added is None else output + self.added
+        difference = np.clip(total, self.low, self.high) - np.clip(self.wanted, self.low, self.high)
+        return np.einsum("gro,gro->go", difference, difference, dtype=np.float64)
+
+
+Solution = tuple[Array, Array, Array]
+
+
+def solve(weight: Array, gram: Gram, bits: int, rows: Rows | None = None) -> Solution:
     """Codes [groups, outputs, K], scales [groups, outputs, 1] and bias [groups, outputs].
 
     ``weight`` is the float matrix [groups, outputs, K]. Codes are floats holding integers.
+    ``rows`` lets the fit look behind the activation; without, it ends at the linear output.
     """
-    hessian, target = target_weights(weight, gram)
-    hessian = hessian.astype(np.float32)
-    diagonal = np.diagonal(hessian, axis1=1, axis2=2)[:, None, :]
+    hessian = regularised(gram)
+    factor = inverse_factor(hessian)
+    best = _round(weight, gram, hessian, factor, bits)
+    if rows is None:
+        return best
+    output = _output(best, rows)
+    error = rows.error(output)
+    for _ in range(REFITS):
+        aimed = gram.with_outputs(rows.x, rows.attainable(output))
+        found = _round(weight, aimed, hessian, factor, bits)
+        output = _output(found, rows)
+        new = rows.error(output)
+        better = new < error
+        if not better.any():
+            break
+        error = np.where(better, new, error)
+        best = tuple(  # type: ignore[assignment]
+            np.where(better[..., None] if a.ndim == 3 else better, a, b)
+            for a, b in zip(found, best, strict=True)
+        )
+        output = _output(best, rows)
+    return best
+
+
+def _round(weight: Array, gram: Gram, hessian: Array, factor: Array, bits: int) -> Solution:
+    target = target_weights(weight, gram, hessian)
+    single = hessian.astype(np.float32)
+    diagonal = np.diagonal(single, axis1=1, axis2=2)[:, None, :]
     scale = scales.least_error(target, bits, diagonal)
-    codes = gptq(target, hessian, scale, bits)
+    codes = gptq(target, factor, scale, bits)
     for _ in range(ALTERNATIONS):
-        codes = descend(codes, target, hessian, scale, bits)
-        scale = best_scale(codes, target, hessian, scale)
+        codes = descend(codes, target, single, scale, bits)
+        scale = best_scale(codes, target, single, scale)
     mean = np.einsum("gok,gk->go", (codes * scale).astype(np.float64), gram.mean_x)
     return codes, scale, gram.mean_y - mean
 
 
-def target_weights(weight: Array, gram: Gram) -> tuple[Array, Array]:
-    """The regularised Hessian [groups, K, K] and least-squares weights, float32."""
-    hessian = gram.hessian
-    spread = np.einsum("gkk->g", hessian) / hessian.shape[-1]
-    ridge = (RIDGE * spread + 1e-9)[:, None, None]
-    hessian = hessian + ridge * np.eye(hessian.shape[-1])
-    right = gram.cross + ridge * weight
+def _output(solution: Solution, rows: Rows) -> Array:
+    codes, scale, bias = solution
+    product = rows.x @ (codes * scale).astype(np.float32).transpose(0, 2, 1)
+    return product + bias[:, None, :].astype(np.float32)
+
+
+def ridge(gram: Gram) -> Array:
+    """What is added to the Hessian's diagonal [groups, 1, 1]."""
+    spread = np.einsum("gkk->g", gram.hessian) / gram.hessian.shape[-1]
+    return (RIDGE * spread + 1e-9)[:, None, None]
+
+
+def regularised(gram: Gram) -> Array:
+    """Hessian with its ridge, float64 [groups, K, K]."""
+    return gram.hessian + ridge(gram) * np.eye(gram.hessian.shape[-1])
+
+
+def target_weights(weight: Array, gram: Gram, hessian: Array) -> Array:
+    """Least-squares weights, pulled towards the float ones by the ridge; float32."""
+    right = gram.cross + ridge(gram) * weight
     target = np.linalg.solve(hessian, right.transpose(0, 2, 1)).transpose(0, 2, 1)
-    return hessian, np.ascontiguousarray(target, np.float32)
+    return np.ascontiguousarray(target, np.float32)
 
 
 def inverse_factor(hessian: Array) -> Array:
@@ -61,9 +139,11 @@ def inverse_factor(hessian: Array) -> Array:
     return np.ascontiguousarray(lower.transpose(0, 2, 1), np.float32)
 
 
-def gptq(target: Array, hessian: Array, scale: Array, bits: int) -> Array:
-    """Codes for ``target`` by error feedback; ``scale`` [groups, outputs, 1 or K]."""
-    factor = inverse_factor(hessian)
+def gptq(target: Array, factor: Array, scale: Array, bits: int) -> Array:
+    """Codes for ``target`` by error feedback; ``scale`` [groups, outputs, 1 or K].
+
+    ``factor`` is ``inverse_factor`` of the Hessian.
+    """
     low, high = scales.limits(bits)
     size = target.shape[-1]
     every = np.broadcast_to(scale, target.shape)

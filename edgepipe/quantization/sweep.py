@@ -16,9 +16,10 @@ import onnx_ir as ir
 from edgepipe.quantization.config import QuantConfig
 from edgepipe.quantization.executor import Program, Rounding, Values, compile_part
 from edgepipe.quantization.gram import Gram
-from edgepipe.quantization.graph import Array, dims, is_op, outer_values
+from edgepipe.quantization.graph import Array, bounds, dims, is_op, outer_values
 from edgepipe.quantization.layers import Layer
 from edgepipe.quantization.placement import Placement, Unit
+from edgepipe.quantization.reconstruction import Rows
 from edgepipe.quantization.weights import Note, check_weights, quantize_layer
 
 #: Rows of the Gram matrix per column, where there are that many, and at least.
@@ -146,19 +147,22 @@ def _fit_layer(unit: Unit, wanted: Array, fronts: Fronts, method: str, note: Not
     source = unit.linear.inputs[0]
     assert source is not None
     layer = Layer.of(unit.linear)
-    gram = None
+    gram, rows = None, None
     if layer.has_columns:
-        gram = _moments(layer, source, unit.residual, wanted, fronts)
+        gram, rows = _moments(layer, source, unit, wanted, fronts)
     else:
         note(unit.linear.name, f"{unit.linear.op_type} is rounded, not reconstructed")
     bits = fronts.rounding.placement.formats[unit.linear].weight_bits
     scale = float(fronts.rounding.grid(source).scale)
-    fronts.rounding.weights[unit.linear] = quantize_layer(layer, bits, method, gram, scale, note)
+    fronts.rounding.weights[unit.linear] = quantize_layer(
+        layer, bits, method, gram, scale, note, rows
+    )
 
 
 def _moments(
-    layer: Layer, source: ir.Value, residual: ir.Value | None, wanted: Array, fronts: Fronts
-) -> Gram:
+    layer: Layer, source: ir.Value, unit: Unit, wanted: Array, fronts: Fronts
+) -> tuple[Gram, Rows | None]:
+    """Second moments, and the rows they were taken of where an activation follows."""
     columns = layer.matrix(layer.weight).shape[-1]
     gram = Gram(layer.groups, layer.outputs // layer.groups, columns)
     per_sample = wanted[0].size // layer.outputs
@@ -166,20 +170,28 @@ def _moments(
     picked = min(per_sample, -(-goal // fronts.count))
     step = max(1, CHUNK // (picked * columns * layer.groups))
     generator = np.random.default_rng(0)
+    limits = bounds(unit.nodes[-1])
+    kept: list[tuple[Array, Array, Array | None]] = []
     for start in range(0, fronts.count, step):
         stop = min(start + step, fronts.count)
-        x = fronts.rounded_floats(source, start, stop)
-        y = wanted[start:stop]
-        if residual is not None:
-            y = y - fronts.rounded_floats(residual, start, stop)
+        arrays = [fronts.rounded_floats(source, start, stop), wanted[start:stop]]
+        if unit.residual is not None:
+            arrays.append(fronts.rounded_floats(unit.residual, start, stop))
         rows = None
-        convolution = layer.node.op_type == "Conv"
-        if convolution and picked < per_sample:
-            rows = np.sort(generator.choice(per_sample, picked, replace=False))
-        if convolution:
-            x, y = x.reshape(-1, *x.shape[2:]), y.reshape(-1, *y.shape[2:])
-        gram.add(layer.patches(x, rows), layer.rows(y, rows))
-    return gram
+        if layer.node.op_type == "Conv":
+            arrays = [array.reshape(-1, *array.shape[2:]) for array in arrays]
+            if picked < per_sample:
+                rows = np.sort(generator.choice(per_sample, picked, replace=False))
+        x, y = layer.patches(arrays[0], rows), layer.rows(arrays[1], rows)
+        added = layer.rows(arrays[2], rows) if len(arrays) > 2 else None
+        gram.add(x, y if added is None else y - added)
+        if limits is not None:
+            kept.append((x, y, added))
+    if limits is None:
+        return gram, None
+    x, y = (np.concatenate([k[i] for k in kept], 1) for i in (0, 1))
+    residual = [k[2] for k in kept if k[2] is not None]
+    return gram, Rows(x, y, np.concatenate(residual, 1) if residual else None, *limits)
 
 
 def _live_after(units: Sequence[Unit], keep: set[ir.Value]) -> list[list[ir.Value]]:

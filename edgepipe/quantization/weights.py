@@ -75,17 +75,24 @@ def check_weights(layer: Layer, note: Note) -> None:
 
 
 def quantize_layer(
-    layer: Layer, bits: int, method: str | None, gram: Gram | None, input_scale: float, note: Note
+    layer: Layer,
+    bits: int,
+    method: str | None,
+    gram: Gram | None,
+    input_scale: float,
+    note: Note,
+    rows: reconstruction.Rows | None = None,
 ) -> LayerWeights:
     """Quantize per output channel; ``input_scale`` is that of the quantized input.
 
     ``method`` is one of config.METHODS that sets weights, or None for rounding onto the scale of
-    least squared error; all but None need ``gram``.
+    least squared error; all but None need ``gram``. ``rows`` are those of ``gram``, where an
+    activation follows.
     """
     matrix = layer.matrix(layer.weight)
     grouped_bias = layer.bias.reshape(layer.groups, -1)
     if method == "reconstruction" and gram is not None:
-        codes, scale, bias = reconstruction.solve(matrix, gram, bits)
+        codes, scale, bias = reconstruction.solve(matrix, gram, bits, rows)
         # A channel that sees only constants has nothing to be fitted to.
         idle = gram.variance_y <= 0.0
         if idle.any():

@@ -1,0 +1,48 @@
+"""One node at a time, in float, by ONNX Runtime: the float islands of a quantized graph."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+
+from edgepipe.quantization.graph import Array
+
+
+class FloatNodes:
+    """Runs nodes alone; keeps a session per node."""
+
+    def __init__(self) -> None:
+        self._sessions: dict[ir.Node, Any] = {}
+
+    def run(self, node: ir.Node, inputs: list[Array | None]) -> list[Array]:
+        """Outputs for these inputs; None stands for an input left out."""
+        if node not in self._sessions:
+            self._sessions[node] = _session(node, inputs)
+        feeds = {f"i{k}": np.ascontiguousarray(a) for k, a in enumerate(inputs) if a is not None}
+        found: list[Array] = self._sessions[node].run(None, feeds)
+        return found
+
+
+def _session(node: ir.Node, inputs: list[Array | None]) -> Any:
+    import onnxruntime
+
+    proto = ir.serde.serialize_node(node)
+    infos = []
+    for index, array in enumerate(inputs):
+        if array is not None:
+            proto.input[index] = f"i{index}"
+            dtype = onnx.helper.np_dtype_to_tensor_dtype(array.dtype)
+            infos.append(onnx.helper.make_tensor_value_info(f"i{index}", dtype, None))
+    outputs = [onnx.helper.make_empty_tensor_value_info(name) for name in proto.output if name]
+    graph = onnx.helper.make_graph([proto], "node", infos, outputs)
+    opset = onnx.helper.make_opsetid("", 23)
+    model = onnx.helper.make_model(graph, opset_imports=[opset], ir_version=11)
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    options.intra_op_num_threads = 1
+    return onnxruntime.InferenceSession(
+        model.SerializeToString(), options, providers=["CPUExecutionProvider"]
+    )
