@@ -24,8 +24,10 @@ g (int64[12] a, float[12] b) => (float[12] x, int64[12] y, int64[12] p) {
 def test_int64_conversions_are_exact_on_armv7(tmp_path: Path) -> None:
     onnx.save(onnx.parser.parse_model(_MODEL), tmp_path / "m.onnx")
     a = np.array(
-        [0, 1, -1, 123456789012, 12345 - 2**62, 2**53 + 1, 2**24 + 1, -(2**33) - 1, 99999999]
-        + [-5, 7, 2**40 + 3],
+        [
+            *(0, 1, -1, 123456789012, 12345 - 2**62, 2**53 + 1, 2**24 + 1, -(2**33) - 1),
+            *(99999999, -5, 7, 2**40 + 3),
+        ],
         np.int64,
     )
     b = np.array(

@@ -47,7 +47,8 @@ def _softplus(x: Any) -> Any:
     return tirx.max(x, zero(x)) + libm("log1p", tirx.exp(zero(x) - tirx.abs(x)))
 
 
-def _hard_sigmoid(x: Any, alpha: float, beta: float) -> Any:
+def hard_sigmoid(x: Any, alpha: float, beta: float) -> Any:
+    """max(0, min(1, alpha·x + beta))."""
     return tirx.max(zero(x), tirx.min(like(1, x), like(alpha, x) * x + like(beta, x)))
 
 
@@ -70,7 +71,7 @@ _UNARY: dict[str, Callable[[Any], Any]] = {
     "Erf": tirx.erf,
     "Exp": tirx.exp,
     "Floor": tirx.floor,
-    "HardSwish": lambda x: x * _hard_sigmoid(x, 1 / 6, 0.5),
+    "HardSwish": lambda x: x * hard_sigmoid(x, 1 / 6, 0.5),
     "Log": lambda x: libm("log", x),
     "Mish": lambda x: x * tirx.tanh(_softplus(x)),
     "Neg": lambda x: zero(x) - x if not is_float(kind(x)) else like(-1, x) * x,
@@ -103,88 +104,6 @@ def _register_unary(name: str, f: Callable[[Any], Any]) -> None:
 
 for _name, _function in _UNARY.items():
     _register_unary(_name, _function)
-
-
-@converts("Elu")
-def _elu(op: Op) -> Expr:
-    alpha = op.attr("alpha", 1.0)
-    return unary(
-        op,
-        lambda x: tirx.Select(x < zero(x), like(alpha, x) * (tirx.exp(x) - like(1, x)), x),
-    )
-
-
-@converts("Celu")
-def _celu(op: Op) -> Expr:
-    alpha = op.attr("alpha", 1.0)
-
-    def f(x: Any) -> Any:
-        negative = like(alpha, x) * (tirx.exp(x / like(alpha, x)) - like(1, x))
-        return tirx.Select(x < zero(x), negative, x)
-
-    return unary(op, f)
-
-
-@converts("Selu")
-def _selu(op: Op) -> Expr:
-    alpha = op.attr("alpha", 1.67326319217681884765625)
-    gamma = op.attr("gamma", 1.05070102214813232421875)
-
-    def f(x: Any) -> Any:
-        negative = like(alpha * gamma, x) * (tirx.exp(x) - like(1, x))
-        return tirx.Select(x > zero(x), like(gamma, x) * x, negative)
-
-    return unary(op, f)
-
-
-@converts("LeakyRelu")
-def _leaky_relu(op: Op) -> Expr:
-    alpha = op.attr("alpha", 0.01)
-    return unary(op, lambda x: tirx.Select(x < zero(x), like(alpha, x) * x, x))
-
-
-@converts("ThresholdedRelu")
-def _thresholded_relu(op: Op) -> Expr:
-    alpha = op.attr("alpha", 1.0)
-    return unary(op, lambda x: tirx.Select(x > like(alpha, x), x, zero(x)))
-
-
-@converts("HardSigmoid")
-def _hard_sigmoid_op(op: Op) -> Expr:
-    alpha, beta = op.attr("alpha", 0.2), op.attr("beta", 0.5)
-    return unary(op, lambda x: _hard_sigmoid(x, alpha, beta))
-
-
-@converts("Shrink")
-def _shrink(op: Op) -> Expr:
-    lambd, bias = op.attr("lambd", 0.5), op.attr("bias", 0.0)
-    dtype = op.dtype()
-
-    def f(x: Any) -> Any:
-        y = x if is_float(dtype) else cast(x, "float32")
-        inner = tirx.Select(y > like(lambd, y), y - like(bias, y), zero(y))
-        return cast(tirx.Select(y < like(-lambd, y), y + like(bias, y), inner), dtype)
-
-    return unary(op, f)
-
-
-@converts("Gelu")
-def _gelu(op: Op) -> Expr:
-    def exact(x: Any) -> Any:
-        half = like(0.5, x)
-        return half * x * (like(1, x) + tirx.erf(x * like(float(np.sqrt(0.5)), x)))
-
-    def approximate(x: Any) -> Any:
-        inner = like(float(np.sqrt(2 / np.pi)), x) * (x + like(0.044715, x) * x * x * x)
-        return like(0.5, x) * x * (like(1, x) + tirx.tanh(inner))
-
-    return unary(op, approximate if op.attr("approximate", "none") == "tanh" else exact)
-
-
-@converts("Swish")
-def _swish(op: Op) -> Expr:
-    alpha = op.attr("alpha", 1.0)
-    return unary(op, lambda x: x * tirx.sigmoid(like(alpha, x) * x))
 
 
 @converts("IsNaN")
