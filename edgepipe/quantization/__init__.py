@@ -36,7 +36,7 @@ def apply(
     Reasons and doubts go to ``context.note``. Raises UserError for samples, weights or
     activations that cannot be quantized, naming the tensor.
     """
-    from edgepipe.quantization import calibration, equalization, grouped, sweep
+    from edgepipe.quantization import calibration, equalization, sweep
     from edgepipe.quantization.executor import Rounding
     from edgepipe.quantization.placement import place
     from edgepipe.quantization.qdq import QdqWriter
@@ -52,9 +52,6 @@ def apply(
     placement = place(graph, config, note)
     context.progress("observing ranges")
     rounding = Rounding(placement, calibration.ranges(graph, placement, inputs, config, note))
-    if config.activation_bits is None:
-        grouped.fit(placement, rounding, inputs, config, note)
-    else:
-        sweep.fit(placement, rounding, inputs, config, note, context.progress)
+    sweep.fit(placement, rounding, inputs, config, note, context.progress)
     QdqWriter(graph, rounding).write()
     return result

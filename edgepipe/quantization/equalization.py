@@ -34,7 +34,9 @@ BALANCE = 0.5
 LIMIT = 32.0
 #: Samples that channel ranges are taken from.
 SAMPLES = 128
-_SAME = frozenset("Relu LeakyRelu MaxPool AveragePool GlobalAveragePool Identity Resize".split())
+_SAME = frozenset(
+    ["Relu", "LeakyRelu", "MaxPool", "AveragePool", "GlobalAveragePool", "Identity", "Resize"]
+)
 
 
 class _Classes:
@@ -123,8 +125,8 @@ def plan(
     for node in graph:
         if weight_of(node) is not None and node.inputs[0] in classes.of:
             layer = Layer.of(node)
-            roots = [classes.root(int(c)) for c in classes.of[node.inputs[0]]]
-            np.maximum.at(weight, np.array(roots, dtype=int), _input_weights(layer))
+            roots = np.array([classes.root(int(c)) for c in classes.of[node.inputs[0]]], dtype=int)
+            np.maximum.at(weight, roots, _input_weights(layer))
     factors = np.ones(count)
     free = np.array([i not in fixed for i in range(count)], dtype=bool)
     usable = free & (activation > 0) & (weight > 0)
@@ -228,11 +230,14 @@ def _input_weights(layer: Layer) -> Array:
     other = tuple(i for i in range(weight.ndim) if i != axis)
     share = weight / np.maximum(weight.max(other, keepdims=True), 1e-30)
     if layer.node.op_type in ("Gemm", "MatMul"):
-        return share.max(axis)
+        dense: Array = share.max(axis)
+        return dense
     if layer.node.op_type == "ConvTranspose":
-        return share.reshape(share.shape[0], -1).max(1)
+        scattered: Array = share.reshape(share.shape[0], -1).max(1)
+        return scattered
     per_group = share.reshape(layer.groups, -1, *share.shape[1:]).max(1)
-    return per_group.reshape(layer.groups * share.shape[1], -1).max(1)
+    result: Array = per_group.reshape(layer.groups * share.shape[1], -1).max(1)
+    return result
 
 
 def _times_inputs(layer: Layer, weight: Array, factor: Array) -> Array:
@@ -260,8 +265,8 @@ def _replace(graph: ir.Graph, node: ir.Node, index: int, array: Array) -> None:
     )
     graph.register_initializer(value)
     node.replace_input_with(index, value)
-    if not old.uses() and old.name in graph.initializers:
-        del graph.initializers[old.name]
+    if not old.uses():
+        graph.initializers.pop(name_of(old), None)
 
 
 def equalize(graph: ir.Graph, inputs: Values, note: Note) -> None:

@@ -21,7 +21,17 @@ from edgepipe.quantization.weights import LayerWeights
 
 #: Operators that do not care how many samples the leading dimension holds.
 BATCHABLE = TABLES | frozenset(
-    "Conv ConvTranspose Gemm Add Sub Mul AveragePool MaxPool GlobalAveragePool".split()
+    [
+        "Conv",
+        "ConvTranspose",
+        "Gemm",
+        "Add",
+        "Sub",
+        "Mul",
+        "AveragePool",
+        "MaxPool",
+        "GlobalAveragePool",
+    ]
 )
 BATCH_BYTES = 16 << 20
 IR_VERSION = 11
@@ -161,7 +171,7 @@ class _Writer:
         clipped = f"{name}/clipped"
         ends = [(bound - grid.zero_point) * grid.scale for bound in (grid.low, grid.high)]
         low, high = (
-            self._constant(f"{name}/{end}", np.float32(bound))
+            self._constant(f"{name}/{end}", np.asarray(bound, np.float32))
             for end, bound in zip(("low", "high"), ends, strict=True)
         )
         self._op("Clip", [name, low, high], clipped)

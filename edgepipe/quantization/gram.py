@@ -53,15 +53,18 @@ class Gram:
     @property
     def variance_y(self) -> Array:
         """[groups, outputs]."""
-        return np.maximum(self._yy / self.count - self.mean_y**2, 0.0)
+        result: Array = np.maximum(self._yy / self.count - self.mean_y**2, 0.0)
+        return result
 
     @property
     def hessian(self) -> Array:
         """Covariance of x [groups, K, K]."""
         mean = self.mean_x
-        return self._xx / self.count - mean[:, :, None] * mean[:, None, :]
+        result: Array = self._xx / self.count - mean[:, :, None] * mean[:, None, :]
+        return result
 
     @property
     def cross(self) -> Array:
         """Covariance of y with x [groups, outputs, K]."""
-        return self._yx / self.count - self.mean_y[:, :, None] * self.mean_x[:, None, :]
+        result: Array = self._yx / self.count - self.mean_y[:, :, None] * self.mean_x[:, None, :]
+        return result

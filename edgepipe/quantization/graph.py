@@ -43,7 +43,7 @@ def name_of(value: ir.Value) -> str:
 
 def only_user(value: ir.Value) -> ir.Node | None:
     """The single node that reads ``value`` once, or None if others read it or it is an output."""
-    uses = value.uses()
+    uses = tuple(value.uses())
     return uses[0].node if len(uses) == 1 and not value.is_graph_output() else None
 
 

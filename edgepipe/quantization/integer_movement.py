@@ -73,7 +73,7 @@ def _average(node: ir.Node, term: Term, inputs: list[Any]) -> list[Any]:
     # ceil_mode: windows that start inside may reach past the end, where nothing is counted.
     reach = [(k - 1) * d + 1 for k, d in zip(kernel, dilations, strict=True)]
     extra = [
-        max((int(o) - 1) * s + r - (n + a + b), 0)  # type: ignore[arg-type]
+        max((int(o) - 1) * s + r - (n + a + b), 0)
         for o, s, r, n, a, b in zip(
             shape[2:], strides, reach, x.shape[2:], pads[:spatial], pads[spatial:], strict=True
         )
@@ -97,7 +97,8 @@ def _window_sums(
     pads: tuple[int, ...],
 ) -> Array:
     windows = integer_ops.sliding(x, kernel, strides, dilations, pads, 0)
-    return windows.sum(tuple(range(-len(kernel), 0)), dtype=np.int64)
+    result: Array = windows.sum(tuple(range(-len(kernel), 0)), dtype=np.int64)
+    return result
 
 
 def _mean(node: ir.Node, term: Term, axes: tuple[int, ...], keep: bool) -> list[Any]:

@@ -74,7 +74,7 @@ def convolve_transposed(node: ir.Node, x: Array, weight: Array) -> Array:
 
 def multiply(node: ir.Node, a: Array, b: Array) -> Array:
     """Gemm (``transB`` applied here) or MatMul of integers."""
-    if node.op_type == "Gemm" and node.attributes.get_int("transB", 0):
+    if node.op_type == "Gemm" and node.attributes.get_int("transB", 0) != 0:
         b = b.T
     return to_int32(a.astype(np.float64) @ b.astype(np.float64), node.name)
 

@@ -153,7 +153,12 @@ class Interpreter:
             return self._constants[source]
         codes, scale = inputs[0].astype(np.int32), np.asarray(inputs[1], np.float32)
         if node.attributes.get_int("block_size", 0):
-            return self._float_nodes.run(node, inputs)[0]
+            size, axis = (
+                node.attributes.get_int("block_size", 0),
+                node.attributes.get_int("axis", 1),
+            )
+            spread = np.repeat(scale, size, axis).take(range(codes.shape[axis]), axis)
+            return codes.astype(np.float32) * spread
         if len(inputs) > 2 and inputs[2] is not None:
             codes = codes - inputs[2].astype(np.int32)
         if scale.ndim == 1:
@@ -179,7 +184,8 @@ def _quantize(node: ir.Node, inputs: list[Tensor]) -> Array:
     if isinstance(x, Sum):
         return requantize(x, scale, zero, low, high)
     moved = np.clip(np.rint(np.asarray(x, np.float32) / scale), low - zero, high - zero)
-    return moved.astype(np.int32) + np.int32(zero)
+    result: Array = moved.astype(np.int32) + np.int32(zero)
+    return result
 
 
 def _table(node: ir.Node, inputs: list[Tensor]) -> bool:

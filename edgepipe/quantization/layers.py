@@ -8,6 +8,7 @@ group. So one solver serves regular, grouped and depthwise convolutions and dens
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
@@ -63,6 +64,11 @@ class Layer:
         return 1 if self.transposed or self.node.op_type == "ConvTranspose" else 0
 
     @property
+    def input_axis(self) -> int:
+        """Axis of the input channels (of one group, for Conv) in the ONNX weight."""
+        return 0 if self.axis == 1 else 1
+
+    @property
     def has_columns(self) -> bool:
         """Whether ``patches`` knows this operator (ConvTranspose has no im2col here)."""
         return self.node.op_type != "ConvTranspose"
@@ -101,7 +107,8 @@ class Layer:
         count, channels, *out = windows.shape[: 2 + spatial]
         taps = int(np.prod(self.weight_shape[2:]))
         index = np.arange(int(np.prod(out))) if rows is None else rows
-        picked = windows[(slice(None), slice(None), *np.unravel_index(index, tuple(out)))]
+        places: tuple[Any, ...] = np.unravel_index(index, tuple(out))
+        picked = windows[(slice(None), slice(None), *places)]
         split = picked.reshape(count, self.groups, channels // self.groups, len(index), taps)
         return np.ascontiguousarray(split.transpose(1, 0, 3, 2, 4)).reshape(
             self.groups, count * len(index), -1
@@ -112,10 +119,10 @@ class Layer:
         if self.node.op_type in ("Gemm", "MatMul"):
             flat = y.reshape(-1, y.shape[-1])
             return flat[None] if rows is None else flat[None, rows]
-        flat = y.reshape(y.shape[0], self.groups, self.outputs // self.groups, -1)
+        pixels: Array = y.reshape(y.shape[0], self.groups, self.outputs // self.groups, -1)
         if rows is not None:
-            flat = flat[..., rows]
-        return np.ascontiguousarray(flat.transpose(1, 0, 3, 2)).reshape(
+            pixels = pixels[..., rows]
+        return np.ascontiguousarray(pixels.transpose(1, 0, 3, 2)).reshape(
             self.groups, -1, self.outputs // self.groups
         )
 
@@ -123,8 +130,8 @@ class Layer:
 def _windows(node: ir.Node, kernel: tuple[int, ...], x: Array) -> Array:
     """Sliding windows [N, C, out…, kernel…] of a padded input; a view where possible."""
     spatial = len(kernel)
-    strides = node.attributes.get_ints("strides", (1,) * spatial)
-    dilations = node.attributes.get_ints("dilations", (1,) * spatial)
+    strides = tuple(node.attributes.get_ints("strides", (1,) * spatial))
+    dilations = tuple(node.attributes.get_ints("dilations", (1,) * spatial))
     pads = conv_pads(node, kernel, x.shape[2:], strides, dilations)
     padded = np.pad(x, [(0, 0), (0, 0), *zip(pads[:spatial], pads[spatial:], strict=True)])
     reach = tuple((k - 1) * d + 1 for k, d in zip(kernel, dilations, strict=True))

@@ -3,7 +3,7 @@
 Every observer sees arrays one at a time and keeps a histogram of ``BINS`` counts at most. Its
 range grows by doubling around zero, so that old counts merge exactly, pair by pair. Minimum and
 maximum are those of every element; the histogram takes at most ``PER_ARRAY`` elements of each
-array, evenly spaced.
+array, chosen at random.
 """
 
 from __future__ import annotations
@@ -37,7 +37,8 @@ class Grid:
         """Nearest codes as int32, ties to even, saturated; division in float32 as ONNX has it."""
         scaled = np.rint(np.asarray(x, np.float32) / self.scale)
         moved = np.clip(scaled, self.low - self.zero_point, self.high - self.zero_point)
-        return moved.astype(np.int32) + np.int32(self.zero_point)
+        result: Array = moved.astype(np.int32) + np.int32(self.zero_point)
+        return result
 
     def values(self, codes: Array) -> Array:
         """What codes stand for, float32."""
@@ -46,6 +47,16 @@ class Grid:
     def round(self, x: Array) -> Array:
         """``x`` on the grid."""
         return self.values(self.codes(x))
+
+
+def sample(flat: Array, most: int) -> Array:
+    """Up to ``most`` elements, the same ones for equal sizes.
+
+    At random: even steps would meet the same few columns of every image.
+    """
+    if flat.size <= most:
+        return flat
+    return flat[np.random.default_rng(0).integers(0, flat.size, most)]
 
 
 class Histogram:
@@ -74,8 +85,7 @@ class Histogram:
         if self.reach == 0.0:
             self.counts[BINS // 2] += flat.size
             return
-        step = -(-flat.size // PER_ARRAY)
-        scaled = (flat[::step].astype(np.float64) / self.reach + 1.0) * (BINS / 2)
+        scaled = (sample(flat, PER_ARRAY).astype(np.float64) / self.reach + 1.0) * (BINS / 2)
         index = np.minimum(scaled.astype(np.int64), BINS - 1)
         self.counts += np.bincount(index, minlength=BINS)
 

@@ -20,18 +20,53 @@ import numpy as np
 import onnx_ir as ir
 
 from edgepipe.quantization.config import Format, QuantConfig
-from edgepipe.quantization.graph import bounds, constant, dims, dynamic, is_op, only_user
+from edgepipe.quantization.graph import Array, bounds, constant, dims, dynamic, is_op, only_user
 
 MOVEMENT = frozenset(
-    "Reshape Flatten Transpose Slice Squeeze Unsqueeze Split Concat Pad MaxPool Identity Expand"
-    " Tile DepthToSpace SpaceToDepth Gather Resize".split()
+    [
+        "Reshape",
+        "Flatten",
+        "Transpose",
+        "Slice",
+        "Squeeze",
+        "Unsqueeze",
+        "Split",
+        "Concat",
+        "Pad",
+        "MaxPool",
+        "Identity",
+        "Expand",
+        "Tile",
+        "DepthToSpace",
+        "SpaceToDepth",
+        "Gather",
+        "Resize",
+    ]
 )
 AVERAGES = frozenset(("AveragePool", "GlobalAveragePool", "ReduceMean"))
 BINARY = frozenset(("Add", "Sub", "Mul"))
 #: Functions of one value: a table of all codes.
 TABLES = frozenset(
-    "Relu Clip Sigmoid Tanh HardSigmoid HardSwish LeakyRelu Elu Selu Softplus Softsign Mish Gelu"
-    " Erf Abs Neg Sqrt Exp".split()
+    [
+        "Relu",
+        "Clip",
+        "Sigmoid",
+        "Tanh",
+        "HardSigmoid",
+        "HardSwish",
+        "LeakyRelu",
+        "Elu",
+        "Selu",
+        "Softplus",
+        "Softsign",
+        "Mish",
+        "Gelu",
+        "Erf",
+        "Abs",
+        "Neg",
+        "Sqrt",
+        "Exp",
+    ]
 )
 #: Movement operators that take several data inputs.
 ALL_INPUTS = frozenset(("Concat",))
@@ -98,13 +133,13 @@ def weight_of(node: ir.Node) -> ir.Value | None:
     if node.op_type == "Gemm" and (
         node.attributes.get_float("alpha", 1.0) != 1.0
         or node.attributes.get_float("beta", 1.0) != 1.0
-        or node.attributes.get_int("transA", 0)
+        or node.attributes.get_int("transA", 0) != 0
     ):
         return None
     return weight
 
 
-def output_channels(node: ir.Node, weight: np.ndarray) -> int:  # type: ignore[type-arg]
+def output_channels(node: ir.Node, weight: Array) -> int:
     """Number of output channels of a linear operator with this weight."""
     if node.op_type == "ConvTranspose":
         return int(weight.shape[1]) * node.attributes.get_int("group", 1)

@@ -41,7 +41,7 @@ class QdqWriter:
 
     def __init__(self, graph: ir.Graph, rounding: Rounding) -> None:
         self.graph, self.rounding = graph, rounding
-        self.names = set(graph.initializers) | {v.name for v in graph.inputs}
+        self.names: set[str | None] = {*graph.initializers, *(v.name for v in graph.inputs)}
         self.names |= {v.name for n in graph.all_nodes() for v in n.outputs}
         self.names |= {n.name for n in graph.all_nodes()}
         self._parameters: dict[int, tuple[ir.Value, ir.Value]] = {}

@@ -59,7 +59,8 @@ class Rows:
         """Squared error behind the activation, summed over rows [groups, outputs], float64."""
         total = output if self.added is None else output + self.added
         difference = np.clip(total, self.low, self.high) - np.clip(self.wanted, self.low, self.high)
-        return np.einsum("gro,gro->go", difference, difference, dtype=np.float64)
+        result: Array = np.einsum("gro,gro->go", difference, difference, dtype=np.float64)
+        return result
 
 
 Solution = tuple[Array, Array, Array]
@@ -117,7 +118,8 @@ def _output(solution: Solution, rows: Rows) -> Array:
 def ridge(gram: Gram) -> Array:
     """What is added to the Hessian's diagonal [groups, 1, 1]."""
     spread = np.einsum("gkk->g", gram.hessian) / gram.hessian.shape[-1]
-    return (RIDGE * spread + 1e-9)[:, None, None]
+    result: Array = (RIDGE * spread + 1e-9)[:, None, None]
+    return result
 
 
 def regularised(gram: Gram) -> Array:

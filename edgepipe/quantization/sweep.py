@@ -20,6 +20,7 @@ from edgepipe.quantization.graph import Array, bounds, dims, is_op, outer_values
 from edgepipe.quantization.layers import Layer
 from edgepipe.quantization.placement import Placement, Unit
 from edgepipe.quantization.reconstruction import Rows
+from edgepipe.quantization.weight_only import quantize_weights
 from edgepipe.quantization.weights import Note, check_weights, quantize_layer
 
 #: Rows of the Gram matrix per column, where there are that many, and at least.
@@ -90,7 +91,10 @@ class Fronts:
 
     def rounded_floats(self, value: ir.Value, start: int, stop: int) -> Array:
         """What integer readers of ``value`` see, float32, for samples start…stop."""
-        array, grid = self.rounded[value][start:stop], self.rounding.grid(value)
+        array = self.rounded[value][start:stop]
+        if value not in self.rounding.placement.group:
+            return array
+        grid = self.rounding.grid(value)
         return grid.values(array) if self.rounding.holds_codes(value) else grid.round(array)
 
 
@@ -110,12 +114,7 @@ def fit(
         check_weights(Layer.of(unit.linear), note)
     if method is None:
         for unit in layers:
-            assert unit.linear is not None and unit.linear.inputs[0] is not None
-            layer, scale = Layer.of(unit.linear), rounding.grid(unit.linear.inputs[0]).scale
-            bits = placement.formats[unit.linear].weight_bits
-            rounding.weights[unit.linear] = quantize_layer(
-                layer, bits, None, None, float(scale), note
-            )
+            _fit_layer(unit, None, rounding, None, config, note)
         return
     units = placement.units
     last = max((i for i, unit in enumerate(units) if unit.linear is not None), default=-1)
@@ -130,7 +129,15 @@ def fit(
             wanted = list(dict.fromkeys([*wanted, before]))
         exact = compile_part([unit], wanted, None).run(fronts.exact)
         if unit.linear is not None and before is not None:
-            _fit_layer(unit, exact[before], fronts, method, note)
+            layer = Layer.of(unit.linear)
+            moments = None
+            if layer.has_columns:
+                source = unit.linear.inputs[0]
+                assert source is not None
+                moments = _moments(layer, source, unit, exact[before], fronts)
+            else:
+                note(unit.linear.name, f"{unit.linear.op_type} is rounded, not reconstructed")
+            _fit_layer(unit, moments, rounding, method, config, note)
             done += 1
             progress(f"quantizing layer {done} of {len(layers)}")
         fronts.advance(exact, unit)
@@ -142,21 +149,27 @@ def _before_activation(unit: Unit) -> ir.Value:
     return tail[-1].outputs[0]
 
 
-def _fit_layer(unit: Unit, wanted: Array, fronts: Fronts, method: str, note: Note) -> None:
+def _fit_layer(
+    unit: Unit,
+    moments: tuple[Gram, Rows | None] | None,
+    rounding: Rounding,
+    method: str | None,
+    config: QuantConfig,
+    note: Note,
+) -> None:
+    """Set the weights of one layer."""
     assert unit.linear is not None
     source = unit.linear.inputs[0]
     assert source is not None
-    layer = Layer.of(unit.linear)
-    gram, rows = None, None
-    if layer.has_columns:
-        gram, rows = _moments(layer, source, unit, wanted, fronts)
+    layer, (gram, rows) = Layer.of(unit.linear), moments or (None, None)
+    bits = rounding.placement.formats[unit.linear].weight_bits
+    if config.activation_bits is None:
+        chosen = gram if method == "reconstruction" else None
+        weights = quantize_weights(layer, bits, config.group_size, chosen, note)
     else:
-        note(unit.linear.name, f"{unit.linear.op_type} is rounded, not reconstructed")
-    bits = fronts.rounding.placement.formats[unit.linear].weight_bits
-    scale = float(fronts.rounding.grid(source).scale)
-    fronts.rounding.weights[unit.linear] = quantize_layer(
-        layer, bits, method, gram, scale, note, rows
-    )
+        scale = float(rounding.grid(source).scale)
+        weights = quantize_layer(layer, bits, method, gram, scale, note, rows)
+    rounding.weights[unit.linear] = weights
 
 
 def _moments(

@@ -44,8 +44,9 @@ class LayerWeights:
             size = self.codes.shape[self.axis]
             spread = np.repeat(self.scale, self.group_size, self.axis)
             spread = np.take(spread, range(size), self.axis)
-            return self.codes.astype(np.float32) * spread
-        shape = [1] * self.codes.ndim
+            result: Array = self.codes.astype(np.float32) * spread
+            return result
+        shape: list[int] = [1] * self.codes.ndim
         shape[self.axis] = -1
         return self.codes.astype(np.float32) * self.scale.reshape(shape)
 

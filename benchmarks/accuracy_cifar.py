@@ -1,0 +1,134 @@
+"""What quantization costs in accuracy: three CIFAR-10 networks, calibrated on other images.
+
+    python benchmarks/accuracy_cifar.py [--shared DIR] [--networks a,b] [--recipes w8a8,w4a8]
+
+Calibration: the first 512 images of cifar10_train5000; figures: all of cifar10_val2000. The
+quantized graph runs in ONNX Runtime on its Q/DQ form (``--interpreter N``: the first N images in
+the integer interpreter too, compared code by code). Seconds are CPU seconds of
+``quantization.apply``, one thread, everything included.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import time
+from pathlib import Path
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+
+import numpy as np
+import onnx_ir as ir
+import onnxruntime
+
+from edgepipe import importer, passes, quantization
+from edgepipe.context import Context
+from edgepipe.machine import machine, one_line, versions
+from edgepipe.metrics import Distance
+from edgepipe.quantization import QuantConfig
+from edgepipe.recipe import Recipe
+from edgepipe.target import Target
+
+NETWORKS = ("ic_resnet8", "ic_resnet8_large", "cifar_resnet20")
+RECIPES = ("w8a8", "w4a8", "w4a4")
+SAMPLES = 512
+MEAN, DEVIATION = (
+    np.array(v, np.float32).reshape(1, 3, 1, 1)
+    for v in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+)
+
+
+def images(shared: Path, name: str, network: str) -> tuple[np.ndarray, np.ndarray]:
+    """Preprocessed images [N,3,32,32] float32 and labels [N]."""
+    with np.load(shared / "data" / f"{name}.npz") as data:
+        x = np.ascontiguousarray(data["images"].transpose(0, 3, 1, 2), np.float32)
+        labels = data["labels"].ravel()
+    return ((x / 255 - MEAN) / DEVIATION if network == "cifar_resnet20" else x), labels
+
+
+def logits(model: ir.Model, x: np.ndarray) -> np.ndarray:
+    """Outputs [N,10], image by image."""
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1
+    options.log_severity_level = 3
+    session = onnxruntime.InferenceSession(
+        ir.serde.serialize_model(model).SerializeToString(),
+        options,
+        providers=["CPUExecutionProvider"],
+    )
+    return np.concatenate([session.run(None, {"x": x[i : i + 1]})[0] for i in range(len(x))])
+
+
+def integer_check(model: ir.Model, x: np.ndarray, expected: np.ndarray) -> str:
+    """Logits of the integer interpreter against those of ONNX Runtime, in words."""
+    from edgepipe.quantization.interpreter import Interpreter
+
+    interpreter = Interpreter(model)
+    found = np.concatenate([interpreter.run({"x": x[i : i + 1]})["logits"] for i in range(len(x))])
+    same = np.mean(found.argmax(1) == expected.argmax(1))
+    distance = Distance()
+    distance.add(found, expected)
+    return f"  integers: top-1 equal {same:.2%}, SNR to ONNX Runtime {distance.snr_db:.1f} dB"
+
+
+def main() -> None:
+    """Print one line per network and recipe."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument(
+        "--shared", type=Path, default=Path(os.environ.get("EDGEPIPE_SHARED", "../shared"))
+    )
+    parser.add_argument("--networks", default=",".join(NETWORKS))
+    parser.add_argument("--recipes", default=",".join(RECIPES))
+    parser.add_argument("--set", action="append", default=[], metavar="FIELD=VALUE")
+    parser.add_argument("--interpreter", type=int, default=0, metavar="N")
+    arguments = parser.parse_args()
+    changes = {}
+    for item in arguments.set:
+        field, _, value = item.partition("=")
+        changes[field] = _parsed(value)
+    print(one_line(machine()))
+    print(one_line(versions("edgepipe", "onnxruntime", "numpy", "onnx-ir")))
+    print(
+        "network            recipe  float  quantized  change  agreement   SNR dB  CPU s", flush=True
+    )
+    for network in arguments.networks.split(","):
+        calibration, _ = images(arguments.shared, "cifar10_train5000", network)
+        samples = [{"x": calibration[i : i + 1]} for i in range(SAMPLES)]
+        x, labels = images(arguments.shared, "cifar10_val2000", network)
+        context = Context(Target.load("host"), Recipe())
+        source = importer.load(arguments.shared / "models" / f"{network}.onnx", None)
+        graph = passes.run(source.model, context)
+        reference = logits(graph, x)
+        exact = 100 * np.mean(reference.argmax(1) == labels)
+        for recipe in arguments.recipes.split(","):
+            start = time.process_time()
+            model = quantization.apply(
+                graph, QuantConfig.parse(recipe, **changes), samples, context
+            )
+            seconds = time.process_time() - start
+            result = logits(model, x)
+            distance = Distance()
+            distance.add(result, reference)
+            top1 = 100 * np.mean(result.argmax(1) == labels)
+            agreement = 100 * distance.agreeing / distance.rows
+            print(
+                f"{network:18} {recipe:7} {exact:5.2f}  {top1:9.2f}  {top1 - exact:+6.2f}"
+                f"  {agreement:8.2f}%  {distance.snr_db:7.2f}  {seconds:5.1f}",
+                flush=True,
+            )
+            if arguments.interpreter:
+                n = arguments.interpreter
+                print(integer_check(model, x[:n], result[:n]), flush=True)
+
+
+def _parsed(value: str) -> object:
+    if "," in value or value == "":
+        return tuple(part for part in value.split(",") if part)
+    if value in ("true", "false"):
+        return value == "true"
+    return int(value) if value.lstrip("-").isdigit() else value
+
+
+if __name__ == "__main__":
+    main()
