@@ -9,7 +9,9 @@ Every pair is compiled ``--repeats`` times in a process of its own after one tha
 from __future__ import annotations
 
 import statistics
+import subprocess
 import sys
+import time
 
 from harness import (
     arguments,
@@ -23,6 +25,17 @@ from harness import (
 )
 
 HEADERS = ["model", "target", "median s", "slowest s", "peak MB", "longest stages"]
+
+
+def help_seconds() -> float:
+    """Fastest of five ``edgepipe --help``, process start included."""
+    times = []
+    for _ in range(5):
+        start = time.perf_counter()
+        command = [sys.executable, "-m", "edgepipe", "--help"]
+        subprocess.run(command, capture_output=True, check=True)
+        times.append(time.perf_counter() - start)
+    return min(times)
 
 
 def main() -> int:
@@ -57,6 +70,7 @@ def main() -> int:
                     {"model": name, "target": target, "seconds": seconds, "peak_bytes": peak}
                 )
                 progress("  ".join(map(str, rows[-1])))
+    print(f"edgepipe --help: {help_seconds():.2f} s (fastest of 5)\n")
     finish(HEADERS, rows, results, options.json)
     return 1 if failed else 0
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import time
 from pathlib import Path
 
 import numpy as np
@@ -144,10 +143,7 @@ def _fixed(path: Path) -> ir.Model:
 @pytest.mark.parametrize("name", NETWORKS)
 def test_trained_network(name: str) -> None:
     source = _fixed(SHARED / "models" / f"{name}.onnx")
-    started = time.perf_counter()
     result = passes.run(source, context())
-    seconds = time.perf_counter() - started
-    assert seconds < 1.5
     assert not shapes.unknown(result)
     onnx.checker.check_model(ir.serde.serialize_model(result), full_check=True)
     ops = {node.op_type for node in result.graph}
