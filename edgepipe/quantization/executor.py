@@ -73,11 +73,14 @@ class Program:
     def run(self, values: Values) -> Values:
         """Arrays [samples, *shape] in, the same out."""
         count = len(values[self.inputs[0]]) if self.inputs else 1
-        chunks = [self._chunk(values, i, j) for i, j in self._ranges(values, count)]
-        return {
-            value: np.concatenate([chunk[index] for chunk in chunks])
-            for index, value in enumerate(self.outputs)
-        }
+        found: list[Array] = []
+        for start, stop in self._ranges(values, count):
+            chunk = self._chunk(values, start, stop)
+            if not found:
+                found = [np.empty((count, *array.shape[1:]), array.dtype) for array in chunk]
+            for whole, part in zip(found, chunk, strict=True):
+                whole[start:stop] = part
+        return dict(zip(self.outputs, found, strict=True))
 
     def _ranges(self, values: Values, count: int) -> list[tuple[int, int]]:
         step = 1

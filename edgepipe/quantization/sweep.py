@@ -26,6 +26,9 @@ from edgepipe.quantization.weights import Note, check_weights, quantize_layer
 #: Rows of the Gram matrix per column, where there are that many, and at least.
 ROWS_PER_COLUMN = 64
 LEAST_ROWS = 1 << 15
+#: Elements of all patches of a layer: rows are fewer where there are many groups, and above
+#: twice this the fit does not look behind the activation.
+PATCHES = 1 << 24
 #: Elements of one chunk of patches.
 CHUNK = 1 << 22
 
@@ -179,11 +182,13 @@ def _moments(
     columns = layer.matrix(layer.weight).shape[-1]
     gram = Gram(layer.groups, layer.outputs // layer.groups, columns)
     per_sample = wanted[0].size // layer.outputs
-    goal = max(LEAST_ROWS, ROWS_PER_COLUMN * columns)
+    goal = max(min(LEAST_ROWS, PATCHES // (columns * layer.groups)), ROWS_PER_COLUMN * columns)
     picked = min(per_sample, -(-goal // fronts.count))
     step = max(1, CHUNK // (picked * columns * layer.groups))
     generator = np.random.default_rng(0)
     limits = bounds(unit.nodes[-1])
+    if picked * fronts.count * columns * layer.groups > 2 * PATCHES:
+        limits = None
     kept: list[tuple[Array, Array, Array | None]] = []
     for start in range(0, fronts.count, step):
         stop = min(start + step, fronts.count)

@@ -40,7 +40,7 @@ def quantize_weights(
         target, hessian = layer.matrix(layer.weight), None
     else:
         hessian = reconstruction.regularised(gram)
-        target = reconstruction.target_weights(layer.matrix(layer.weight), gram, hessian)
+        target = reconstruction.target_weights(layer.matrix(layer.weight), gram, bits)
     scale, spread = _scales(layer, target, hessian, bits, block)
     if hessian is None:
         codes = scales.quantize(target, spread, bits)
