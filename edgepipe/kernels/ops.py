@@ -1,4 +1,7 @@
-"""What a kernel template is asked to compute: operator descriptions with layouts, all hashable."""
+"""What a kernel template is asked to compute: operator descriptions with layouts, all hashable.
+
+Those that multiply say how often (``macs``, multiply-accumulates per inference).
+"""
 
 from __future__ import annotations
 
@@ -97,10 +100,6 @@ class PoolOp:
     epilogue: tuple[Step, ...] = ()
     residuals: tuple[Blocked, ...] = ()
 
-    @property
-    def macs(self) -> int:
-        return 0
-
 
 @dataclass(frozen=True)
 class GlobalPoolOp:
@@ -112,10 +111,6 @@ class GlobalPoolOp:
     epilogue: tuple[Step, ...] = ()
     residuals: tuple[Blocked, ...] = ()
 
-    @property
-    def macs(self) -> int:
-        return 0
-
 
 @dataclass(frozen=True)
 class MapOp:
@@ -126,10 +121,6 @@ class MapOp:
     epilogue: tuple[Step, ...] = ()
     residuals: tuple[Blocked, ...] = ()
 
-    @property
-    def macs(self) -> int:
-        return 0
-
 
 @dataclass(frozen=True)
 class RelayoutOp:
@@ -138,10 +129,6 @@ class RelayoutOp:
     x: Blocked
     y: Blocked
 
-    @property
-    def macs(self) -> int:
-        return 0
-
 
 @dataclass(frozen=True)
 class ConcatOp:
@@ -149,10 +136,6 @@ class ConcatOp:
 
     inputs: tuple[Blocked, ...]
     y: Blocked
-
-    @property
-    def macs(self) -> int:
-        return 0
 
 
 @dataclass(frozen=True)
@@ -165,10 +148,6 @@ class UpsampleOp:
     epilogue: tuple[Step, ...] = ()
     residuals: tuple[Blocked, ...] = ()
 
-    @property
-    def macs(self) -> int:
-        return 0
-
 
 @dataclass(frozen=True)
 class BilinearOp:
@@ -179,10 +158,6 @@ class BilinearOp:
     y: Blocked
     epilogue: tuple[Step, ...] = ()
     residuals: tuple[Blocked, ...] = ()
-
-    @property
-    def macs(self) -> int:
-        return 0
 
 
 @dataclass(frozen=True)
@@ -217,10 +192,6 @@ class SoftmaxOp:
     rows: int
     n: int
 
-    @property
-    def macs(self) -> int:
-        return 0
-
 
 @dataclass(frozen=True)
 class LayerNormOp:
@@ -230,10 +201,6 @@ class LayerNormOp:
     n: int
     epsilon: float
     bias: bool = True
-
-    @property
-    def macs(self) -> int:
-        return 0
 
 
 Op = (

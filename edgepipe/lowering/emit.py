@@ -82,6 +82,6 @@ def _audit(template: KernelTemplate, kernel: KernelNode, knobs: Knobs, var: Any)
         kernel=var.name_hint,
         arithmetic=template.arithmetic,
         accumulator=template.accumulator,
-        macs=kernel.op.macs,
+        macs=getattr(kernel.op, "macs", 0),
         knobs=",".join(f"{k}={v}" for k, v in sorted(knobs.items())),
     )
