@@ -5,7 +5,9 @@
    name.
 2. A weight becomes an INT8 or INT4 initializer → DequantizeLinear along its output channels (or
    blocks of input channels), a bias an INT32 one with scale input scale × weight scale.
-3. 4-bit codes are INT4 or UINT4 tensors.
+3. Activations of 4 bits are bytes too, cut to the 16 codes by a Clip in front: runtimes that
+   know UINT4 at all refuse it in pooling and movement.
+4. A Relu or Clip whose bounds the grid behind it implies is removed.
 """
 
 from __future__ import annotations
@@ -16,7 +18,7 @@ import numpy as np
 import onnx_ir as ir
 
 from edgepipe.quantization.executor import Rounding
-from edgepipe.quantization.graph import Array, name_of
+from edgepipe.quantization.graph import Array, bounds, name_of
 from edgepipe.quantization.layers import Layer
 from edgepipe.quantization.observers import Grid
 from edgepipe.quantization.weights import LayerWeights
@@ -32,8 +34,8 @@ def code_type(bits: int, signed: bool) -> ir.DataType:
 
 
 def grid_type(grid: Grid) -> ir.DataType:
-    """The ONNX type of a tensor with this grid."""
-    return code_type(4 if grid.high - grid.low < 16 else 8, grid.low < 0)
+    """The ONNX type of a tensor with this grid: bytes, whatever the bits."""
+    return code_type(8, grid.low < 0)
 
 
 class QdqWriter:
@@ -58,9 +60,53 @@ class QdqWriter:
             self._weights(node, weights)
         for value in list(self.rounding.placement.group):
             self._activation(value)
+        self._drop_implied_bounds()
+        self._plain_pools()
         for value in old:
             if not value.uses() and value.name and not value.is_graph_output():
                 self.graph.initializers.pop(value.name, None)
+
+    def _cut(self, value: ir.Value, grid: Grid) -> tuple[list[ir.Node], ir.Value]:
+        """The Clip that keeps bytes to a narrower grid, and its output."""
+        if grid.high - grid.low == 255:
+            return [], value
+        ends = [
+            self._initializer(
+                np.asarray((end - grid.zero_point) * grid.scale, np.float32), f"{value.name}/end"
+            )
+            for end in (grid.low, grid.high)
+        ]
+        clip = self._node("Clip", [value, *ends], value, ir.DataType.FLOAT, f"{value.name}/cut")
+        return [clip], clip.outputs[0]
+
+    def _drop_implied_bounds(self) -> None:
+        """Remove a Relu or Clip that cuts off nothing the grid behind it does not cut off.
+
+        Exact: the bounds' own codes lie at or beyond the ends of the grid.
+        """
+        placement = self.rounding.placement
+        for node in list(self.graph):
+            limits, value = bounds(node), node.outputs[0]
+            if limits is None or not self.rounding.holds_codes(value):
+                continue
+            source, grid = node.inputs[0], self.rounding.grid(value)
+            assert source is not None
+            low, high = (np.rint(np.float32(b) / grid.scale) + grid.zero_point for b in limits)
+            if low > grid.low or high < grid.high or value.is_graph_output():
+                continue
+            fused = source.producer() in placement.integer and source not in placement.group
+            if fused and len(tuple(source.uses())) == 1:
+                for use in tuple(value.uses()):
+                    use.node.replace_input_with(use.idx, source)
+                self.graph.remove(node, safe=True)
+
+    def _plain_pools(self) -> None:
+        """Leave out dilations of 1: ONNX Runtime's own quantized pool does not know them."""
+        for node in self.graph:
+            if node.op_type == "AveragePool" and set(
+                node.attributes.get_ints("dilations", (1,))
+            ) == {1}:
+                node.attributes.pop("dilations", None)
 
     def _fresh(self, hint: str) -> str:
         name, count = hint, 0
@@ -170,8 +216,9 @@ class QdqWriter:
             )
         scale, zero = self._parameters[number]
         stem = name_of(value)
+        chain, cut = self._cut(value, grid)
         quantize = self._node(
-            "QuantizeLinear", [value, scale, zero], value, grid_type(grid), f"{stem}/codes"
+            "QuantizeLinear", [cut, scale, zero], value, grid_type(grid), f"{stem}/codes"
         )
         restore = self._node(
             "DequantizeLinear", [quantize.outputs[0], scale, zero], value,
@@ -179,13 +226,13 @@ class QdqWriter:
         )  # fmt: skip
         placement = self.rounding.placement
         for use in list(value.uses()):
-            if use.node is not quantize and placement.reads_codes(use.node, value):
+            if use.node not in (quantize, *chain) and placement.reads_codes(use.node, value):
                 use.node.replace_input_with(use.idx, restore.outputs[0])
         producer = value.producer()
         if producer is not None:
-            self.graph.insert_after(producer, [quantize, restore])
+            self.graph.insert_after(producer, [*chain, quantize, restore])
         else:
-            self.graph.insert_before(self.graph[0], [quantize, restore])
+            self.graph.insert_before(self.graph[0], [*chain, quantize, restore])
         if value.is_graph_output() and producer in placement.integer:
             for index, output in enumerate(self.graph.outputs):
                 if output is value:

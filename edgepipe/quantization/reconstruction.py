@@ -78,7 +78,7 @@ def solve(weight: Array, gram: Gram, bits: int, rows: Rows | None = None) -> Sol
     ``rows`` lets the fit look behind the activation; without, it ends at the linear output.
     """
     hessian = regularised(gram)
-    factor = inverse_factor(hessian)
+    factor = inverse_factor(unit(hessian).astype(np.float64))
     best = _round(weight, gram, hessian, factor, bits)
     if rows is None:
         return best
@@ -103,7 +103,7 @@ def solve(weight: Array, gram: Gram, bits: int, rows: Rows | None = None) -> Sol
 
 def _round(weight: Array, gram: Gram, hessian: Array, factor: Array, bits: int) -> Solution:
     target = target_weights(weight, gram, bits)
-    single = hessian.astype(np.float32)
+    single = unit(hessian)
     diagonal = np.diagonal(single, axis1=1, axis2=2)[:, None, :]
     scale = scales.least_error(target, bits, diagonal)
     codes = gptq(target, factor, scale, bits)
@@ -112,6 +112,13 @@ def _round(weight: Array, gram: Gram, hessian: Array, factor: Array, bits: int) 
         scale = best_scale(codes, target, single, scale)
     mean = np.einsum("gok,gk->go", (codes * scale).astype(np.float64), gram.mean_x)
     return codes, scale, gram.mean_y - mean
+
+
+def unit(hessian: Array) -> Array:
+    """The Hessian in float32 with a mean diagonal of 1: only its proportions matter."""
+    spread = np.einsum("gkk->g", hessian) / hessian.shape[-1]
+    result: Array = (hessian / spread[:, None, None]).astype(np.float32)
+    return result
 
 
 def _output(solution: Solution, rows: Rows) -> Array:
@@ -123,7 +130,7 @@ def _output(solution: Solution, rows: Rows) -> Array:
 def ridge(gram: Gram, share: float) -> Array:
     """What is added to the Hessian's diagonal [groups, 1, 1]."""
     spread = np.einsum("gkk->g", gram.hessian) / gram.hessian.shape[-1]
-    result: Array = (share * spread + 1e-9)[:, None, None]
+    result: Array = np.where(spread > 0, share * spread, 1.0)[:, None, None]
     return result
 
 
@@ -143,10 +150,13 @@ def target_weights(weight: Array, gram: Gram, bits: int) -> Array:
 
 
 def inverse_factor(hessian: Array) -> Array:
-    """Upper Cholesky factor of H^-1 [groups, K, K], as GPTQ walks it."""
-    inverse = np.linalg.inv(hessian.astype(np.float64))
-    lower = np.linalg.cholesky((inverse + inverse.transpose(0, 2, 1)) / 2)
-    return np.ascontiguousarray(lower.transpose(0, 2, 1), np.float32)
+    """Upper Cholesky factor U of H^-1 = U'U [groups, K, K], as GPTQ walks it.
+
+    With J the reversal of the columns, J H J = L L' gives U = (J L J)^-1: H is factored itself,
+    never its inverse.
+    """
+    lower = np.linalg.cholesky(hessian[:, ::-1, ::-1])
+    return np.ascontiguousarray(np.linalg.inv(lower[:, ::-1, ::-1]), np.float32)
 
 
 def gptq(target: Array, factor: Array, scale: Array, bits: int) -> Array:

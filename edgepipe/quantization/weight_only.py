@@ -33,13 +33,13 @@ def quantize_weights(
     if group_size is not None and block != group_size:
         note(
             layer.node.name,
-            f"groups of {block or 'a whole channel'} instead of {group_size}: it does not divide"
+            f"groups of {block or 'a whole channel'} instead of {group_size}: there are"
             f" {layer.weight_shape[axis]} input channels",
         )
     if gram is None:
         target, hessian = layer.matrix(layer.weight), None
     else:
-        hessian = reconstruction.regularised(gram)
+        hessian = reconstruction.unit(reconstruction.regularised(gram)).astype(np.float64)
         target = reconstruction.target_weights(layer.matrix(layer.weight), gram, bits)
     scale, spread = _scales(layer, target, hessian, bits, block)
     if hessian is None:

@@ -1,0 +1,129 @@
+"""What cannot be quantized is refused by name; what is doubtful is noted by name."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from edgepipe import quantization
+from edgepipe.errors import UserError
+from edgepipe.quantization import QuantConfig
+from quantization.networks import MIXED, build, context, quantize, run, samples
+
+GOOD = {"x": np.zeros((1, 3, 12, 12), np.float32)}
+
+
+def refusal(batch: list[dict[str, Any]], **weights: np.ndarray) -> str:
+    with pytest.raises(UserError) as error:
+        quantization.apply(build(MIXED, **weights), QuantConfig(), batch, context())
+    return str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("batch", "words"),
+    [
+        ([], ["no samples"]),
+        ([{"y": GOOD["x"]}], ["'y'", "did you mean|known", "sample 0"]),
+        ([{}], ["'x' is missing"]),
+        ([GOOD, {"x": np.zeros((3, 12, 12), np.float32)}], ["sample 1", "[1, 3, 12, 12]"]),
+        ([{"x": np.full((1, 3, 12, 12), np.nan, np.float32)}], ["'x'", "NaN"]),
+        ([{"x": np.full((1, 3, 12, 12), np.inf, np.float32)}], ["'x'", "infinite"]),
+        ([{"x": np.zeros((1, 3, 12, 12), complex)}], ["complex128"]),
+    ],
+)
+def test_bad_samples(batch: list[dict[str, Any]], words: list[str]) -> None:
+    text = refusal(batch)
+    assert all(any(part in text for part in word.split("|")) for word in words), text
+
+
+def test_weights_that_are_not_finite() -> None:
+    weight = np.ones((8, 8, 1, 1), np.float32)
+    weight[3] = np.nan
+    assert "'w2'" in refusal([GOOD] * 2, w2=weight) or "NaN" in refusal([GOOD] * 2, w2=weight)
+
+
+def test_activations_that_overflow() -> None:
+    huge = np.full((8, 3, 3, 3), 1e38, np.float32)
+    text = refusal([{"x": np.full((1, 3, 12, 12), 10, np.float32)}], w0=huge)
+    assert "tensor '" in text and "infinity" in text
+
+
+@pytest.mark.parametrize("recipe", ["w8a8", "w4a8", "w4a4", "w4g2"])
+@pytest.mark.parametrize(
+    "method", [(), ("bias_correction",), ("mean_variance",), ("reconstruction",)]
+)
+def test_dead_layers_and_channels_are_noted_and_harmless(
+    recipe: str, method: tuple[str, ...]
+) -> None:
+    dead = np.zeros((8, 8, 1, 1), np.float32)
+    half = np.random.default_rng(0).standard_normal((4, 8, 1, 1)).astype(np.float32)
+    half[:2] = 0
+    model = build(MIXED, w2=dead, w3=half)
+    result, used = quantize(model, recipe, methods=method)
+    texts = [f"{n.subject}: {n.text}" for n in used.notes]
+    assert any("all weights are zero" in t for t in texts)
+    assert any("2 of 4 output channels" in t for t in texts)
+    assert np.isfinite(run(result, samples(model, 1)[0])[0]).all()
+
+
+def test_constant_inputs_and_few_samples_are_noted() -> None:
+    used = context()
+    result = quantization.apply(build(MIXED), QuantConfig(), [GOOD] * 3, used)
+    texts = [f"{n.subject}: {n.text}" for n in used.notes]
+    assert any("only 3 samples" in t for t in texts)
+    assert any(t.startswith("x: every sample") for t in texts)
+    assert np.isfinite(run(result, GOOD)[0]).all()
+
+
+@pytest.mark.parametrize("factor", [1e-36, 1e-20, 1e20])
+def test_extreme_ranges_stay_finite(factor: float) -> None:
+    model = build(MIXED)
+    batch = [{"x": s["x"] * np.float32(factor)} for s in samples(model, 8)]
+    for recipe in ("w8a8", "w4a8"):
+        result = quantization.apply(model, QuantConfig.parse(recipe), batch, context())
+        assert np.isfinite(run(result, batch[0])[0]).all()
+
+
+def test_a_bias_too_large_for_int32_raises_the_scale() -> None:
+    weight = np.random.default_rng(1).standard_normal((8, 8, 1, 1)).astype(np.float32)
+    weight[1] *= 1e-12
+    bias = np.ones(8, np.float32)
+    model = build(MIXED, w2=weight, b2=bias)
+    result, used = quantize(model, methods=())
+    assert any("int32 bias" in n.text for n in used.notes)
+    found = [n for n in result.graph if n.op_type == "Conv"][2].inputs[2].producer()
+    codes = found.inputs[0].const_value.numpy().astype(float)
+    np.testing.assert_allclose(codes * found.inputs[1].const_value.numpy(), bias, rtol=1e-2)
+
+
+@pytest.mark.parametrize(
+    ("fields", "word"),
+    [
+        ({"weight_bits": 3}, "weight_bits"),
+        ({"activation_bits": 16}, "activation_bits"),
+        ({"observer": "minmx"}, "did you mean 'minmax'"),
+        ({"methods": ("bias_correction", "reconstruction")}, "choose one"),
+        ({"methods": ("adaround",)}, "methods"),
+        ({"group_size": 32}, "weight-only"),
+        ({"group_size": 1, "activation_bits": None}, "2…"),
+        ({"percentile": 10.0}, "percentile"),
+        ({"overrides": (("conv[", "float"),)}, "conv["),
+        ({"overrides": (("conv", "w5a8"),)}, "w5a8"),
+        ({"max_samples": 0}, "max_samples"),
+        ({"first_last": "never"}, "first_last"),
+    ],
+)
+def test_impossible_configurations(fields: dict[str, Any], word: str) -> None:
+    with pytest.raises(UserError) as error:
+        QuantConfig(**fields)
+    assert word in str(error.value)
+
+
+def test_recipes_by_name() -> None:
+    assert QuantConfig.parse("w4a4").activation_bits == 4
+    assert QuantConfig.parse("w8a16").activation_bits is None
+    assert QuantConfig.parse("w4g32").group_size == 32
+    with pytest.raises(UserError, match="w3a8"):
+        QuantConfig.parse("w3a8")
