@@ -43,7 +43,8 @@ class Fronts:
         self.units, self.inputs, self.rounding = units, inputs, rounding
         self.live = _live_after(units, keep)
         self.total = len(next(iter(inputs.values())))
-        self.memory = memory_bytes
+        # Half is for the samples themselves, the rest also for what one layer needs on the way.
+        self.memory = memory_bytes // 3
         self.done = 0
         self.count = min(self.total, self._room())
         self.exact: Values = {v: a[: self.count] for v, a in inputs.items()}
