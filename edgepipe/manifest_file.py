@@ -15,13 +15,13 @@ from edgepipe.codegen.plan import Plan, TensorSpec
 from edgepipe.context import Context
 from edgepipe.errors import UserError
 from edgepipe.recipe import Recipe
-from edgepipe.target import Link, Run, Simd, Target
+from edgepipe.target import Integer, Link, Run, Simd, Target
 
 if TYPE_CHECKING:
     from edgepipe.importer.source import Source
 
 #: Version of the manifest's layout; raised when a reader of the old one would go wrong.
-SCHEMA = 1
+SCHEMA = 2
 
 _NEEDED = frozenset({"files", "inputs", "outputs", "target", "recipe", "prefix", "memory"})
 
@@ -108,6 +108,7 @@ def target(manifest: Mapping[str, Any]) -> Target:
     known = {f.name for f in fields(Target)}
     raw = {key: value for key, value in manifest["target"].items() if key in known}
     raw["simd"], raw["link"] = Simd(**raw["simd"]), Link(**raw["link"])
+    raw["integer"] = Integer(**raw["integer"])
     raw["run"] = Run(**{**raw["run"], "runners": tuple(raw["run"]["runners"])})
     raw["recipes"] = tuple(raw["recipes"])
     raw["variants"] = {name: tuple(extra) for name, extra in raw["variants"].items()}

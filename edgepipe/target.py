@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import platform
 import tomllib
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,23 @@ class Simd:
     lanes_f32: int
     registers: int
     fma: bool
+
+
+@dataclass(frozen=True)
+class Integer:
+    """How 8-bit products are summed, which decides what quantization may produce.
+
+    ``dot`` names the instruction that kernels use: ``vnni`` (u8 x s8, four to an int32),
+    ``maddubs`` (u8 x s8, two to a saturating int16), ``sdot`` (s8 x s8, four to an int32),
+    ``mlal`` (s8 x s8 to int16, gathered pairwise), ``pairs`` (int16 x int16, two to an int32) or
+    ``relaxed`` (s8 x 7 bits, four to an int32, where the engine has it; else ``pairs``).
+    ``activations`` is how codes are stored. ``weight_limit`` is the largest magnitude of an 8-bit
+    weight with which ``dot`` is exact.
+    """
+
+    dot: str
+    activations: str
+    weight_limit: int = 127
 
 
 @dataclass(frozen=True)
@@ -55,6 +72,7 @@ class Target:
     simd: Simd
     link: Link
     run: Run
+    integer: Integer
     recipes: tuple[str, ...] = ("fp32",)
     variants: dict[str, tuple[str, ...]] = field(default_factory=dict)
     facts: dict[str, Any] = field(default_factory=dict)
@@ -98,6 +116,7 @@ class Target:
                 simd=Simd(**raw["simd"]),
                 link=Link(**raw["link"]),
                 run=Run(**{**raw["run"], "runners": tuple(raw["run"]["runners"])}),
+                integer=Integer(**raw["integer"]),
                 recipes=tuple(raw.get("recipes", ("fp32",))),
                 variants={k: tuple(v) for k, v in raw.get("variants", {}).items()},
                 facts=dict(raw.get("facts", {})),
@@ -154,5 +173,8 @@ def _detect_host(target: Target) -> Target:
     if mcpu == "x86-64-v4":
         # LLVM prefers 256-bit vectors on this level unless told; kernels are written for 512.
         llvm["mattr"] = [*llvm.get("mattr", []), "-prefer-256-bit"]
-    values = {f.name: getattr(target, f.name) for f in fields(target)}
-    return Target(**{**values, "llvm": llvm, "simd": Simd(lanes, registers, True)})
+    integer = target.integer
+    if "avx512_vnni" in flags and mcpu == "x86-64-v4":
+        llvm["mattr"] = [*llvm.get("mattr", []), "+avx512vnni"]
+        integer = Integer("vnni", "uint8")
+    return replace(target, llvm=llvm, simd=Simd(lanes, registers, True), integer=integer)
