@@ -17,9 +17,10 @@ from edgepipe.quantization.config import QuantConfig
 if TYPE_CHECKING:
     import onnx_ir as ir
 
+    from edgepipe.quantization.executor import Rounding
     from edgepipe.quantization.graph import Array
 
-__all__ = ["QuantConfig", "apply"]
+__all__ = ["QuantConfig", "apply", "fit"]
 
 STAGE = "quantization"
 
@@ -36,10 +37,26 @@ def apply(
     Reasons and doubts go to ``context.note``. Raises UserError for samples, weights or
     activations that cannot be quantized, naming the tensor.
     """
+    from edgepipe.quantization.qdq import QdqWriter
+
+    result, rounding = fit(model, config, samples, context)
+    QdqWriter(result.graph, rounding).write()
+    return result
+
+
+def fit(
+    model: ir.Model,
+    config: QuantConfig,
+    samples: Iterable[Mapping[str, Array]],
+    context: Context,
+) -> tuple[ir.Model, Rounding]:
+    """``apply`` up to the last stage: the float copy, and what rounding it needs.
+
+    The copy's channels may be equalised; its nodes and values are those of the ``Rounding``.
+    """
     from edgepipe.quantization import calibration, equalization, sweep
     from edgepipe.quantization.executor import Rounding
     from edgepipe.quantization.placement import place
-    from edgepipe.quantization.qdq import QdqWriter
 
     def note(subject: str | None, text: str) -> None:
         context.note(STAGE, subject, text)
@@ -53,5 +70,4 @@ def apply(
     context.progress("observing ranges")
     rounding = Rounding(placement, calibration.ranges(graph, placement, inputs, config, note))
     sweep.fit(placement, rounding, inputs, config, note, context.progress)
-    QdqWriter(graph, rounding).write()
-    return result
+    return result, rounding
