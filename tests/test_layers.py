@@ -30,7 +30,16 @@ MAY_IMPORT: dict[str, set[str]] = {
     "sparsity": {"context", "errors"},
     "quantization": {"context", "errors"},
     "kernels": {"errors", "target"},
-    "lowering": {"codegen.plan", "codegen.math", "context", "errors", "kernels", "target"},
+    "lowering": {
+        "codegen.plan",
+        "codegen.math",
+        "context",
+        "errors",
+        "kernels",
+        # The interpreter there is the definition of what integer kernels compute.
+        "quantization",
+        "target",
+    },
     "tuning": {"context", "errors", "kernels", "lowering", "target", "runners"},
     "codegen": {"context", "errors", "kernels", "lowering", "target"},
     # What goes out.

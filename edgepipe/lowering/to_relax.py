@@ -11,7 +11,9 @@ from tvm import relax
 
 from edgepipe.errors import EdgepipeError, Unsupported
 from edgepipe.lowering import converters
+from edgepipe.lowering.converters import integers
 from edgepipe.lowering.converters.op import Op, constant_of, dtype_of_expr, product, shape_of_expr
+from edgepipe.lowering.integers import DOMAIN
 
 #: Emits a node of domain ``edgepipe``: (block builder, node, inputs) → outputs.
 EmitKernel = Callable[[Any, ir.Node, list[Any]], list[Any]]
@@ -85,6 +87,8 @@ def _convert_node(
             if emit_kernel is None:
                 raise Unsupported(f"Op edgepipe.{node.op_type} needs a kernel", where=node.name)
             results = emit_kernel(bb, node, inputs)
+        elif node.domain == DOMAIN:
+            results = [integers.convert(Op(node, bb, inputs, opset))]
         else:
             results = _convert_standard(node, inputs, bb, opset)
         for value, result in zip(node.outputs, results, strict=False):

@@ -8,7 +8,7 @@ from typing import Any
 from tvm import te, tirx
 
 from edgepipe.lowering.converters.numeric import compute_dtype
-from edgepipe.lowering.converters.op import Expr, Op, at, cast, const, kind
+from edgepipe.lowering.converters.op import Expr, Op, at, cast, const, kind, shape_of
 from edgepipe.lowering.converters.registry import converts
 
 
@@ -114,12 +114,22 @@ def _with_bias(y: Any, bias: Any, dtype: str) -> Any:
 
 @converts("ConvTranspose")
 def _conv_transpose(op: Op) -> Expr:
-    """Gather form: output o sums taps k ≡ o + pad (mod stride), so no multiply meets a zero.
+    dtype = op.out_dtype()
 
-    With dilation the taps that divide are tested one by one.
+    def conv(x: Any, w: Any, bias: Any) -> Any:
+        return _with_bias(transpose_te(op, x, w, compute_dtype(dtype)), bias, dtype)
+
+    return op.te(conv, op.tensor(0), op.tensor(1), op.inputs[2] if op.has(2) else None)
+
+
+def transpose_te(op: Op, x: Any, w: Any, wide: str) -> Any:
+    """TE: the transposed convolution ``op`` of x and w[c, oc/group, …], accumulated in ``wide``.
+
+    Gather form: output o sums taps k ≡ o + pad (mod stride), so no multiply meets a zero. With
+    dilation the taps that divide are tested one by one.
     """
-    weights, dtype, out = op.shape(1), op.out_dtype(), op.out_shape()
-    kernel = tuple(op.attr("kernel_shape", weights[2:]))
+    weights, out = shape_of(w), op.out_shape()
+    kernel = weights[2:]
     rank = len(kernel)
     strides = tuple(op.attr("strides", (1,) * rank))
     dilations = tuple(op.attr("dilations", (1,) * rank))
@@ -127,39 +137,33 @@ def _conv_transpose(op: Op) -> Expr:
     group = op.attr("group", 1)
     each, channels = weights[1], weights[0] // group
     spatial = op.shape()[2:]
-    wide = compute_dtype(dtype)
+    c = te.reduce_axis((0, channels), "c")
+    steps = [1 if d > 1 else s for s, d in zip(strides, dilations, strict=True)]
+    taps = [te.reduce_axis((0, -(-kernel[a] // steps[a])), f"k{a}") for a in range(rank)]
 
-    def conv(x: Any, w: Any, bias: Any) -> Any:
-        c = te.reduce_axis((0, channels), "c")
-        steps = [1 if d > 1 else s for s, d in zip(strides, dilations, strict=True)]
-        taps = [te.reduce_axis((0, -(-kernel[a] // steps[a])), f"k{a}") for a in range(rank)]
+    def element(n: Any, oc: Any, *where: Any) -> Any:
+        source, tap, inside = [], [], []
+        for a in range(rank):
+            o = where[a] + begin[a]
+            if dilations[a] == 1:
+                k = taps[a] * strides[a] + o % strides[a]
+                i = o // strides[a] - taps[a]
+                inside += [k < kernel[a]] if kernel[a] % strides[a] else []
+            else:
+                k = taps[a]
+                position = o - k * dilations[a]
+                i = tirx.floordiv(position, strides[a])
+                inside += [tirx.floormod(position, strides[a]) == 0]
+            inside += [i >= 0, i < spatial[a]]
+            source.append(i)
+            tap.append(k)
+        channel = c if group == 1 else oc // each * channels + c
+        product_ = cast(x(n, channel, *source), wide) * cast(w(channel, oc % each, *tap), wide)
+        return te.sum(
+            tirx.if_then_else(tirx.all(*inside), product_, const(0, wide)), axis=[c, *taps]
+        )
 
-        def element(n: Any, oc: Any, *where: Any) -> Any:
-            source, tap, inside = [], [], []
-            for a in range(rank):
-                o = where[a] + begin[a]
-                if dilations[a] == 1:
-                    k = taps[a] * strides[a] + o % strides[a]
-                    i = o // strides[a] - taps[a]
-                    inside += [k < kernel[a]] if kernel[a] % strides[a] else []
-                else:
-                    k = taps[a]
-                    position = o - k * dilations[a]
-                    i = tirx.floordiv(position, strides[a])
-                    inside += [tirx.floormod(position, strides[a]) == 0]
-                inside += [i >= 0, i < spatial[a]]
-                source.append(i)
-                tap.append(k)
-            channel = c if group == 1 else oc // each * channels + c
-            product_ = cast(x(n, channel, *source), wide) * cast(w(channel, oc % each, *tap), wide)
-            return te.sum(
-                tirx.if_then_else(tirx.all(*inside), product_, const(0, wide)), axis=[c, *taps]
-            )
-
-        y = te.compute(out, element, name="conv_transpose")
-        return _with_bias(y, bias, dtype)
-
-    return op.te(conv, op.tensor(0), op.tensor(1), op.inputs[2] if op.has(2) else None)
+    return te.compute(out, element, name="conv_transpose")
 
 
 def _transpose_pads(
