@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     from edgepipe.importer.source import Source
+    from edgepipe.quantize import Quantized
 
 
 @dataclass(frozen=True)
@@ -57,7 +58,7 @@ class Bundle:
     @property
     def recipe(self) -> Recipe:
         """The recipe the bundle was compiled with."""
-        return Recipe.parse(self.manifest["recipe"])
+        return manifest_file.recipe(self.manifest)
 
     @property
     def prefix(self) -> str:
@@ -98,17 +99,20 @@ class Bundle:
             self.file(name)
 
     def golden(self) -> tuple[dict[str, npt.NDArray[np.generic]], dict[str, Any]]:
-        """Golden inputs and the original model's outputs, both by tensor name."""
+        """Golden inputs and what the reference answers to them, both by tensor name: the original
+        model, of a quantized bundle the Q/DQ model."""
+        return self._golden("input", self.inputs), self._golden("output", self.outputs)
+
+    def golden_floats(self) -> dict[str, Any]:
+        """The float model's outputs for the golden inputs of a quantized bundle; else empty."""
+        return self._golden("float", self.outputs)
+
+    def _golden(self, stem: str, tensors: tuple[TensorSpec, ...]) -> dict[str, Any]:
         import numpy as np
 
         with np.load(io.BytesIO(self.file("golden.npz").read_bytes())) as archive:
-            inputs = {t.name: archive[f"input_{i}"] for i, t in enumerate(self.inputs)}
-            outputs = {
-                t.name: archive[f"output_{i}"]
-                for i, t in enumerate(self.outputs)
-                if f"output_{i}" in archive
-            }
-        return inputs, outputs
+            names = {f"{stem}_{i}": t.name for i, t in enumerate(tensors)}
+            return {name: archive[key] for key, name in names.items() if key in archive}
 
     def run(
         self, inputs: Mapping[str, npt.NDArray[Any]], runner: str | None = None
@@ -161,12 +165,15 @@ def destination(output: str | Path | None, source: Source, target: Target, recip
 
 def write(
     destination: Path, source: Source, plan: Plan, objects: Mapping[str, bytes],
-    context: Context, prefix: str,
+    context: Context, prefix: str, quantized: Quantized | None = None,
+    extra: Mapping[str, bytes] | None = None,
 ) -> Bundle:  # fmt: skip
     """Link ``objects``, and write the bundle to ``destination``; an older bundle there is replaced.
 
     ``objects`` maps a variant name ("" is the plain one) to a relocatable object that defines the
-    kernels ``plan`` calls. Whatever fails, and on Ctrl-C, ``destination`` is as it was before.
+    kernels ``plan`` calls. ``quantized`` is what golden outputs and the manifest come from besides
+    ``source``; ``extra`` are further files by name.
+    Whatever fails, and on Ctrl-C, ``destination`` is as it was before.
     Raises UserError where the path holds something else or cannot be written.
     """
     from edgepipe.codegen import driver
@@ -182,9 +189,10 @@ def write(
             fix="free some space, or set TMPDIR to another folder",
         ) from None
     files["weights.bin"] = driver.weights_file(plan)
-    files["golden.npz"], reference = _golden_file(source, plan)
+    files["golden.npz"], references = _golden_file(source, plan, quantized)
+    files |= extra or {}
     context.progress("write")
-    manifest = manifest_file.describe(source, plan, context, prefix, files, reference)
+    manifest = manifest_file.describe(source, plan, context, prefix, files, references, quantized)
     bundle_folder.install(destination, {**files, MANIFEST: manifest_file.encode(manifest)})
     return Bundle.open(destination)
 
@@ -209,12 +217,28 @@ def _code_files(
     return {**code, **{name: text.encode("utf-8") for name, text in texts.items()}}
 
 
-def _golden_file(source: Source, plan: Plan) -> tuple[bytes, str]:
+def _golden_file(
+    source: Source, plan: Plan, quantized: Quantized | None
+) -> tuple[bytes, dict[str, str]]:
+    """The file, and what computed it. Of a quantized model: what its Q/DQ form answers
+    (``output_i``), and the float model where there is one (``float_i``)."""
     from edgepipe import golden
 
-    inputs, outputs, reference = golden.golden(source.proto_bytes(), plan.inputs, plan.outputs)
+    proto = source.proto_bytes() if quantized is None else quantized.reference
+    ranges = {} if quantized is None else quantized.input_ranges
+    inputs, outputs, reference = golden.golden(proto, plan.inputs, plan.outputs, ranges)
+    references = {"reference": reference}
     arrays = {f"input_{i}": inputs[t.name] for i, t in enumerate(plan.inputs)}
-    arrays |= {
-        f"output_{i}": outputs[t.name] for i, t in enumerate(plan.outputs) if t.name in outputs
-    }
-    return golden.npz_bytes(arrays), reference
+    arrays |= _numbered("output", outputs, plan)
+    if quantized is not None and not quantized.imported:
+        floats, references["float_reference"] = golden.outputs_of(
+            source.proto_bytes(), inputs, plan.outputs
+        )
+        arrays |= _numbered("float", floats, plan)
+    return golden.npz_bytes(arrays), references
+
+
+def _numbered(
+    stem: str, outputs: Mapping[str, npt.NDArray[Any]], plan: Plan
+) -> dict[str, npt.NDArray[Any]]:
+    return {f"{stem}_{i}": outputs[t.name] for i, t in enumerate(plan.outputs) if t.name in outputs}

@@ -12,11 +12,15 @@ from edgepipe.target import Target
 
 @dataclass(frozen=True)
 class Note:
-    """Why something was or was not done; ``edgepipe compile --explain`` prints them."""
+    """Why something was or was not done; ``edgepipe compile --explain`` prints them.
+
+    A ``warning`` is printed always: the result is less than the user may expect.
+    """
 
     stage: str
     subject: str
     text: str
+    warning: bool = False
 
 
 @dataclass(frozen=True)
@@ -24,7 +28,8 @@ class Context:
     """Read by every stage, changed by none; only ``notes`` grows.
 
     ``dump_dir`` receives the intermediate form after each stage when it is not None.
-    ``progress`` is called with a short line when a stage starts.
+    ``progress`` is called with a short line when a stage starts. With ``allow_float_fallback``
+    a quantized operator that no integer kernel executes is noted instead of refused.
     """
 
     target: Target
@@ -32,10 +37,15 @@ class Context:
     dump_dir: Path | None = None
     progress: Callable[[str], None] = lambda line: None
     notes: list[Note] = field(default_factory=list)
+    allow_float_fallback: bool = False
 
     def note(self, stage: str, subject: str | None, text: str) -> None:
         """Record the reason for a decision about ``subject`` (a node or tensor name)."""
         self.notes.append(Note(stage, subject or "?", text))
+
+    def warn(self, stage: str, subject: str | None, text: str) -> None:
+        """Record what the user should hear of unasked."""
+        self.notes.append(Note(stage, subject or "?", text, warning=True))
 
     def dump(self, name: str, text: str | Callable[[], str]) -> None:
         """Keep ``text`` as ``dump_dir/name`` when dumping was asked for.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -12,17 +12,25 @@ import numpy.typing as npt
 from edgepipe.codegen.plan import TensorSpec
 
 Array = npt.NDArray[np.generic]
+_Run = Callable[[bytes, Mapping[str, Array]], tuple[str, list[Array]]]
 
 
 def synthetic_inputs(
-    inputs: Sequence[TensorSpec], seed: int = 0, integer_limit: int = 8
+    inputs: Sequence[TensorSpec],
+    seed: int = 0,
+    integer_limit: int = 8,
+    ranges: Mapping[str, tuple[float, float]] | None = None,
 ) -> dict[str, Array]:
-    """Seeded inputs: floats normal with deviation 1, bool fair, integers in [0, integer_limit)."""
+    """Seeded inputs: floats normal with deviation 1, or uniform in the range that ``ranges`` has
+    for their name; bool fair; integers in [0, integer_limit)."""
     random = np.random.default_rng(seed)
     values: dict[str, Array] = {}
     for tensor in inputs:
         dtype = np.dtype(tensor.dtype)
-        if dtype.kind == "f":
+        if dtype.kind == "f" and tensor.name in (ranges or {}):
+            low, high = (ranges or {})[tensor.name]
+            values[tensor.name] = random.uniform(low, high, tensor.shape).astype(dtype)
+        elif dtype.kind == "f":
             values[tensor.name] = random.standard_normal(tensor.shape, np.float32).astype(dtype)
         elif dtype.kind == "b":
             values[tensor.name] = random.integers(0, 2, tensor.shape).astype(dtype)
@@ -32,24 +40,46 @@ def synthetic_inputs(
 
 
 def golden(
-    proto: bytes, inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec]
+    proto: bytes,
+    inputs: Sequence[TensorSpec],
+    outputs: Sequence[TensorSpec],
+    ranges: Mapping[str, tuple[float, float]] | None = None,
 ) -> tuple[dict[str, Array], dict[str, Array], str]:
-    """Return inputs, the original model's outputs for them, and the name of the reference.
+    """Return inputs, the outputs of the model ``proto`` for them, and the name of the reference.
 
     Integers are often indices whose range the model does not tell: where the reference refuses
     them, smaller ones are tried. When no reference can run the model, outputs is empty and the
-    name is ``none``.
+    name is ``none``. ``ranges``: see ``synthetic_inputs``.
     """
-    for run in (_onnxruntime, _onnx_reference):
+    for run in _REFERENCES:
         for limit in (8, 2, 1):
-            values = synthetic_inputs(inputs, integer_limit=limit)
-            try:
-                name, results = run(proto, values)
-            except Exception:  # each reference has error types of its own for each cause
-                continue
-            got = dict(zip((o.name for o in outputs), results, strict=True))
-            return values, got, name
-    return synthetic_inputs(inputs), {}, "none"
+            values = synthetic_inputs(inputs, integer_limit=limit, ranges=ranges)
+            got, name = _outputs(run, proto, values, outputs)
+            if got:
+                return values, got, name
+    return synthetic_inputs(inputs, ranges=ranges), {}, "none"
+
+
+def outputs_of(
+    proto: bytes, values: Mapping[str, Array], outputs: Sequence[TensorSpec]
+) -> tuple[dict[str, Array], str]:
+    """Outputs of the model ``proto`` by name, and the reference that computed them; empty and
+    ``none`` where no reference can."""
+    for run in _REFERENCES:
+        got, name = _outputs(run, proto, values, outputs)
+        if got:
+            return got, name
+    return {}, "none"
+
+
+def _outputs(
+    run: _Run, proto: bytes, values: Mapping[str, Array], outputs: Sequence[TensorSpec]
+) -> tuple[dict[str, Array], str]:
+    try:
+        name, results = run(proto, values)
+    except Exception:  # each reference has error types of its own for each cause
+        return {}, "none"
+    return dict(zip((o.name for o in outputs), results, strict=True)), name
 
 
 def _onnxruntime(proto: bytes, values: Mapping[str, Array]) -> tuple[str, list[Array]]:
@@ -69,6 +99,9 @@ def _onnx_reference(proto: bytes, values: Mapping[str, Array]) -> tuple[str, lis
     evaluator = ReferenceEvaluator(onnx.load_from_string(proto))
     results = [np.asarray(result) for result in evaluator.run(None, dict(values))]
     return f"onnx reference {onnx.__version__}", results
+
+
+_REFERENCES: tuple[_Run, ...] = (_onnxruntime, _onnx_reference)
 
 
 def npz_bytes(arrays: Mapping[str, Array]) -> bytes:

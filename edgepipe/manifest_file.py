@@ -19,6 +19,7 @@ from edgepipe.target import Integer, Link, Run, Simd, Target
 
 if TYPE_CHECKING:
     from edgepipe.importer.source import Source
+    from edgepipe.quantize import Quantized
 
 #: Version of the manifest's layout; raised when a reader of the old one would go wrong.
 SCHEMA = 2
@@ -28,9 +29,9 @@ _NEEDED = frozenset({"files", "inputs", "outputs", "target", "recipe", "prefix",
 
 def describe(
     source: Source, plan: Plan, context: Context, prefix: str, files: Mapping[str, bytes],
-    reference: str,
+    golden: Mapping[str, str], quantized: Quantized | None = None,
 ) -> dict[str, Any]:  # fmt: skip
-    """The manifest of a bundle with ``files``; ``reference`` made the golden outputs.
+    """The manifest of a bundle with ``files``; ``golden`` names what made the golden outputs.
 
     Nothing in it depends on when or where the bundle was made.
     """
@@ -43,6 +44,8 @@ def describe(
         "versions": {name: version_of(package) for name, package in versions.items()},
         "target": asdict(context.target),
         "recipe": str(context.recipe),
+        "recipe_settings": context.recipe.settings.to_json(),
+        "quantization": None if quantized is None else quantized.manifest,
         "prefix": prefix,
         # The folder a model was read from is no property of the bundle.
         "source": {
@@ -50,7 +53,7 @@ def describe(
             "origin": str(source.origin).replace("\\", "/").rsplit("/", 1)[-1],
             "sha256": source.sha256,
         },
-        "golden": {"reference": reference},
+        "golden": dict(golden),
         "inputs": [_tensor(t) for t in plan.inputs],
         "outputs": [_tensor(t) for t in plan.outputs],
         "memory": {
@@ -115,6 +118,11 @@ def target(manifest: Mapping[str, Any]) -> Target:
     return Target(**raw)
 
 
+def recipe(manifest: Mapping[str, Any]) -> Recipe:
+    """The recipe in ``manifest``, with what a recipe file changed."""
+    return Recipe.read(manifest["recipe"], manifest.get("recipe_settings", {}))
+
+
 def tensors(raw: list[dict[str, Any]]) -> tuple[TensorSpec, ...]:
     """The manifest's inputs or outputs."""
     return tuple(TensorSpec(t["name"], tuple(t["shape"]), t["dtype"]) for t in raw)
@@ -134,7 +142,7 @@ def _check(manifest: dict[str, Any]) -> None:
     from edgepipe.codegen import driver
 
     target(manifest)
-    Recipe.parse(manifest["recipe"])
+    recipe(manifest)
     driver.check_prefix(manifest["prefix"])
     for tensor in (*tensors(manifest["inputs"]), *tensors(manifest["outputs"])):
         driver.tensor_bytes(tensor)

@@ -2,25 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from edgepipe import bundle, importer, passes
+from edgepipe import bundle, emitted, importer, passes, quantize
 from edgepipe.bundle import Bundle
 from edgepipe.codegen import driver
 from edgepipe.context import Context, Note
 from edgepipe.recipe import Recipe
 from edgepipe.target import Target
 
+if TYPE_CHECKING:
+    from edgepipe.quantize import Calibration
+
 
 def compile(
     model: str | Path,
     *,
     target: str | Target,
-    recipe: str | Recipe = "fp32",
+    recipe: str | Recipe | None = None,
+    calibration: Calibration | None = None,
     shapes: Mapping[str, tuple[int, ...]] | None = None,
     output: str | Path | None = None,
     prefix: str = "model",
+    emit: Sequence[str] = (),
+    allow_float_fallback: bool = False,
     dump_dir: Path | None = None,
     progress: Callable[[str], None] = lambda line: None,
     notes: list[Note] | None = None,
@@ -28,23 +35,34 @@ def compile(
     """Compile ``model`` for ``target`` into a bundle folder and return it.
 
     ``model`` is a path to ``.onnx`` or ``.pt2``, ``package.module:factory`` for a torch module,
-    or a zoo name. ``shapes`` fixes symbolic dimensions by input name; a free batch becomes 1.
+    or a zoo name. ``recipe`` is a line, a ``.toml`` file or a Recipe (default: fp32, or what the
+    Q/DQ nodes of a quantized model say). ``calibration`` is SRC (see ``edgepipe.data``), arrays
+    by input name or opened samples. ``shapes`` fixes symbolic dimensions by input name; a free
+    batch becomes 1. ``emit`` adds the quantized model as "onnx" or "tflite".
+    ``allow_float_fallback``: a quantized operator without an integer kernel is no error.
     ``notes`` receives the reasons for what the stages did and did not do.
     Raises UserError for everything the caller can mend.
     """
     target = target if isinstance(target, Target) else Target.load(target)
-    recipe = recipe if isinstance(recipe, Recipe) else Recipe.parse(recipe)
-    target.check(recipe)
-    context = Context(target, recipe, dump_dir, progress, [] if notes is None else notes)
+    given = Recipe.load(recipe) if isinstance(recipe, str) else recipe
+    quantize.check(given, target, calibration)
     driver.check_prefix(prefix)
 
     progress("reading the model")
     source = importer.load(model, shapes)
-    destination = bundle.destination(output, source, target, recipe)
+    chosen = quantize.recipe_of(source, given, calibration)
+    target.check(chosen)
+    emitted.check(emit, chosen)
+    destination = bundle.destination(output, source, target, chosen)
+    allow_float_fallback |= chosen.settings.allow_float_fallback
+    notes = [] if notes is None else notes
+    context = Context(target, chosen, dump_dir, progress, notes, allow_float_fallback)
     from edgepipe import codegen, lowering  # these import tvm, which takes a second
 
     progress("rewriting the graph")
     graph = passes.run(source.model, context)
-    program = lowering.lower(graph, context)
+    quantized = quantize.run(graph, source, calibration, context)
+    program = lowering.lower(graph if quantized is None else quantized.graph, context)
     plan, objects = codegen.generate(program, context, prefix)
-    return bundle.write(destination, source, plan, objects, context, prefix)
+    extra = emitted.files(emit, quantized, context)
+    return bundle.write(destination, source, plan, objects, context, prefix, quantized, extra)

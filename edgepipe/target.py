@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from edgepipe.errors import UserError, did_you_mean
-from edgepipe.recipe import Recipe
+from edgepipe.recipe import FORMATS, GROUPED, Recipe
 from edgepipe.resources import data_folder
 
 
@@ -61,7 +61,8 @@ class Target:
     """A device, as data. ``llvm`` is the full TVM target; ``facts`` is what else the file tells.
 
     ``variants`` lists further LLVM attribute sets the bundle is also built for and chosen from
-    at load (WebAssembly relaxed SIMD): name → extra attributes.
+    at load (WebAssembly relaxed SIMD): name → extra attributes. ``recipes`` is what the device
+    can run: families of ``edgepipe.recipe``, ``w4gN`` for every group size.
     """
 
     name: str
@@ -125,11 +126,18 @@ class Target:
             raise UserError(f"missing key {error}", where=str(path)) from None
         except TypeError as error:
             raise UserError(f"bad value: {error}", where=str(path)) from None
+        for recipe in target.recipes:
+            if recipe not in (*FORMATS, *GROUPED):
+                raise UserError(
+                    f"unknown recipe '{recipe}' in 'recipes'",
+                    where=str(path),
+                    fix=did_you_mean(str(recipe), (*FORMATS, *GROUPED)),
+                )
         return _detect_host(target) if target.llvm.get("mcpu") == "detect" else target
 
     def check(self, recipe: Recipe) -> None:
         """Refuse a recipe the device cannot run, saying what it offers. Runs before any work."""
-        if recipe.format not in self.recipes:
+        if recipe.family not in self.recipes:
             raise UserError(
                 f"{self.name} does not offer recipe '{recipe}'",
                 where="--recipe",

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +20,13 @@ if TYPE_CHECKING:
     from edgepipe.bundle import Bundle
     from edgepipe.cli.parser import Parser
     from edgepipe.context import Note
+    from edgepipe.recipe import Recipe
+
+
+EPILOG = (
+    "SRC is an .npz (keys: the input names), a folder of .npy files or images, or a name in "
+    "calibration/. Exit codes: 0 fine, 2 your input or environment is at fault, 3 a bug in edgepipe"
+)
 
 
 def add_arguments(parser: Parser) -> None:
@@ -31,7 +40,26 @@ def add_arguments(parser: Parser) -> None:
     parser.add_argument(
         "--target", metavar="NAME|FILE.toml", help="a name from 'edgepipe targets', or a file"
     )
-    parser.add_argument("--recipe", metavar="R", help="number format (default: fp32)")
+    parser.add_argument(
+        "--recipe",
+        metavar="R|FILE.toml",
+        help="number format: fp32 (default), fp16, w8a8, w4a8, w4g32, …, or a file that says more",
+    )
+    parser.add_argument(
+        "--calibration", metavar="SRC", help="data that a quantized recipe takes its ranges from"
+    )
+    parser.add_argument("--samples", type=int, metavar="N", help="take the first N of them (512)")
+    parser.add_argument(
+        "--allow-float-fallback",
+        action="store_true",
+        help="do not refuse quantized operators that no integer kernel executes",
+    )
+    parser.add_argument(
+        "--emit",
+        action="append",
+        metavar="onnx|tflite",
+        help="add the quantized model for other engines to the bundle; may be repeated",
+    )
     parser.add_argument(
         "--shape",
         action="append",
@@ -54,12 +82,12 @@ def add_arguments(parser: Parser) -> None:
 def execute(options: argparse.Namespace) -> int:
     """Compile and print a summary."""
     values = _merged(options)
-    from edgepipe.recipe import Recipe
     from edgepipe.target import Target
 
     target = apply_settings(Target.load(values["target"]), parse_settings(values.get("set", ())))
-    recipe = Recipe.parse(values.get("recipe", "fp32"))
-    target.check(recipe)
+    recipe = _recipe(values)
+    if recipe is not None:
+        target.check(recipe)
     shapes = parse_shapes(values.get("shape", ()))
 
     notes: list[Note] = []
@@ -73,6 +101,9 @@ def execute(options: argparse.Namespace) -> int:
             values["model"],
             target=target,
             recipe=recipe,
+            calibration=values.get("calibration"),
+            emit=values.get("emit", ()),
+            allow_float_fallback=bool(values.get("allow_float_fallback")),
             shapes=shapes or None,
             output=values.get("output"),
             prefix=values.get("prefix", "model"),
@@ -86,6 +117,21 @@ def execute(options: argparse.Namespace) -> int:
     seconds = time.perf_counter() - started
     _report(bundle, values, notes, progress.seconds, seconds)
     return 0
+
+
+def _recipe(values: Mapping[str, Any]) -> Recipe | None:
+    """The recipe given by line or file, with --samples; None where none is."""
+    from edgepipe.recipe import Recipe
+
+    text, samples = values.get("recipe"), values.get("samples")
+    if samples is not None and samples < 1:
+        raise UserError("must be at least 1", where="--samples")
+    if text is None and samples is not None:
+        raise UserError("there is no recipe to calibrate", where="--samples", fix="give --recipe")
+    recipe = None if text is None else Recipe.load(text)
+    if recipe is None or samples is None:
+        return recipe
+    return replace(recipe, settings=replace(recipe.settings, max_samples=samples))
 
 
 def _merged(options: argparse.Namespace) -> dict[str, Any]:
@@ -113,10 +159,12 @@ def _report(
     stages: Sequence[tuple[str, float]],
     seconds: float,
 ) -> None:
+    warnings = [f"{note.subject}: {note.text}" for note in notes if note.warning]
     if values.get("json"):
         result = {
             "bundle": str(bundle.path),
             "manifest": bundle.manifest,
+            "warnings": warnings,
             "seconds": round(seconds, 3),
             "stages": [{"stage": name, "seconds": round(s, 3)} for name, s in stages],
         }
@@ -130,6 +178,8 @@ def _report(
         if not notes:
             print("nothing to explain: every fusion and template that was tried applied")
     if not values.get("quiet"):
+        for warning in warnings:
+            print(f"warning: {warning}", file=sys.stderr)
         print(summary(bundle, stages, seconds))
 
 
@@ -142,7 +192,8 @@ def summary(bundle: Bundle, stages: Sequence[tuple[str, float]], seconds: float)
     rows: list[tuple[str, object]] = [
         ("bundle", _shown(bundle.path)),
         ("target", f"{target.name} ({target.llvm.get('mcpu', target.arch)})"),
-        ("recipe", manifest["recipe"]),
+        ("recipe", _recipe_text(bundle.recipe)),
+        *_calibration_rows(manifest["quantization"]),
         (
             "size",
             ", ".join(f"{name} {size_text(sizes[name])}" for name in [*code, "weights.bin"])
@@ -157,6 +208,21 @@ def summary(bundle: Bundle, stages: Sequence[tuple[str, float]], seconds: float)
         ("time", f"{seconds:.1f} s ({', '.join(f'{n} {s:.1f}' for n, s in stages if s >= 0.05)})"),
     ]
     return pairs(rows)
+
+
+def _recipe_text(recipe: Recipe) -> str:
+    changed = recipe.settings.to_json()
+    return f"{recipe} with {', '.join(changed)} of its file" if changed else str(recipe)
+
+
+def _calibration_rows(facts: Mapping[str, Any] | None) -> list[tuple[str, object]]:
+    if facts is None:
+        return []
+    if facts["imported"]:
+        return [("scales", "those of the model's own Q/DQ nodes")]
+    used = facts["calibration"]
+    said = " – synthetic: accuracy may suffer" if used["synthetic"] else ""
+    return [("calibrated", f"{used['samples']} samples of {used['data']}{said}")]
 
 
 def _kernel_text(kernels: Sequence[Mapping[str, Any]]) -> str:

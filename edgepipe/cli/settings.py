@@ -16,10 +16,17 @@ _SECTIONS = ("llvm", "simd", "link", "run", "facts")
 #: Keys of ``[llvm]`` that TVM's LLVM targets take, settable also where a file leaves them out.
 _LLVM_KEYS = ("mtriple", "mcpu", "mattr", "mabi", "mfloat-abi", "vector-width", "opt-level")
 
+#: Endings of values that are paths; others are names.
+_PATHS = (".onnx", ".pt2", ".toml", ".npz")
+
 _CONFIG_TYPES: dict[str, type | tuple[type, ...]] = {
     "model": str,
     "target": str,
     "recipe": str,
+    "calibration": str,
+    "samples": int,
+    "allow_float_fallback": bool,
+    "emit": list,
     "shape": (dict, list),
     "set": (dict, list),
     "output": str,
@@ -124,13 +131,15 @@ def read_config(path: Path) -> dict[str, Any]:
             raise UserError(
                 f"unknown key '{key}'", where=str(path), fix=did_you_mean(key, _CONFIG_TYPES)
             )
-        if not isinstance(value, _CONFIG_TYPES[key]):
+        if not isinstance(value, _CONFIG_TYPES[key]) or (key == "samples" and value is True):
             raise UserError(f"'{key}' cannot be {_kind(value)}", where=str(path))
     if isinstance(raw.get("shape"), dict):
         raw["shape"] = [_shape_text(path, *item) for item in raw["shape"].items()]
     if isinstance(raw.get("set"), dict):
         raw["set"] = [f"{key}={_toml_text(value)}" for key, value in _flat(raw["set"])]
-    for key in ("model", "target", "output", "dump"):
+    if not all(isinstance(kind, str) for kind in raw.get("emit", ())):
+        raise UserError("'emit' must be a list of formats", where=str(path))
+    for key in ("model", "target", "recipe", "calibration", "output", "dump"):
         if key in raw:
             raw[key] = _beside(path, key, raw[key])
     return raw
@@ -159,6 +168,8 @@ def _toml_text(value: Any) -> str:
 
 
 def _beside(config: Path, key: str, value: str) -> str:
-    """A path relative to the config's folder; names (of a zoo model, a target) stay as they are."""
-    is_path = key in ("output", "dump") or Path(value).suffix in (".onnx", ".pt2", ".toml")
-    return str(config.parent / value) if is_path else value
+    """A path relative to the config's folder; names (of a zoo model, a target, a recipe, a data
+    set) stay as they are."""
+    path = config.parent / value
+    is_path = key in ("output", "dump") or Path(value).suffix in _PATHS
+    return str(path) if is_path or (key == "calibration" and path.is_dir()) else value

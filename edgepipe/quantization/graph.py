@@ -78,3 +78,20 @@ def outer_values(node: ir.Node) -> list[ir.Value]:
             for inner in graph:
                 found += [v for v in outer_values(inner) if v not in inside]
     return found
+
+
+def code_range(node: ir.Node) -> tuple[float, float] | None:
+    """Floats that the ends of a per-tensor QuantizeLinear's codes stand for; None where scale or
+    zero point are no constants or there are several."""
+    scale = constant(node.inputs[1])
+    zero_value = node.inputs[2] if len(node.inputs) > 2 else None
+    zero = np.zeros((), np.uint8) if zero_value is None else constant(zero_value)
+    if scale is None or zero is None or scale.size != 1:
+        return None
+    kind = zero_value.dtype if zero_value is not None else ir.DataType.UINT8
+    if kind is None or kind.bitwidth > 8 or not kind.is_integer():
+        return None
+    low = -(2 ** (kind.bitwidth - 1)) if kind.is_signed() else 0
+    high = low + 2**kind.bitwidth - 1
+    step, middle = float(scale.reshape(())), int(zero.reshape(()))
+    return (low - middle) * step, (high - middle) * step
