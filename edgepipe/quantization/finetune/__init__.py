@@ -1,0 +1,80 @@
+"""Fine-tuning on the training data of a network: rounded as its Q/DQ graph rounds, or in float.
+
+``run`` starts from the canonical graph, so networks that exist only as ONNX files can be trained,
+and torch modules take the same way through the importer. BatchNorms are folded by then
+(Krishnamoorthi 2018, arXiv 1806.08342, 3.2: what is trained is what is executed). Files:
+``operators`` (graph operators as torch functions), ``fake_quantize`` (grids), ``layer`` and
+``network`` (the torch module), ``examples``, ``training``, ``checkpoint``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+from edgepipe.context import Context
+from edgepipe.errors import UserError
+from edgepipe.quantization.config import QuantConfig
+from edgepipe.quantization.finetune.settings import FinetuneSettings
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
+
+    from edgepipe.quantization.graph import Array
+
+__all__ = ["FinetuneSettings", "run"]
+
+STAGE = "finetune"
+
+
+def run(
+    model: ir.Model,
+    config: QuantConfig | None,
+    data: tuple[Mapping[str, Array] | Array, Array | None],
+    settings: FinetuneSettings,
+    context: Context,
+    teacher: ir.Model | None = None,
+) -> ir.Model:
+    """Train a copy of ``model``, the result of ``edgepipe.passes.run``, and return it.
+
+    With ``config`` the copy is quantized as ``quantization.apply`` does, then trained as it will
+    be executed; the result is a standard Q/DQ graph. With None it stays float.
+    ``data``: inputs by name, [N, …] for model inputs [1, …] (or the only input's array), and
+    labels, [N] classes or [N, …] wanted outputs, None under ``distillation=1``. The first
+    ``config.max_samples`` calibrate.
+    ``teacher``: the float network that ``settings.distillation`` compares with; ``model`` itself
+    by default. Raises UserError for data, settings and checkpoints that do not fit, and
+    Unsupported for operators that cannot be trained.
+    """
+    _require_torch()
+    from edgepipe.quantization.finetune import result
+    from edgepipe.quantization.finetune.checkpoint import Checkpoint
+    from edgepipe.quantization.finetune.examples import Examples
+    from edgepipe.quantization.finetune.network import Network, check_batch
+    from edgepipe.quantization.finetune.training import train
+
+    if config is not None and config.activation_bits is None:
+        raise UserError(
+            "weight-only quantization is not fine-tuned", where="finetune", fix="use w8a8 or w4a8"
+        )
+    check_batch(model.graph)
+    examples = Examples.of(model.graph, *data, settings)
+    float_network = Network((teacher or model).graph, None).eval()
+    checkpoint = None
+    if settings.checkpoint is not None:
+        mark = result.fingerprint(model, teacher, config, examples, settings)
+        checkpoint = Checkpoint(settings.checkpoint, mark, settings.checkpoint_seconds)
+    trained, network = result.begin(model, config, examples, settings, context)
+    teaching = float_network if settings.distillation > 0.0 else None
+    train(network, teaching, examples, settings, checkpoint, context.progress)
+    result.write(trained, network)
+    return trained
+
+
+def _require_torch() -> None:
+    try:
+        import torch  # noqa: F401
+    except ImportError:
+        raise UserError(
+            "torch is not installed", where="finetune", fix='pip install "edgepipe[torch]"'
+        ) from None

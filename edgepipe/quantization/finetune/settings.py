@@ -1,0 +1,70 @@
+"""How a network is fine-tuned, as one immutable value that refuses impossible combinations."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from edgepipe.errors import UserError, did_you_mean
+
+SCHEDULES = ("cosine", "constant")
+RANGES = ("learned", "average")
+LOSSES = ("cross_entropy", "squared_error")
+AUGMENTATIONS = ("none", "flip", "shift_flip")
+
+
+@dataclass(frozen=True)
+class FinetuneSettings:
+    """How long, how fast and towards what. Raises UserError for values that cannot be.
+
+    ``learning_rate``: what Adam moves a weight per step, as a share of the root mean square of
+    its layer's weights; scales of quantized tensors move by the same share of themselves. So one
+    rate fits layers, and networks, of any magnitude. ``schedule``: "cosine" falls to zero.
+    ``ranges``: "learned" trains the step of every grid with the weights (LSQ); "average" lets
+    activations follow moving averages of their extremes and leaves the steps of weights alone.
+    ``loss``: "cross_entropy" between class labels and logits, or "squared_error" relative to
+    the square of what is wanted. ``distillation``: share of the loss, 0…1, that compares with
+    the float model instead of the labels; 1 needs no labels. ``temperature`` softens both sides
+    of that comparison under cross entropy.
+    ``augmentation``, of images [N, C, H, W]: "flip" mirrors half of them, "shift_flip" moves
+    them by up to an eighth of their size too.
+    ``checkpoint``: folder that holds the state of the training, saved every
+    ``checkpoint_seconds`` and at the end; a run with the same model, data and settings goes on
+    there and ends with the same bits as one that was never interrupted.
+    """
+
+    epochs: int = 10
+    batch: int = 64
+    learning_rate: float = 3e-3
+    schedule: str = "cosine"
+    ranges: str = "learned"
+    loss: str = "cross_entropy"
+    distillation: float = 0.0
+    temperature: float = 2.0
+    augmentation: str = "none"
+    seed: int = 0
+    checkpoint: Path | None = None
+    checkpoint_seconds: float = 60.0
+
+    def __post_init__(self) -> None:
+        for field, known in (
+            ("schedule", SCHEDULES),
+            ("ranges", RANGES),
+            ("loss", LOSSES),
+            ("augmentation", AUGMENTATIONS),
+        ):
+            if (value := getattr(self, field)) not in known:
+                raise UserError(
+                    f"unknown {field} '{value}'", where=field, fix=did_you_mean(value, known)
+                )
+        for field, low, high in (
+            ("epochs", 0, 10_000),
+            ("batch", 1, 1 << 16),
+            ("learning_rate", 1e-9, 1.0),
+            ("distillation", 0.0, 1.0),
+            ("temperature", 1e-2, 1e2),
+            ("seed", 0, 2**63 - 1),
+            ("checkpoint_seconds", 0.0, 1e6),
+        ):
+            if not low <= (number := getattr(self, field)) <= high:
+                raise UserError(f"{field} {number} is outside {low:g}…{high:g}", where=field)
