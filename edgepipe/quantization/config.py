@@ -9,6 +9,8 @@ from edgepipe.errors import UserError, did_you_mean
 
 OBSERVERS = ("minmax", "average", "percentile", "mse", "entropy")
 METHODS = ("equalization", "bias_correction", "mean_variance", "reconstruction")
+#: Largest magnitudes of 8-bit weight codes that kernels are written for.
+WEIGHT_LIMITS = (63, 127)
 FIRST_LAST = ("same", "w8", "float")
 #: Largest sensible group: beyond it a group is a whole row of any edge network.
 MAX_GROUP = 1024
@@ -41,6 +43,8 @@ class QuantConfig:
 
     ``weight_bits``: 8 or 4, symmetric per output channel, or per group of ``group_size`` input
     channels where that is given (weight-only: activations stay float).
+    ``weight_limit``: largest magnitude of an 8-bit weight code. 63 keeps weights in 7 bits, which
+    some instructions need to be exact (``Target.integer``); 4-bit weights are unaffected.
     ``activation_bits``: 8, 4, or None for weight-only. Asymmetric uint8 (``signed_activations``:
     int8), per tensor. ``symmetric_activations`` fixes the zero point to the middle of the range
     wherever a tensor has negative values.
@@ -55,6 +59,7 @@ class QuantConfig:
     """
 
     weight_bits: int = 8
+    weight_limit: int = 127
     activation_bits: int | None = 8
     group_size: int | None = None
     observer: str = "mse"
@@ -71,6 +76,7 @@ class QuantConfig:
 
     def __post_init__(self) -> None:
         _one_of("weight_bits", self.weight_bits, (4, 8))
+        _one_of("weight_limit", self.weight_limit, WEIGHT_LIMITS)
         _one_of("activation_bits", self.activation_bits, (4, 8, None))
         _one_of("observer", self.observer, OBSERVERS)
         _one_of("first_last", self.first_last, FIRST_LAST)
@@ -114,13 +120,23 @@ class QuantConfig:
         ``changes`` are further fields. Raises UserError naming what is known.
         """
         if found := re.fullmatch(r"w([48])g(\d+)", text):
-            base = cls(int(found[1]), None, int(found[2]), first_last=_ends(int(found[1])))
+            bits = int(found[1])
+            base = cls(
+                weight_bits=bits,
+                activation_bits=None,
+                group_size=int(found[2]),
+                first_last=_ends(bits),
+            )
         else:
             format = Format.parse(text, "recipe")
             if format is None:
                 raise UserError("'float' is no quantized recipe", where="recipe")
             bits = format.weight_bits
-            base = cls(bits, format.activation_bits, first_last=_ends(bits))
+            base = cls(
+                weight_bits=bits,
+                activation_bits=format.activation_bits,
+                first_last=_ends(bits),
+            )
         return replace(base, **changes)  # type: ignore[arg-type]
 
     @property

@@ -22,6 +22,7 @@ import numpy as np
 from edgepipe.quantization import scales
 from edgepipe.quantization.gram import Gram
 from edgepipe.quantization.graph import Array
+from edgepipe.quantization.scales import CodeRange
 
 #: Ridge of the rounding problem, as a share of the mean of the Hessian's diagonal.
 RIDGE = 0.05
@@ -71,7 +72,7 @@ class Rows:
 Solution = tuple[Array, Array, Array]
 
 
-def solve(weight: Array, gram: Gram, bits: int, rows: Rows | None = None) -> Solution:
+def solve(weight: Array, gram: Gram, span: CodeRange, rows: Rows | None = None) -> Solution:
     """Codes [groups, outputs, K], scales [groups, outputs, 1] and bias [groups, outputs].
 
     ``weight`` is the float matrix [groups, outputs, K]. Codes are floats holding integers.
@@ -79,14 +80,14 @@ def solve(weight: Array, gram: Gram, bits: int, rows: Rows | None = None) -> Sol
     """
     hessian = regularised(gram)
     factor = inverse_factor(unit(hessian).astype(np.float64))
-    best = _round(weight, gram, hessian, factor, bits)
+    best = _round(weight, gram, hessian, factor, span)
     if rows is None:
         return best
     output = _output(best, rows)
     error = rows.error(output)
     for _ in range(REFITS):
         aimed = gram.with_outputs(rows.x, rows.attainable(output))
-        found = _round(weight, aimed, hessian, factor, bits)
+        found = _round(weight, aimed, hessian, factor, span)
         output = _output(found, rows)
         new = rows.error(output)
         better = new < error
@@ -101,14 +102,14 @@ def solve(weight: Array, gram: Gram, bits: int, rows: Rows | None = None) -> Sol
     return best
 
 
-def _round(weight: Array, gram: Gram, hessian: Array, factor: Array, bits: int) -> Solution:
-    target = target_weights(weight, gram, bits)
+def _round(weight: Array, gram: Gram, hessian: Array, factor: Array, span: CodeRange) -> Solution:
+    target = target_weights(weight, gram, span.bits)
     single = unit(hessian)
     diagonal = np.diagonal(single, axis1=1, axis2=2)[:, None, :]
-    scale = scales.least_error(target, bits, diagonal)
-    codes = gptq(target, factor, scale, bits)
+    scale = scales.least_error(target, span, diagonal)
+    codes = gptq(target, factor, scale, span)
     for _ in range(ALTERNATIONS):
-        codes = descend(codes, target, single, scale, bits)
+        codes = descend(codes, target, single, scale, span)
         scale = best_scale(codes, target, single, scale)
     mean = np.einsum("gok,gk->go", (codes * scale).astype(np.float64), gram.mean_x)
     return codes, scale, gram.mean_y - mean
@@ -159,12 +160,11 @@ def inverse_factor(hessian: Array) -> Array:
     return np.ascontiguousarray(np.linalg.inv(lower[:, ::-1, ::-1]), np.float32)
 
 
-def gptq(target: Array, factor: Array, scale: Array, bits: int) -> Array:
+def gptq(target: Array, factor: Array, scale: Array, span: CodeRange) -> Array:
     """Codes for ``target`` by error feedback; ``scale`` [groups, outputs, 1 or K].
 
     ``factor`` is ``inverse_factor`` of the Hessian.
     """
-    low, high = scales.limits(bits)
     size = target.shape[-1]
     every = np.broadcast_to(scale, target.shape)
     work, codes = target.copy(), np.empty_like(target)
@@ -172,7 +172,7 @@ def gptq(target: Array, factor: Array, scale: Array, bits: int) -> Array:
         stop = min(start + BLOCK, size)
         errors = np.empty_like(work[..., start:stop])
         for k in range(start, stop):
-            codes[..., k] = np.clip(np.rint(work[..., k] / every[..., k]), low, high)
+            codes[..., k] = np.clip(np.rint(work[..., k] / every[..., k]), span.low, span.high)
             error = (work[..., k] - codes[..., k] * every[..., k]) / factor[:, k, k, None]
             work[..., k:stop] -= error[..., None] * factor[:, None, k, k:stop]
             errors[..., k - start] = error
@@ -180,9 +180,8 @@ def gptq(target: Array, factor: Array, scale: Array, bits: int) -> Array:
     return codes
 
 
-def descend(codes: Array, target: Array, hessian: Array, scale: Array, bits: int) -> Array:
+def descend(codes: Array, target: Array, hessian: Array, scale: Array, span: CodeRange) -> Array:
     """Coordinate descent over the integer codes until no code changes, SWEEPS at most."""
-    low, high = scales.limits(bits)
     codes = codes.copy()
     size = target.shape[-1]
     every = np.broadcast_to(scale, target.shape)
@@ -195,7 +194,7 @@ def descend(codes: Array, target: Array, hessian: Array, scale: Array, bits: int
             moved = np.zeros_like(codes[..., start:stop])
             for k in range(start, stop):
                 step = gradient[..., k] / (diagonal[:, k, None] * every[..., k])
-                new = np.clip(np.rint(codes[..., k] - step), low, high)
+                new = np.clip(np.rint(codes[..., k] - step), span.low, span.high)
                 delta = (new - codes[..., k]) * every[..., k]
                 if delta.any():
                     changed = True

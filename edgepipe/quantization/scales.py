@@ -5,6 +5,8 @@ Arrays are [..., K] with one scale per leading index ([..., 1]).
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 
 from edgepipe.quantization.graph import Array
@@ -15,35 +17,49 @@ SHARES = np.linspace(1.0, 0.3, 71)
 DEAD = 1e-30
 
 
-def limits(bits: int) -> tuple[int, int]:
-    """Lowest and highest code. 8 bits leave −128 out, as integer kernels expect; 4 bits do not."""
-    high = 2 ** (bits - 1) - 1
-    return (-high if bits == 8 else -high - 1), high
+@dataclass(frozen=True)
+class CodeRange:
+    """The codes a weight may have: integers ``low`` … ``high``, stored in ``bits``."""
+
+    bits: int
+    low: int
+    high: int
+
+    @classmethod
+    def of(cls, bits: int, limit: int = 127) -> CodeRange:
+        """All codes of ``bits``; of 8 bits those up to ``limit`` either way.
+
+        8 bits leave −128 out, as integer kernels expect; 4 bits use −8.
+        """
+        return (
+            cls(8, -limit, limit)
+            if bits == 8
+            else cls(bits, -(2 ** (bits - 1)), 2 ** (bits - 1) - 1)
+        )
 
 
-def quantize(weight: Array, scale: Array, bits: int) -> Array:
+def quantize(weight: Array, scale: Array, span: CodeRange) -> Array:
     """Nearest codes, float (integers held exactly), saturated."""
-    low, high = limits(bits)
-    return np.clip(np.rint(weight / scale), low, high)
+    return np.clip(np.rint(weight / scale), span.low, span.high)
 
 
-def covering(weight: Array, bits: int) -> Array:
+def covering(weight: Array, span: CodeRange) -> Array:
     """The scale [..., 1] at which nothing saturates; 1 for a channel of zeros."""
     peak = np.abs(weight).max(-1, keepdims=True)
-    return np.where(peak > DEAD, peak / limits(bits)[1], 1.0).astype(weight.dtype)
+    return np.where(peak > DEAD, peak / span.high, 1.0).astype(weight.dtype)
 
 
-def least_error(weight: Array, bits: int, importance: Array | None = None) -> Array:
+def least_error(weight: Array, span: CodeRange, importance: Array | None = None) -> Array:
     """The scale [..., 1] of least squared rounding error, by search below ``covering``.
 
     ``importance`` [..., K] weighs each element's error: the diagonal of the layer's Hessian.
     """
-    full = covering(weight, bits)
+    full = covering(weight, span)
     best = np.full_like(full, np.inf)
     chosen = full
     for share in SHARES:
         scale = full * share
-        error = (quantize(weight, scale, bits) * scale - weight) ** 2
+        error = (quantize(weight, scale, span) * scale - weight) ** 2
         if importance is not None:
             error = error * importance
         total = error.sum(-1, keepdims=True)

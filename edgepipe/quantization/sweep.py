@@ -20,6 +20,7 @@ from edgepipe.quantization.graph import Array, bounds, dims, is_op, outer_values
 from edgepipe.quantization.layers import Layer
 from edgepipe.quantization.placement import Placement, Unit
 from edgepipe.quantization.reconstruction import Rows
+from edgepipe.quantization.scales import CodeRange
 from edgepipe.quantization.weight_only import quantize_weights
 from edgepipe.quantization.weights import Note, check_weights, quantize_layer
 
@@ -167,12 +168,13 @@ def _fit_layer(
     assert source is not None
     layer, (gram, rows) = Layer.of(unit.linear), moments or (None, None)
     bits = rounding.placement.formats[unit.linear].weight_bits
+    span = CodeRange.of(bits, config.weight_limit)
     if config.activation_bits is None:
         chosen = gram if method == "reconstruction" else None
-        weights = quantize_weights(layer, bits, config.group_size, chosen, note)
+        weights = quantize_weights(layer, span, config.group_size, chosen, note)
     else:
         scale = float(rounding.grid(source).scale)
-        weights = quantize_layer(layer, bits, method, gram, scale, note, rows)
+        weights = quantize_layer(layer, span, method, gram, scale, note, rows)
     rounding.weights[unit.linear] = weights
 
 

@@ -13,6 +13,7 @@ from edgepipe.quantization import reconstruction, scales
 from edgepipe.quantization.gram import Gram
 from edgepipe.quantization.graph import Array
 from edgepipe.quantization.layers import Layer
+from edgepipe.quantization.scales import CodeRange
 from edgepipe.quantization.weights import LayerWeights, Note
 
 
@@ -25,7 +26,7 @@ def block_size(channels: int, group_size: int | None) -> int | None:
 
 
 def quantize_weights(
-    layer: Layer, bits: int, group_size: int | None, gram: Gram | None, note: Note
+    layer: Layer, span: CodeRange, group_size: int | None, gram: Gram | None, note: Note
 ) -> LayerWeights:
     """Codes and scales; with ``gram`` by GPTQ and coordinate descent, else by rounding."""
     axis = layer.input_axis
@@ -40,14 +41,14 @@ def quantize_weights(
         target, hessian = layer.matrix(layer.weight), None
     else:
         hessian = reconstruction.unit(reconstruction.regularised(gram)).astype(np.float64)
-        target = reconstruction.target_weights(layer.matrix(layer.weight), gram, bits)
-    scale, spread = _scales(layer, target, hessian, bits, block)
+        target = reconstruction.target_weights(layer.matrix(layer.weight), gram, span.bits)
+    scale, spread = _scales(layer, target, hessian, span, block)
     if hessian is None:
-        codes = scales.quantize(target, spread, bits)
+        codes = scales.quantize(target, spread, span)
     else:
         factor = reconstruction.inverse_factor(hessian)
-        codes = reconstruction.gptq(target, factor, spread, bits)
-        codes = reconstruction.descend(codes, target, hessian.astype(np.float32), spread, bits)
+        codes = reconstruction.gptq(target, factor, spread, span)
+        codes = reconstruction.descend(codes, target, hessian.astype(np.float32), spread, span)
     bias = layer.bias
     if gram is not None and layer.node.op_type != "MatMul":
         mean = np.einsum("gok,gk->go", (codes * spread).astype(np.float64), gram.mean_x)
@@ -55,7 +56,7 @@ def quantize_weights(
     return LayerWeights(
         layer.restore(codes).astype(np.int8),
         scale,
-        bits,
+        span.bits,
         layer.axis if block is None else axis,
         block,
         bias,
@@ -63,7 +64,7 @@ def quantize_weights(
 
 
 def _scales(
-    layer: Layer, target: Array, hessian: Array | None, bits: int, block: int | None
+    layer: Layer, target: Array, hessian: Array | None, span: CodeRange, block: int | None
 ) -> tuple[Array, Array]:
     """Scales as ONNX stores them, and spread over the matrix [groups, outputs, 1 or K]."""
     importance = None
@@ -71,7 +72,7 @@ def _scales(
         diagonal = np.diagonal(hessian, axis1=1, axis2=2)[:, None, :].astype(np.float32)
         importance = np.broadcast_to(diagonal, target.shape)
     if block is None:
-        scale = scales.least_error(target, bits, importance)
+        scale = scales.least_error(target, span, importance)
         return scale.reshape(-1).astype(np.float32), scale
     axis = layer.input_axis
 
@@ -80,7 +81,7 @@ def _scales(
         return moved.reshape(*moved.shape[:-1], -1, block)
 
     found = scales.least_error(
-        blocks(target), bits, None if importance is None else blocks(importance)
+        blocks(target), span, None if importance is None else blocks(importance)
     )[..., 0]
     stored = np.ascontiguousarray(np.moveaxis(found, -1, axis), np.float32)
     return stored, layer.matrix(np.repeat(stored, block, axis))

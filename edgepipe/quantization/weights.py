@@ -12,6 +12,7 @@ from edgepipe.quantization import reconstruction, scales
 from edgepipe.quantization.gram import Gram
 from edgepipe.quantization.graph import Array
 from edgepipe.quantization.layers import Layer
+from edgepipe.quantization.scales import CodeRange
 
 Note = Callable[[str | None, str], None]
 
@@ -77,7 +78,7 @@ def check_weights(layer: Layer, note: Note) -> None:
 
 def quantize_layer(
     layer: Layer,
-    bits: int,
+    span: CodeRange,
     method: str | None,
     gram: Gram | None,
     input_scale: float,
@@ -93,21 +94,21 @@ def quantize_layer(
     matrix = layer.matrix(layer.weight)
     grouped_bias = layer.bias.reshape(layer.groups, -1)
     if method == "reconstruction" and gram is not None:
-        codes, scale, bias = reconstruction.solve(matrix, gram, bits, rows)
+        codes, scale, bias = reconstruction.solve(matrix, gram, span, rows)
         # A channel that sees only constants has nothing to be fitted to.
         idle = gram.variance_y <= 0.0
         if idle.any():
             note(layer.node.name, f"{int(idle.sum())} output channels never change")
     else:
-        scale = scales.least_error(matrix, bits)
-        codes = scales.quantize(matrix, scale, bits)
+        scale = scales.least_error(matrix, span)
+        codes = scales.quantize(matrix, scale, span)
         bias = grouped_bias
         if method in ("bias_correction", "mean_variance") and gram is not None:
             if method == "mean_variance":
                 scale = scale * _variance_ratio(codes * scale, gram)[..., None]
             mean = np.einsum("gok,gk->go", (codes * scale).astype(np.float64), gram.mean_x)
             bias = gram.mean_y - mean
-    return _finish(layer, codes, scale, bias.reshape(-1), bits, input_scale, note)
+    return _finish(layer, codes, scale, bias.reshape(-1), span, input_scale, note)
 
 
 def _variance_ratio(weight: Array, gram: Gram) -> Array:
@@ -122,7 +123,7 @@ def _finish(
     codes: Array,
     scale: Array,
     bias: Array,
-    bits: int,
+    span: CodeRange,
     input_scale: float,
     note: Note,
 ) -> LayerWeights:
@@ -137,16 +138,15 @@ def _finish(
             layer.node.name,
             f"{int(raised.sum())} weight scales raised so that the int32 bias does not overflow",
         )
-        low, high = scales.limits(bits)
         ratio = np.where(raised, flat / needed, 1.0).reshape(scale.shape)
-        codes = np.clip(np.rint(codes * ratio), low, high)
+        codes = np.clip(np.rint(codes * ratio), span.low, span.high)
         flat = np.where(raised, needed, flat)
     final = flat.astype(np.float32)
     bias_scale = np.tile(np.float32(input_scale) * final, repeat)
     return LayerWeights(
         layer.restore(codes).astype(np.int8),
         final,
-        bits,
+        span.bits,
         layer.axis,
         None,
         bias.astype(np.float32),

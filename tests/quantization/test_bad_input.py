@@ -102,6 +102,7 @@ def test_a_bias_too_large_for_int32_raises_the_scale() -> None:
     ("fields", "word"),
     [
         ({"weight_bits": 3}, "weight_bits"),
+        ({"weight_limit": 64}, "weight_limit"),
         ({"activation_bits": 16}, "activation_bits"),
         ({"observer": "minmx"}, "did you mean 'minmax'"),
         ({"methods": ("bias_correction", "reconstruction")}, "choose one"),

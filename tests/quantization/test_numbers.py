@@ -12,7 +12,10 @@ from edgepipe.quantization import integer_ops, reconstruction, scales
 from edgepipe.quantization.gram import Gram
 from edgepipe.quantization.interpreter import Sum, Term, requantize
 from edgepipe.quantization.observers import BINS, GridStyle, Histogram, choose
+from edgepipe.quantization.scales import CodeRange
 from quantization.networks import run
+
+FOUR = CodeRange.of(4)
 
 
 def histogram(*arrays: np.ndarray) -> Histogram:
@@ -89,14 +92,13 @@ def loss(weight: np.ndarray, solved: np.ndarray, gram: Gram) -> float:
     return float(np.einsum("gok,gkl,gol->", d, gram.hessian, d))
 
 
-@pytest.mark.parametrize("bits", [4, 8])
-def test_reconstruction_beats_rounding(bits: int) -> None:
+@pytest.mark.parametrize("span", [FOUR, CodeRange.of(8, 63), CodeRange.of(8)])
+def test_reconstruction_beats_rounding(span: CodeRange) -> None:
     weight, gram, _ = problem(0)
-    scale = scales.least_error(weight, bits)
-    rounded = scales.quantize(weight, scale, bits) * scale
-    codes, fitted, bias = reconstruction.solve(weight, gram, bits)
-    low, high = scales.limits(bits)
-    assert codes.min() >= low and codes.max() <= high
+    scale = scales.least_error(weight, span)
+    rounded = scales.quantize(weight, scale, span) * scale
+    codes, fitted, bias = reconstruction.solve(weight, gram, span)
+    assert codes.min() >= span.low and codes.max() <= span.high
     np.testing.assert_array_equal(codes, np.rint(codes))
     assert loss(weight, codes * fitted, gram) < 0.75 * loss(weight, rounded, gram)
     mean = np.einsum("gok,gk->go", codes * fitted, gram.mean_x) + bias
@@ -106,11 +108,11 @@ def test_reconstruction_beats_rounding(bits: int) -> None:
 def test_coordinate_descent_never_grows_the_loss() -> None:
     weight, gram, _ = problem(1)
     hessian = reconstruction.regularised(gram).astype(np.float32)
-    scale = scales.least_error(weight, 4)
-    codes = scales.quantize(weight, scale, 4)
+    scale = scales.least_error(weight, FOUR)
+    codes = scales.quantize(weight, scale, FOUR)
     before = loss(weight, codes * scale, gram)
     for _ in range(3):
-        codes = reconstruction.descend(codes, weight, hessian, scale, 4)
+        codes = reconstruction.descend(codes, weight, hessian, scale, FOUR)
         after = loss(weight, codes * scale, gram)
         assert after <= before * 1.001
         before = after
@@ -138,8 +140,8 @@ def test_looking_behind_a_relu_helps_there() -> None:
         output = x @ (codes * scale).transpose(0, 2, 1) + bias[:, None]
         return float(rows.error(output.astype(np.float32)).sum())
 
-    assert error(reconstruction.solve(weight, gram, 4, rows)) < error(
-        reconstruction.solve(weight, gram, 4)
+    assert error(reconstruction.solve(weight, gram, FOUR, rows)) < error(
+        reconstruction.solve(weight, gram, FOUR)
     )
 
 

@@ -101,11 +101,38 @@ def test_types_and_granularity() -> None:
     assert "w1" not in result.graph.initializers, "float weights are dropped"
 
 
-def test_eight_bit_weights_leave_out_the_lowest_code() -> None:
-    result, _ = quantize(build(MIXED))
-    for node in result.graph:
-        if node.op_type == "Conv":
-            assert constant(node.inputs[1].producer().inputs[0]).min() >= -127
+def extremes(model: ir.Model) -> list[tuple[str, int]]:
+    """Type and largest magnitude of every weight's codes."""
+    weights = [
+        n.inputs[1].producer().inputs[0] for n in model.graph if n.op_type in ("Conv", "Gemm")
+    ]
+    return [(str(w.dtype), int(np.abs(constant(w).astype(np.int32)).max())) for w in weights]
+
+
+@pytest.mark.parametrize("methods", [(), ("mean_variance",), ("reconstruction",)])
+@pytest.mark.parametrize("limit", [63, 127])
+def test_eight_bit_weights_keep_to_their_limit(limit: int, methods: tuple[str, ...]) -> None:
+    result, _ = quantize(build(MIXED), weight_limit=limit, methods=methods)
+    found = [peak for _, peak in extremes(result)]
+    assert max(found) == limit and min(found) > 0.8 * limit
+
+
+def test_the_limit_is_none_of_four_bits_business() -> None:
+    found = extremes(quantize(build(MIXED), "w4a8", weight_limit=63)[0])
+    assert [peak for kind, peak in found if kind == "INT8"] == [63, 63]
+    assert {peak for kind, peak in found if kind == "INT4"} == {8}
+
+
+@pytest.mark.parametrize("recipe", ["w8a8", "w4a4"])
+def test_signed_activations_reach_the_graph(recipe: str) -> None:
+    result, _ = quantize(build(MIXED), recipe, signed_activations=True, quantize_outputs=True)
+    pairs = [n for n in result.graph if n.op_type == "QuantizeLinear"]
+    readers = [n for n in result.graph if n.op_type == "DequantizeLinear"]
+    assert {n.outputs[0].dtype for n in pairs} == {ir.DataType.INT8}
+    assert {n.inputs[2].dtype for n in pairs} == {ir.DataType.INT8}
+    assert not any(n.inputs[0].dtype == ir.DataType.UINT8 for n in readers)
+    lowest = min(int(constant(n.inputs[2])) for n in pairs)
+    assert lowest == (-128 if recipe == "w8a8" else -8), "behind a Relu, zero is the lowest code"
 
 
 def test_the_input_model_stays() -> None:
