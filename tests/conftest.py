@@ -38,6 +38,7 @@ PROBES: dict[str, Callable[[], str | None]] = {
     "needs_node": _has_program("node"),
     "needs_wasmtime": _has_module("wasmtime"),
     "needs_torch": _has_module("torch"),
+    "needs_litert": _has_module("ai_edge_litert"),
     "needs_shared": _has_shared,
 }
 
