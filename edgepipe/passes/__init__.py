@@ -24,6 +24,7 @@ STAGE = "passes"
 PASSES = (
     "inline",  # local functions, constants: the form the others expect
     "opset",  # one opset; constants folded and shapes known from here on
+    "quantized",  # one form of Q/DQ pairs; the passes behind it leave them alone
     "decompose",  # operators without kernels
     "canonical",  # one form for what can be said in several
     "identity",

@@ -5,7 +5,7 @@
 3. Every other node gets the shapes and dtypes of its outputs; because 1 and 2 happened on the
    way, shape arithmetic (Shape → Gather → Concat → Reshape) is resolved in the same sweep.
 4. If, Loop and Scan are replaced by straight-line code where possible (``control_flow``).
-5. Not folded: random operators; ``DequantizeLinear`` of 8-bit and wider types (it marks
+5. Not folded: random operators; ``DequantizeLinear`` of integers and 8-bit floats (it marks
    quantized weights); results above 1 MB that are larger than their inputs (Expand, Tile,
    ConstantOfShape), so that folding never blows the weights up.
 """
@@ -74,7 +74,7 @@ def _fold(edit: Editor, node: ir.Node) -> list[Array] | None:
         inputs[str(value.name)] = array
     if is_op(node, "Identity") and not node.outputs[0].uses():
         return None  # an output that is a constant: the node has to stay
-    if is_op(node, "DequantizeLinear") and node.inputs[0].dtype.itemsize >= 1:  # type: ignore[union-attr]
+    if is_op(node, "DequantizeLinear") and node.inputs[0].dtype != ir.DataType.FLOAT4E2M1:  # type: ignore[union-attr]
         return None
     if not _small_enough(edit, node, inputs):
         return None
