@@ -3,10 +3,12 @@
 A register tile of ``pixels`` x ``blocks * lanes`` output channels accumulates over input
 channels and taps. Weights are packed ``[tile][ci block][kh][kw][ci lane][blocks * lanes]``, so the
 inner loop streams them; the input needs no im2col because its border is already in the buffer.
+Weights with a scale per group are packed ``[tile][kh][kw][ci][blocks * lanes]``.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -25,6 +27,8 @@ from edgepipe.kernels.builder import (
 from edgepipe.kernels.ops import ConvOp, Op
 from edgepipe.kernels.output import finish, signature
 from edgepipe.kernels.template import KernelTemplate, Knobs
+from edgepipe.kernels.unpack import TileWeights, half_conversion
+from edgepipe.kernels.weights import WeightFormat, grown, store, store_grouped
 from edgepipe.target import Target
 
 #: Weights up to this many bytes stay in the first-level cache while pixels stream past.
@@ -43,18 +47,21 @@ def matches(op: Op, target: Target) -> str | None:
     return None
 
 
-def tile(target: Target, blocks: int, pixels: int) -> tuple[int, int]:
+def tile(target: Target, blocks: int, pixels: int, weights: WeightFormat) -> tuple[int, int]:
     """Register tile ``(pixels, channel blocks)`` that fits the target's vector registers.
 
     Sizes are those measured to reach 89-97 % of a core's peak: enough accumulators to hide the
-    multiply-add latency, few enough that none spills.
+    multiply-add latency, few enough that none spills. Unpacked weights are all in registers at
+    once, and more pixels share the work of unpacking them.
     """
     if target.kind == "wasm":  # V8: 16 registers, and beyond 8 accumulators it spills
         choices = [(4, 2), (8, 1)]
     elif target.simd.registers == 32 and target.simd.lanes_f32 == 16:
         choices = [(7, 2), (14, 2), (14, 1), (7, 1)]
+        if not weights.plain:
+            choices[:2] = choices[1::-1]
     elif target.simd.registers == 32:  # accumulators, one input per pixel, one weight
-        choices = [(6, 4), (7, 3), (8, 2), (14, 1)]
+        choices = [(6, 4), (7, 3), (8, 2), (14, 1)] if weights.plain else [(8, 2), (14, 1)]
     elif target.arch == "arm":
         choices = [(4, 2), (6, 1)]
     else:
@@ -77,36 +84,47 @@ def default(op: ConvOp, target: Target) -> Knobs:
         and not any(r.padded for r in op.residuals)
     )
     blocks_per_group = op.y.blocks // op.groups
-    pixels, blocks = tile(target, blocks_per_group, op.y.h * op.y.w if flat else op.y.w)
-    weight_bytes = 4 * op.y.c * op.x.c // op.groups * op.kernel[0] * op.kernel[1]
+    columns = op.y.h * op.y.w if flat else op.y.w
+    pixels, blocks = tile(target, blocks_per_group, columns, op.weights)
+    weights = op.y.c * op.x.c // op.groups * op.kernel[0] * op.kernel[1]
     return {
         "pixels": pixels,
         "blocks": blocks,
         "flat": flat,
-        "outer": "pixels" if weight_bytes <= _SMALL_WEIGHTS else "channels",
+        "outer": "pixels" if weights * op.weights.bits // 8 <= _SMALL_WEIGHTS else "channels",
         # LLVM's wasm back end sinks a multiply-add chain to its last link, across an unrolled
         # body, until nothing fits the registers: one loop over channels keeps the body small.
         "channel_loop": target.kind == "wasm",
         # By-element multiply-add wants the scalar operand in a vector register.
         "by_element": target.arch in ("aarch64", "arm") and op.x.lanes == 4,
         "fused": target.simd.fma and target.arch in ("aarch64", "arm"),
+        "half": half_conversion(target),
     }
 
 
 def pack(op: ConvOp, knobs: Knobs, arrays: Sequence[np.ndarray]) -> list[np.ndarray]:
-    """``w[co, ci/g, kh, kw]``, ``b[co]`` → packed weights and a bias padded to whole blocks."""
-    weight, bias = arrays
+    """``w[co, ci/g, kh, kw]``, ``b[co]`` → packed weights and a bias padded to whole blocks.
+
+    Codes come with their scales between the two: ``s[co]``, or ``s[co, groups, kh, kw]``.
+    """
+    weight, *scale, bias = arrays
     co, ci, kh, kw = weight.shape
-    lanes, x_lanes, blocks = op.y.lanes, op.x.lanes, knobs["blocks"]
-    ci_blocks = -(-ci // x_lanes)
-    grown = np.zeros((op.y.blocks * lanes, ci_blocks * x_lanes, kh, kw), np.float32)
-    grown[:co, :ci] = weight
-    tiles = grown.reshape(-1, blocks * lanes, ci_blocks, x_lanes, kh, kw)
+    lanes, x_lanes, width = op.y.lanes, op.x.lanes, knobs["blocks"] * op.y.lanes
+    channels, ci_blocks = op.y.blocks * lanes, -(-ci // x_lanes)
+    padded_bias = grown(np.asarray(bias, np.float32), channels)
+    if op.weights.group:
+        codes, scales = (
+            grown(a.transpose(2, 3, 1, 0).reshape(kh * kw, -1, co), channels)
+            for a in (weight, scale[0])
+        )
+        starts = range(0, channels, width)
+        return [*store_grouped(op.weights, codes, scales, starts, width), padded_bias]
+    spread = np.zeros((channels, ci_blocks * x_lanes, kh, kw), weight.dtype)
+    spread[:co, :ci] = weight
+    tiles = spread.reshape(-1, width, ci_blocks, x_lanes, kh, kw)
     order = (0, 4, 5, 2, 3, 1) if _taps_outside(op, knobs) else (0, 2, 4, 5, 3, 1)
-    packed = np.ascontiguousarray(tiles.transpose(order))
-    padded_bias = np.zeros(op.y.blocks * lanes, np.float32)
-    padded_bias[:co] = bias
-    return [packed, padded_bias]
+    packed = store(op.weights, tiles.transpose(order))
+    return [packed, *(grown(np.asarray(s, np.float32), channels) for s in scale), padded_bias]
 
 
 def _taps_outside(op: ConvOp, knobs: Knobs) -> bool:
@@ -115,16 +133,30 @@ def _taps_outside(op: ConvOp, knobs: Knobs) -> bool:
 
 
 def emit(op: ConvOp, knobs: Knobs) -> Any:
-    x, y = op.x, op.y
-    ci_blocks = -(-(x.c // op.groups) // x.lanes)
-    packed = y.blocks * y.lanes * ci_blocks * x.lanes * op.kernel[0] * op.kernel[1]
+    x, y, width = op.x, op.y, knobs["blocks"] * op.y.lanes
+    channels, tiles = y.blocks * y.lanes, y.blocks // knobs["blocks"]
     inputs = [
         ("x", x.elements, "float32"),
-        ("w", packed, "float32"),
-        ("b", y.blocks * y.lanes, "float32"),
+        *op.weights.arguments(tiles * _rows(op), width, channels, tiles * _ratios(op)),
+        ("b", channels, "float32"),
     ]
     kind = "pointwise" if op.kernel == (1, 1) else "conv"
     return kernel(kind, signature(op, inputs), lambda *buffers: _Emission(op, knobs, buffers).run())
+
+
+def _rows(op: ConvOp) -> int:
+    """Weight rows of a tile: taps times input channels, these in whole blocks except in groups."""
+    channels = op.x.c // op.groups
+    if not op.weights.group:
+        channels = -(-channels // op.x.lanes) * op.x.lanes
+    return channels * op.kernel[0] * op.kernel[1]
+
+
+def _ratios(op: ConvOp) -> int:
+    """Groups of a tile that have a scale of their own."""
+    if not op.weights.group:
+        return 0
+    return op.weights.groups(op.x.c // op.groups) * op.kernel[0] * op.kernel[1]
 
 
 class _Emission:
@@ -132,11 +164,14 @@ class _Emission:
 
     def __init__(self, op: ConvOp, knobs: Knobs, buffers: Sequence[Any]) -> None:
         self.op, self.knobs = op, knobs
-        self.source, self.weights, self.bias, *self.residuals, self.target = buffers
         self.pixels, self.blocks, self.flat = knobs["pixels"], knobs["blocks"], knobs["flat"]
+        self.source, *rest = buffers
+        packed, rest = rest[: op.weights.arrays], rest[op.weights.arrays :]
+        shape = (self.blocks, op.y.lanes)
+        self.weights = TileWeights(op.weights, packed, shape, knobs["half"], knobs["fused"])
+        self.bias, *self.residuals, self.target = rest
         self.ci_blocks = -(-(op.x.c // op.groups) // op.x.lanes)
         self.tiles = op.y.blocks // self.blocks
-        self.width = self.blocks * op.y.lanes
         # Without padding a pointwise kernel walks all pixels of the image as one row.
         self.rows, self.columns = (1, op.y.h * op.y.w) if self.flat else (op.y.h, op.y.w)
 
@@ -158,7 +193,7 @@ class _Emission:
         start = minimum(column_tile * self.pixels, self.columns - self.pixels)
         acc = Registers(self.pixels * self.blocks, lanes)
         for j in range(self.blocks):
-            value = load(self.bias, (tile * self.blocks + j) * lanes, lanes)
+            value = self.weights.start(self.bias_vector(tile, j))
             for i in range(self.pixels):
                 acc[i * self.blocks + j] = value
         self.accumulate(acc, n, tile, row, start)
@@ -166,14 +201,21 @@ class _Emission:
             at = start + i
             pixel = (at // y.w, at % y.w) if self.flat else (row, at)
             for j in range(self.blocks):
-                place = (n, tile * self.blocks + j, *pixel)
-                finish(self.op, self.residuals, self.target, place, acc[i * self.blocks + j])
+                block = tile * self.blocks + j
+                value = acc[i * self.blocks + j]
+                value = self.weights.finished(value, block * lanes, self.bias_vector(tile, j))
+                finish(self.op, self.residuals, self.target, (n, block, *pixel), value)
+
+    def bias_vector(self, tile: Any, j: int) -> Any:
+        return load(self.bias, (tile * self.blocks + j) * self.op.y.lanes, self.op.y.lanes)
 
     def accumulate(self, acc: Registers, *at: Any) -> None:
         """Sum over input channels and taps, in the order in which the weights are packed."""
         (kh, kw), x_lanes = self.op.kernel, self.op.x.lanes
         taps, channels = kh * kw, self.ci_blocks * x_lanes
-        if _taps_outside(self.op, self.knobs):
+        if self.op.weights.group:
+            self.accumulate_groups(acc, at)
+        elif _taps_outside(self.op, self.knobs):
             with loop(kh) as ky, loop(kw) as kx, loop(channels) as c:
                 where = (c // x_lanes, ky, kx)
                 self.multiply_add(acc, at, where, (ky * kw + kx) * channels + c, c % x_lanes)
@@ -191,17 +233,43 @@ class _Emission:
             with loop(self.ci_blocks) as block, loop(kh) as ky, loop(kw) as kx:
                 self.tap(acc, at, (block, ky, kx))
 
+    def accumulate_groups(self, acc: Registers, at: tuple[Any, ...]) -> None:
+        """The same sum with a scale per tap and group, in the order taps, groups, channels."""
+        (kh, kw), x_lanes, weights = self.op.kernel, self.op.x.lanes, self.op.weights
+        channels = self.op.x.c // self.op.groups
+        with loop(kh) as ky, loop(kw) as kx:
+            tap = ky * kw + kx
+            for run in weights.runs(channels):
+                # As many channels at once as lie in one block wherever the group begins.
+                step = 1 if self.knobs["channel_loop"] else math.gcd(run.size, x_lanes)
+                with loop(run.groups) as g:
+                    number = tap * weights.groups(channels) + run.group + g
+                    self.weights.begin_group(acc, at[1] * _ratios(self.op) + number)
+                    with loop(run.size // step) as part:
+                        c = run.channel + g * run.size + part * step
+                        where = (c // x_lanes, ky, kx)
+                        self.lanes(acc, at, where, tap * channels + c, (c % x_lanes, step))
+
     def tap(self, acc: Registers, at: tuple[Any, ...], where: tuple[Any, ...]) -> None:
         """Multiply-add all lanes of one input block at one tap, unrolled."""
         (kh, kw), x_lanes, (block, ky, kx) = self.op.kernel, self.op.x.lanes, where
         first = ((block * kh + ky) * kw + kx) * x_lanes
+        self.lanes(acc, at, where, first, (0, x_lanes))
+
+    def lanes(
+        self, acc: Registers, at: tuple[Any, ...], where: tuple[Any, ...], number: Any,
+        span: tuple[Any, int],
+    ) -> None:  # fmt: skip
+        """Multiply-add lanes ``span`` (first, count) of one input block, unrolled."""
+        first, count = span
         inputs = None
-        if self.knobs["by_element"]:
-            inputs = Registers(self.pixels, x_lanes)
+        if self.knobs["by_element"] and count == self.op.x.lanes:
+            inputs = Registers(self.pixels, count)
             for i in range(self.pixels):
-                inputs[i] = load(self.source, self.input_offset(at, where, i), x_lanes)
-        for lane in range(x_lanes):
-            self.multiply_add(acc, at, where, first + lane, lane, inputs)
+                inputs[i] = load(self.source, self.input_offset(at, where, i), count)
+        for lane in range(count):
+            place = lane if inputs is not None else first + lane
+            self.multiply_add(acc, at, where, number + lane, place, inputs)
 
     def multiply_add(
         self,
@@ -213,9 +281,8 @@ class _Emission:
         inputs: Registers | None = None,
     ) -> None:
         """One input channel of every pixel times weight row ``number`` of the tile."""
-        lanes, tile = self.op.y.lanes, at[1]
-        taps = self.ci_blocks * self.op.x.lanes * self.op.kernel[0] * self.op.kernel[1]
-        base = (tile * taps + number) * self.width
+        lanes = self.op.y.lanes
+        weights = self.weights.row(at[1] * _rows(self.op) + number)
         tile_places = [(i, j) for i in range(self.pixels) for j in range(self.blocks)]
         if inputs is not None:  # the scalars are in registers: one weight at a time fits as well
             tile_places.sort(key=lambda place: place[1])
@@ -224,9 +291,8 @@ class _Emission:
                 scalar = self.source[self.input_offset(at, where, i) + lane]
             else:
                 scalar = inputs.lane(i, lane)
-            weight = load(self.weights, base + j * lanes, lanes)
             r = i * self.blocks + j
-            acc[r] = fma(splat(scalar, lanes), weight, acc[r], lanes, self.knobs["fused"])
+            acc[r] = fma(splat(scalar, lanes), weights[j], acc[r], lanes, self.knobs["fused"])
 
     def input_offset(self, at: tuple[Any, ...], where: tuple[Any, ...], pixel: int) -> Any:
         (n, tile, row, start), (block, ky, kx) = at, where

@@ -1,6 +1,7 @@
 """Depthwise convolution over blocked layouts: channels in the lanes, a tile of output pixels.
 
-Each input vector of a row is loaded once and used by every tap of the tile that needs it.
+Each input vector of a row is loaded once and used by every tap of the tile that needs it. Weights
+of small filters in other formats than float32 are unpacked, and scaled, once per channel block.
 """
 
 from __future__ import annotations
@@ -22,6 +23,8 @@ from edgepipe.kernels.builder import (
 from edgepipe.kernels.ops import ConvOp, Op
 from edgepipe.kernels.output import finish, signature
 from edgepipe.kernels.template import KernelTemplate, Knobs
+from edgepipe.kernels.unpack import TileWeights, half_conversion
+from edgepipe.kernels.weights import grown, store
 from edgepipe.target import Target
 
 
@@ -32,6 +35,8 @@ def matches(op: Op, target: Target) -> str | None:
         return "not one filter per channel"
     if op.x.lanes != op.y.lanes:
         return "input is not in the blocked layout"
+    if op.weights.group:
+        return "its weights have a scale per group"
     return None
 
 
@@ -47,21 +52,24 @@ def default(op: ConvOp, target: Target) -> Knobs:
     return {
         "columns": columns,
         "rows": rows,
-        "keep_weights": kh * kw <= 9 and registers >= 32,
+        # Unpacking costs more than the spills of a 5x5 filter.
+        "keep_weights": kh * kw <= 9 and registers >= 32 if op.weights.plain else kh * kw <= 25,
         "fused": arm,
+        "half": half_conversion(target),
     }
 
 
 def pack(op: ConvOp, knobs: Knobs, arrays: Sequence[np.ndarray]) -> list[np.ndarray]:
-    """``w[c, 1, kh, kw]``, ``b[c]`` → ``[block][kh][kw][lane]`` and the padded bias."""
-    weight, bias = arrays
-    c, _, kh, kw = weight.shape
-    grown = np.zeros((op.y.blocks * op.y.lanes, kh, kw), np.float32)
-    grown[:c] = weight[:, 0]
-    blocked = grown.reshape(op.y.blocks, op.y.lanes, kh, kw).transpose(0, 2, 3, 1)
-    padded_bias = np.zeros(op.y.blocks * op.y.lanes, np.float32)
-    padded_bias[:c] = bias
-    return [np.ascontiguousarray(blocked), padded_bias]
+    """``w[c, 1, kh, kw]``, ``b[c]`` → ``[block][kh][kw][lane]`` and the padded bias.
+
+    Codes come with their scales ``s[c]`` between the two.
+    """
+    weight, *scale_and_bias = arrays
+    kh, kw = op.kernel
+    taps = grown(weight.transpose(1, 2, 3, 0), op.y.blocks * op.y.lanes)
+    blocked = taps.reshape(kh, kw, op.y.blocks, op.y.lanes).transpose(2, 0, 1, 3)
+    vectors = (grown(np.asarray(a, np.float32), taps.shape[-1]) for a in scale_and_bias)
+    return [store(op.weights, blocked), *vectors]
 
 
 def emit(op: ConvOp, knobs: Knobs) -> Any:
@@ -70,18 +78,21 @@ def emit(op: ConvOp, knobs: Knobs) -> Any:
     rows, columns = min(knobs["rows"], y.h), min(knobs["columns"], y.w)
 
     def body(*buffers: Any) -> None:
-        source, weights, bias, *residuals, target = buffers
+        source, *rest = buffers
+        packed, (bias, *residuals, target) = rest[: op.weights.arrays], rest[op.weights.arrays :]
+        weights = TileWeights(op.weights, packed, (1, lanes), knobs["half"], knobs["fused"])
 
         def output_tile(n: Any, block: Any, kept: Any, row: Any, column: Any) -> None:
             def weight(ky: int, kx: int) -> Any:
                 tap = ky * kw + kx
                 if kept is not None:
                     return kept[tap]
-                return load(weights, (block * kh * kw + tap) * lanes, lanes)
+                return weights.row(block * kh * kw + tap)[0]
 
             acc = Registers(rows * columns, lanes)
             for at in range(rows * columns):
-                acc[at] = load(bias, block * lanes, lanes)
+                value = load(bias, block * lanes, lanes)
+                acc[at] = value if kept is not None else weights.start(value)
             # One pass over the input rows of the tile; each feeds every output row it belongs to.
             for input_row in sorted({r * sy + ky * dy for r in range(rows) for ky in range(kh)}):
                 for kx in range(kw):
@@ -105,14 +116,19 @@ def emit(op: ConvOp, knobs: Knobs) -> Any:
             for r in range(rows):
                 for i in range(columns):
                     place = (n, block, row + r, column + i)
-                    finish(op, residuals, target, place, acc[r * columns + i])
+                    value = acc[r * columns + i]
+                    if kept is None:
+                        offset = load(bias, block * lanes, lanes)
+                        value = weights.finished(value, block * lanes, offset)
+                    finish(op, residuals, target, place, value)
 
         with loop(y.n) as n, loop(y.blocks) as block:
             kept = None
             if knobs["keep_weights"]:
                 kept = Registers(kh * kw, lanes)
                 for tap in range(kh * kw):
-                    kept[tap] = load(weights, (block * kh * kw + tap) * lanes, lanes)
+                    (vector,) = weights.row(block * kh * kw + tap)
+                    kept[tap] = weights.finished(vector, block * lanes, None)
             with loop(-(-y.h // rows)) as row_tile, loop(-(-y.w // columns)) as column_tile:
                 # The last tile of a dimension overlaps its neighbour.
                 row = minimum(row_tile * rows, y.h - rows)
@@ -122,7 +138,7 @@ def emit(op: ConvOp, knobs: Knobs) -> Any:
 
     inputs = [
         ("x", x.elements, "float32"),
-        ("w", y.blocks * kh * kw * lanes, "float32"),
+        *op.weights.arguments(y.blocks * kh * kw, lanes, y.blocks * lanes, 0),
         ("b", y.blocks * lanes, "float32"),
     ]
     return kernel("depthwise", signature(op, inputs), body)

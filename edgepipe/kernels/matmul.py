@@ -2,7 +2,8 @@
 
 A register tile of ``rows`` x ``blocks * lanes`` columns accumulates over k. The last tile of a
 dimension is moved back to overlap its neighbour, so that every access is a whole vector and
-nothing is padded. A constant right operand is packed ``[tile][k][blocks * lanes]``.
+nothing is padded. A constant right operand is packed ``[tile][k][blocks * lanes]``, in any weight
+format.
 """
 
 from __future__ import annotations
@@ -14,7 +15,6 @@ import numpy as np
 
 from edgepipe.kernels.builder import (
     Registers,
-    float32,
     fma,
     kernel,
     load,
@@ -26,6 +26,9 @@ from edgepipe.kernels.builder import (
 from edgepipe.kernels.epilogue import apply
 from edgepipe.kernels.ops import MatmulOp, Op
 from edgepipe.kernels.template import KernelTemplate, Knobs
+from edgepipe.kernels.unpack import TileWeights, half_conversion
+from edgepipe.kernels.weights import WeightFormat, store_grouped
+from edgepipe.kernels.weights import store as store_rows
 from edgepipe.target import Target
 
 
@@ -33,14 +36,14 @@ def matches(op: Op, target: Target) -> str | None:
     return None if isinstance(op, MatmulOp) else ""
 
 
-def _tiles(target: Target) -> list[tuple[int, int]]:
+def _tiles(target: Target, weights: WeightFormat) -> list[tuple[int, int]]:
     """Register tiles ``(rows, vectors)`` to choose from, as for convolutions."""
     if target.kind == "wasm":
         return [(4, 2), (8, 1)]
     if target.simd.lanes_f32 == 16:
-        return [(7, 2), (14, 1)]
+        return [(7, 2), (14, 1)] if weights.plain else [(14, 2), (7, 2), (14, 1)]
     if target.simd.registers == 32:
-        return [(6, 4), (7, 3), (8, 2), (14, 1)]
+        return [(6, 4), (7, 3), (8, 2), (14, 1)] if weights.plain else [(8, 2), (14, 1)]
     return [(4, 2), (6, 1)] if target.arch == "arm" else [(6, 2), (12, 1)]
 
 
@@ -49,7 +52,7 @@ def default(op: MatmulOp, target: Target) -> Knobs:
     while lanes > op.n:
         lanes //= 2
     wide = max(1, op.n // lanes)
-    choices = _tiles(target) if op.m > 1 else [(1, 8)]
+    choices = _tiles(target, op.weights) if op.m > 1 else [(1, 8)]
 
     def waste(choice: tuple[int, int]) -> float:
         rows, blocks = min(choice[0], op.m), min(choice[1], wide)
@@ -66,6 +69,7 @@ def default(op: MatmulOp, target: Target) -> Knobs:
         "unroll": 1 if target.kind == "wasm" else min(4, op.k),
         "by_element": arm and lanes == 4,
         "fused": arm,
+        "half": half_conversion(target),
     }
 
 
@@ -74,25 +78,30 @@ def _tile_starts(n: int, width: int) -> list[int]:
 
 
 def pack(op: MatmulOp, knobs: Knobs, arrays: Sequence[np.ndarray]) -> list[np.ndarray]:
-    """``w[k, n]`` (and ``b[n]``) → tiles ``[tile][k][width]``; the bias stays as it is."""
+    """``w[k, n]`` (and ``b[n]``) → tiles ``[tile][k][width]``; the bias stays as it is.
+
+    Codes are followed by their scales, ``s[n]`` or ``s[groups, n]``.
+    """
     if not op.constant:
         return list(arrays)
     weight, *rest = arrays
     width = knobs["blocks"] * knobs["lanes"]
-    tiles = [weight[:, start : start + width] for start in _tile_starts(op.n, width)]
-    return [np.ascontiguousarray(np.stack(tiles), np.float32), *rest]
+    starts = _tile_starts(op.n, width)
+    if op.weights.group:
+        scale, *rest = rest
+        return [*store_grouped(op.weights, weight[None], scale[None], starts, width), *rest]
+    tiles = np.stack([weight[:, start : start + width] for start in starts])
+    return [store_rows(op.weights, tiles), *(np.asarray(a, np.float32) for a in rest)]
 
 
 def emit(op: MatmulOp, knobs: Knobs) -> Any:
     width = knobs["lanes"] * knobs["blocks"]
+    arguments = [("a", (op.batch if op.a_batched else 1) * op.m * op.k, "float32")]
     if op.constant:
-        b_elements = -(-op.n // width) * op.k * width
+        tiles = -(-op.n // width)
+        arguments += op.weights.arguments(tiles * op.k, width, op.n, tiles * _groups(op))
     else:
-        b_elements = (op.batch if op.b_batched else 1) * op.k * op.n
-    arguments = [
-        ("a", (op.batch if op.a_batched else 1) * op.m * op.k, "float32"),
-        ("b", b_elements, "float32"),
-    ]
+        arguments.append(("b", (op.batch if op.b_batched else 1) * op.k * op.n, "float32"))
     if op.bias:
         arguments.append(("bias", op.n, "float32"))
     sizes = {"full": op.batch * op.m * op.n, "row": op.n}
@@ -102,16 +111,25 @@ def emit(op: MatmulOp, knobs: Knobs) -> Any:
     return kernel(name, arguments, lambda *buffers: _Emission(op, knobs, buffers).run())
 
 
+def _groups(op: MatmulOp) -> int:
+    """Groups along k that have a scale of their own."""
+    return op.weights.groups(op.k) if op.weights.group else 0
+
+
 class _Emission:
     """One kernel being emitted: the loops over tiles, and the register tile."""
 
     def __init__(self, op: MatmulOp, knobs: Knobs, buffers: Sequence[Any]) -> None:
         self.op, self.knobs = op, knobs
-        self.a, self.b, *rest, self.y = buffers
-        self.bias = rest.pop(0) if op.bias else None
-        self.residuals = rest
         self.lanes, self.rows, self.blocks = knobs["lanes"], knobs["rows"], knobs["blocks"]
         self.width = self.lanes * self.blocks
+        self.a, *rest, self.y = buffers
+        right, rest = rest[: op.weights.arrays], rest[op.weights.arrays :]
+        self.b = right[0]
+        shape = (self.blocks, self.lanes)
+        self.weights = TileWeights(op.weights, right, shape, knobs["half"], knobs["fused"])
+        self.bias = rest.pop(0) if op.bias else None
+        self.residuals = rest
 
     def run(self) -> None:
         op = self.op
@@ -123,19 +141,30 @@ class _Emission:
 
     def register_tile(self, at: tuple[Any, Any, Any, Any]) -> None:
         """Accumulate ``rows`` x ``blocks`` vectors over k, then apply the epilogue."""
-        lanes, column, unroll = self.lanes, at[3], self.knobs["unroll"]
-        acc = Registers(self.rows * self.blocks, lanes)
+        acc = Registers(self.rows * self.blocks, self.lanes)
         for j in range(self.blocks):
-            start = splat(float32(0), lanes)
-            if self.bias is not None:
-                start = load(self.bias, column + j * lanes, lanes)
+            start = self.weights.start(self.bias_vector(at[3] + j * self.lanes))
             for i in range(self.rows):
                 acc[i * self.blocks + j] = start
-        with loop(self.op.k // unroll) as k:
-            self.step(acc, at, k * unroll, unroll)
-        if self.op.k % unroll:
-            self.step(acc, at, self.op.k - self.op.k % unroll, self.op.k % unroll)
+        if self.op.weights.group:
+            for run in self.op.weights.runs(self.op.k):
+                with loop(run.groups) as g:
+                    self.weights.begin_group(acc, at[1] * _groups(self.op) + run.group + g)
+                    self.steps(acc, at, run.channel + g * run.size, run.size)
+        else:
+            self.steps(acc, at, 0, self.op.k)
         self.finish(acc, at)
+
+    def steps(self, acc: Registers, at: tuple[Any, Any, Any, Any], first: Any, count: int) -> None:
+        """Multiply-add ``count`` values of k from ``first`` on."""
+        unroll = min(self.knobs["unroll"], count)
+        with loop(count // unroll) as k:
+            self.step(acc, at, first + k * unroll, unroll)
+        if count % unroll:
+            self.step(acc, at, first + count - count % unroll, count % unroll)
+
+    def bias_vector(self, column: Any) -> Any:
+        return None if self.bias is None else load(self.bias, column, self.lanes)
 
     def step(self, acc: Registers, at: tuple[Any, Any, Any, Any], k: Any, count: int) -> None:
         """Multiply-add ``count`` values of k, unrolled."""
@@ -148,25 +177,27 @@ class _Emission:
                 inputs[i] = load(self.a, self.a_offset(at, i, k), lanes)
             places.sort(key=lambda place: place[1])  # one weight at a time, as in convolutions
         for u in range(count):
+            vectors = self.b_vectors(at, k + u)
             for i, j in places:
                 if inputs is None:
                     scalar = self.a[self.a_offset(at, i, k + u)]
                 else:
                     scalar = inputs.lane(i, u)
-                weight = load(self.b, self.b_offset(at, k + u, j), lanes)
                 r = i * self.blocks + j
-                acc[r] = fma(splat(scalar, lanes), weight, acc[r], lanes, self.knobs["fused"])
+                acc[r] = fma(splat(scalar, lanes), vectors[j], acc[r], lanes, self.knobs["fused"])
 
     def a_offset(self, at: tuple[Any, Any, Any, Any], i: int, k: Any) -> Any:
         batch = at[0] if self.op.a_batched else 0
         return (batch * self.op.m + at[2] + i) * self.op.k + k
 
-    def b_offset(self, at: tuple[Any, Any, Any, Any], k: Any, j: int) -> Any:
+    def b_vectors(self, at: tuple[Any, Any, Any, Any], k: Any) -> list[Any]:
+        """Row k of the right operand in the columns of the tile."""
         batch, tile, _, column = at
         if self.op.constant:
-            return (tile * self.op.k + k) * self.width + j * self.lanes
+            return self.weights.row(tile * self.op.k + k)
         batch = batch if self.op.b_batched else 0
-        return (batch * self.op.k + k) * self.op.n + column + j * self.lanes
+        first = (batch * self.op.k + k) * self.op.n + column
+        return [load(self.b, first + j * self.lanes, self.lanes) for j in range(self.blocks)]
 
     def finish(self, acc: Registers, at: tuple[Any, Any, Any, Any]) -> None:
         batch, _, row, column = at
@@ -178,7 +209,9 @@ class _Emission:
                     load(buffer, place if kind == "full" else n, self.lanes)
                     for buffer, kind in zip(self.residuals, self.op.residuals, strict=True)
                 ]
-                value = apply(self.op.epilogue, acc[i * self.blocks + j], self.lanes, operands)
+                value = acc[i * self.blocks + j]
+                value = self.weights.finished(value, n, self.bias_vector(n))
+                value = apply(self.op.epilogue, value, self.lanes, operands)
                 store(self.y, place, value, self.lanes)
 
 

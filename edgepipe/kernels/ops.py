@@ -8,7 +8,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from edgepipe.kernels.epilogue import Step
+from edgepipe.kernels.integer_ops import IntegerOp
 from edgepipe.kernels.layout import Blocked, Pads
+from edgepipe.kernels.weights import FLOAT32, WeightFormat
 
 
 @dataclass(frozen=True)
@@ -28,6 +30,7 @@ class ConvOp:
     groups: int = 1
     epilogue: tuple[Step, ...] = ()
     residuals: tuple[Blocked, ...] = ()
+    weights: WeightFormat = FLOAT32
 
     @property
     def macs(self) -> int:
@@ -50,6 +53,7 @@ class ConvTransposeOp:
     offset: tuple[int, int] = (0, 0)
     epilogue: tuple[Step, ...] = ()
     residuals: tuple[Blocked, ...] = ()
+    weights: WeightFormat = FLOAT32
 
     @property
     def macs(self) -> int:
@@ -165,8 +169,7 @@ class MatmulOp:
     """``[batch, m, k] @ [batch|1, k, n] + bias[n]`` and its epilogue, all row-major float32.
 
     ``constant`` says that the right operand is a weight: it is packed at compile time and shared
-    by the batch. ``transposed`` says that it is stored ``[n, k]``. Residuals are ``[batch, m, n]``
-    (``"full"``) or ``[n]`` (``"row"``).
+    by the batch. Residuals are ``[batch, m, n]`` (``"full"``) or ``[n]`` (``"row"``).
     """
 
     batch: int
@@ -179,6 +182,7 @@ class MatmulOp:
     a_batched: bool = True
     epilogue: tuple[Step, ...] = ()
     residuals: tuple[str, ...] = ()
+    weights: WeightFormat = FLOAT32
 
     @property
     def macs(self) -> int:
@@ -216,4 +220,5 @@ Op = (
     | MatmulOp
     | SoftmaxOp
     | LayerNormOp
+    | IntegerOp
 )

@@ -1,0 +1,126 @@
+"""Weights of a register tile while a kernel is emitted: from packed rows to float vectors.
+
+What is unpacked goes into a local buffer with constant indices, which LLVM keeps in registers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from tvm import tirx
+
+from edgepipe.kernels.builder import Registers, float32, fma, load, splat, store
+from edgepipe.kernels.weights import WeightFormat
+from edgepipe.target import Target
+
+#: Elements converted at once: what fills a 16-byte load, at most.
+_CHUNK = {"float16": 8, "int8": 16, "int4": 16}
+
+
+def half_conversion(target: Target) -> str:
+    """How float16 becomes float32: ``convert`` by instruction, ``neon`` by Arm's, or ``bits``.
+
+    LLVM's WebAssembly back end does not terminate on vectors of half, and converts them one by
+    one on 32-bit Arm, where only the intrinsic names the vector instruction.
+    """
+    if target.kind == "wasm":
+        return "bits"
+    return "neon" if target.arch == "arm" else "convert"
+
+
+def half_to_float(bits: Any, lanes: int, conversion: str) -> Any:
+    """float32 value of float16 ``bits`` (int16), exact for every finite half.
+
+    From bits: exponent and mantissa, moved to where float32 has them, are a float32 too small by
+    2^112 (the difference of the biases), subnormals included; what the shift leaves between sign
+    and exponent is copies of the sign.
+    """
+    if conversion == "neon" and lanes == 4:
+        return tirx.call_llvm_pure_intrin("float32x4", "llvm.arm.neon.vcvthf2fp", bits)
+    if conversion != "bits":
+        return tirx.Cast(_typed("float32", lanes), tirx.reinterpret(_typed("float16", lanes), bits))
+    wide = tirx.Cast(_typed("int32", lanes), bits) << _int32(13, lanes)
+    number = tirx.reinterpret(_typed("float32", lanes), wide & _int32(-0x70000001, lanes))
+    return number * splat(float32(2.0**112), lanes)
+
+
+def _typed(base: str, lanes: int) -> str:
+    return f"{base}x{lanes}" if lanes > 1 else base
+
+
+def _int32(value: int, lanes: int) -> Any:
+    return splat(tirx.const(value, "int32"), lanes)
+
+
+class TileWeights:
+    """Reads the weights of one kernel: ``buffers`` as ``WeightFormat.arguments`` lists them.
+
+    A row is ``blocks`` vectors of ``lanes``. ``conversion`` is what ``half_conversion`` says.
+    """
+
+    def __init__(
+        self,
+        format: WeightFormat,
+        buffers: Sequence[Any],
+        shape: tuple[int, int],
+        conversion: str,
+        fused: bool,
+    ) -> None:
+        self.format, self.conversion, self.fused = format, conversion, fused
+        self.buffer, *scaling = buffers
+        self.scales = scaling[0] if scaling else None
+        self.ratios = scaling[1] if len(scaling) > 1 else None
+        self.blocks, self.lanes = shape
+        self.width = self.blocks * self.lanes
+
+    def row(self, number: Any) -> list[Any]:
+        """The vectors of row ``number``, without scale."""
+        elements = self.format.row_elements(self.width)
+        base = number * elements
+        if self.format.plain:
+            return [
+                load(self.buffer, base + j * self.lanes, self.lanes) for j in range(self.blocks)
+            ]
+        vectors = Registers(self.blocks, self.lanes)
+        limit = 4 if self.conversion == "neon" else _CHUNK[self.format.kind]
+        chunk = min(limit, elements & -elements)  # the largest power of two that divides it
+        for start in range(0, elements, chunk):
+            raw = load(self.buffer, base + start, chunk)
+            for place, value in self._floats(raw, chunk, elements):
+                if start + place < self.width:
+                    store(vectors.buffer, start + place, value, chunk)
+        return [vectors[j] for j in range(self.blocks)]
+
+    def _floats(self, raw: Any, lanes: int, half_row: int) -> list[tuple[int, Any]]:
+        """Float vectors of what was loaded, and how far to the right of it each belongs."""
+        if self.format.kind == "float16":
+            return [(0, half_to_float(raw, lanes, self.conversion))]
+        wide = tirx.Cast(_typed("int32", lanes), raw)
+        if self.format.kind == "int8":
+            return [(0, tirx.Cast(_typed("float32", lanes), wide))]
+        low = (wide << _int32(28, lanes)) >> _int32(28, lanes)
+        high = wide >> _int32(4, lanes)
+        as_float = _typed("float32", lanes)
+        return [(0, tirx.Cast(as_float, low)), (half_row, tirx.Cast(as_float, high))]
+
+    def start(self, bias: Any) -> Any:
+        """What an accumulator begins with; ``bias`` is None for none."""
+        if bias is None or self.format.coded:
+            return splat(float32(0), self.lanes)
+        return bias
+
+    def begin_group(self, acc: Registers, number: Any) -> None:
+        """Express all accumulators in units of group ``number`` (a row of ratios)."""
+        for r in range(acc.count):
+            at = number * self.width + r % self.blocks * self.lanes
+            acc[r] = acc[r] * load(self.ratios, at, self.lanes)
+
+    def finished(self, value: Any, channel: Any, bias: Any) -> Any:
+        """A complete accumulator whose lane 0 is output ``channel``: its scale and its bias."""
+        if not self.format.coded:
+            return value
+        scale = load(self.scales, channel, self.lanes)
+        if bias is None:
+            return value * scale
+        return fma(value, scale, bias, self.lanes, self.fused)
