@@ -106,15 +106,23 @@ def operand_offset(layout: Blocked, n: Any, block: Any, row: Any, column: Any) -
 
 
 def zero_border(layout: Blocked, buffer: Any) -> None:
-    """Write the zero border of ``layout``. Consumers read it as convolution padding."""
+    """Write the border of ``layout``. Consumers read it as convolution padding."""
     if not layout.padded:
         return
     top, left, bottom, right = layout.pads
-    zero = splat(float32(0), layout.lanes)
+    run = min(layout.lanes, 16)  # codes have all channels in one block
+    runs, rest = divmod(layout.lanes, run)
+
+    def fill(at: Any, lanes: int) -> None:
+        store(buffer, at, splat(tirx.const(layout.zero, layout.dtype), lanes), lanes)
 
     def strip(n: Any, block: Any, y: Any, x: int, width: int) -> None:
         with loop(width) as i:
-            store(buffer, layout.offset(n, block, y, x + i), zero, layout.lanes)
+            at = layout.offset(n, block, y, x + i)
+            with loop(runs) as r:
+                fill(at + r * run, run)
+            if rest:
+                fill(at + runs * run, rest)
 
     with loop(layout.n) as n, loop(layout.blocks) as block:
         for first, count in ((-top, top), (layout.h, bottom)):

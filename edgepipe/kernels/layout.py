@@ -1,4 +1,4 @@
-"""The blocked activation layout ``NCHW{lanes}c`` with a zero border."""
+"""The blocked activation layout ``NCHW{lanes}c``, its border being what convolutions pad with."""
 
 from __future__ import annotations
 
@@ -13,12 +13,13 @@ NO_PADS: Pads = (0, 0, 0, 0)
 
 @dataclass(frozen=True)
 class Blocked:
-    """A float32 activation of logical shape ``[n, c, h, w]``.
+    """An activation of logical shape ``[n, c, h, w]``: float32, or 8-bit codes.
 
     Stored as ``[n, ceil(c / lanes), top + h + bottom, left + w + right, lanes]``, row-major.
     Channels past ``c`` hold finite values that every reader multiplies by zero weights or drops;
-    the border holds zeros, written by the producer, so that convolutions need no pad copy.
-    ``lanes == 1`` without a border is plain NCHW.
+    the border holds ``zero`` (the zero point of codes), written by the producer, so that
+    convolutions need no pad copy. ``lanes == 1`` without a border is plain NCHW; one block of all
+    channels, as codes have it, is NHWC.
     """
 
     n: int
@@ -27,6 +28,8 @@ class Blocked:
     w: int
     lanes: int
     pads: Pads = NO_PADS
+    dtype: str = "float32"
+    zero: int = 0
 
     @property
     def blocks(self) -> int:
@@ -59,9 +62,10 @@ class Blocked:
         return (row * self.cols + x + self.pads[1]) * self.lanes
 
     def pack(self, array: np.ndarray) -> np.ndarray:
-        """``[n, c, h, w]`` → this layout, border and missing channels zero."""
+        """``[n, c, h, w]`` → this layout, border and missing channels ``zero``."""
         top, left = self.pads[:2]
-        grown = np.zeros((self.n, self.blocks * self.lanes, self.rows, self.cols), array.dtype)
+        shape = (self.n, self.blocks * self.lanes, self.rows, self.cols)
+        grown = np.full(shape, self.zero, array.dtype)
         grown[:, : self.c, top : top + self.h, left : left + self.w] = array
         blocked = grown.reshape(self.n, self.blocks, self.lanes, self.rows, self.cols)
         return np.ascontiguousarray(blocked.transpose(0, 1, 3, 4, 2))
@@ -75,4 +79,5 @@ class Blocked:
 
     def __str__(self) -> str:
         border = "+" + ",".join(map(str, self.pads)) if self.padded else ""
-        return f"{self.n}x{self.c}x{self.h}x{self.w}c{self.lanes}{border}"
+        codes = "" if self.dtype == "float32" else f"-{self.dtype}"
+        return f"{self.n}x{self.c}x{self.h}x{self.w}c{self.lanes}{border}{codes}"

@@ -25,8 +25,8 @@ class Fused(Protocol):
 
 def signature(op: Fused, inputs: Sequence[Argument]) -> list[Argument]:
     """``inputs`` (activations and packed weights), the epilogue's operands, the output."""
-    operands = [(f"r{i}", r.elements, "float32") for i, r in enumerate(op.residuals)]
-    return [*inputs, *operands, ("y", op.y.elements, "float32")]
+    operands = [(f"r{i}", r.elements, r.dtype) for i, r in enumerate(op.residuals)]
+    return [*inputs, *operands, ("y", op.y.elements, op.y.dtype)]
 
 
 def finish(op: Fused, residuals: Sequence[Any], target: Any, place: Any, value: Any) -> None:

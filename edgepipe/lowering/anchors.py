@@ -19,7 +19,7 @@ Blocked = Callable[[ir.Value | None], bool]
 Anchor = Callable[[ir.Node, Blocked, Target], str | None]
 
 #: Kinds that take no fused steps.
-NO_EPILOGUE = frozenset({"concat", "rows"})
+NO_EPILOGUE = frozenset({"concat", "rows", "integer"})
 #: Kinds that work on row-major tensors of any rank.
 PLAIN = frozenset({"matmul", "rows"})
 

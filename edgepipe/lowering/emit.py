@@ -42,7 +42,8 @@ class Emitter:
         arguments = _arguments(template, kernel, knobs, inputs)
         self.audits.setdefault(var.name_hint, []).append(_audit(template, kernel, knobs, var))
         shape = tuple(int(d) for d in node.outputs[0].shape)  # type: ignore[union-attr,arg-type]
-        call = relax.call_tir(var, arguments, relax.TensorType(shape, "float32"))
+        dtype = str(node.outputs[0].dtype.numpy())  # type: ignore[union-attr]
+        call = relax.call_tir(var, arguments, relax.TensorType(shape, dtype))
         return [builder.emit(call)]
 
     def _function(self, builder: Any, template: KernelTemplate, op: Op, knobs: Knobs) -> Any:

@@ -15,6 +15,7 @@ from edgepipe.context import Context
 from edgepipe.kernels.epilogue import Step
 from edgepipe.lowering import anchors
 from edgepipe.lowering.elementwise import binary_step, constant, unary_step
+from edgepipe.lowering.integers import kernels
 
 STAGE = "lowering.fuse"
 
@@ -81,6 +82,9 @@ class _Finder:
         return value in self.by_output and self.by_output[value].blocked
 
     def visit(self, node: ir.Node) -> None:
+        if kernels.handles(node):
+            self._integer(node)
+            return
         if node.domain not in ("", "ai.onnx") or node in self.gating:
             return
         if len(node.outputs) < 1 or not all(is_float(v) for v in node.outputs[:1]):
@@ -99,6 +103,18 @@ class _Finder:
         inputs = [v for v in node.inputs if v is not None and constant(v) is None]
         output = node.outputs[0]
         self.by_output[output] = Group(kind, [node], inputs, output, kind not in anchors.PLAIN)
+
+    def _integer(self, node: ir.Node) -> None:
+        """A node over codes: a group of its own, its neighbours are fused already."""
+        reason = kernels.refuse(node, self.context.target)
+        if reason is not None:
+            self.context.note(
+                STAGE, node.name, f"{node.op_type} runs in the general form: {reason}"
+            )
+            return
+        blocked = kernels.view_of(node) == kernels.IMAGE
+        inputs, output = kernels.data(node), node.outputs[0]
+        self.by_output[output] = Group("integer", [node], inputs, output, blocked)
 
     def _fold_elementwise(self, node: ir.Node) -> bool:
         """Append ``node`` to the group before it, or start an elementwise group."""

@@ -1,8 +1,8 @@
 """Chooses the layout of every value and rewrites the groups as nodes of domain ``edgepipe``.
 
-Values of blocked groups are stored ``NCHW{lanes}c`` with the zero border that their readers'
-padding asks for, so that convolutions read them as they are. A value that is needed in another
-layout is copied once, by a relayout node; the manifest counts those.
+Values of blocked groups are stored ``NCHW{lanes}c``, codes NHWC, with the border that their
+readers' padding asks for, so that convolutions read them as they are. A value that is needed in
+another layout is copied once, by a relayout node; the manifest counts those.
 
 Each new node carries ``meta["kernel"]``, a KernelNode: what the emitter needs besides the inputs.
 """
@@ -15,8 +15,9 @@ import numpy as np
 import onnx_ir as ir
 
 from edgepipe.context import Context
+from edgepipe.kernels.integer_ops import MoveOp
 from edgepipe.kernels.layout import NO_PADS, Blocked, Pads
-from edgepipe.kernels.ops import RelayoutOp
+from edgepipe.kernels.ops import Op, RelayoutOp
 from edgepipe.lowering.describe import (
     KernelNode,
     border_needed,
@@ -28,6 +29,8 @@ from edgepipe.lowering.describe import (
 )
 from edgepipe.lowering.elementwise import attribute, constant
 from edgepipe.lowering.groups import Group, nchw, shape_of
+from edgepipe.lowering.integers import kernels
+from edgepipe.lowering.integers.terms import DOMAIN, integer_of
 
 
 def assign(model: ir.Model, groups: list[Group], context: Context) -> None:
@@ -48,7 +51,9 @@ class _Assigner:
         self.borders: dict[ir.Value, Pads] = defaultdict(lambda: NO_PADS)
         for group in groups:
             if group.blocked:
-                value, need = group.inputs[0], border_needed(group)
+                integer = group.kind == "integer"
+                need = kernels.border(group.anchor) if integer else border_needed(group)
+                value = group.inputs[0]
                 have = self.borders[value]
                 merged = tuple(max(a, b) for a, b in zip(have, need, strict=True))
                 self.borders[value] = merged  # type: ignore[assignment]
@@ -92,7 +97,15 @@ class _Assigner:
         return Blocked(*four_dims(value), self.lanes, self.borders[value])
 
     def _plain_layout(self, value: ir.Value) -> Blocked:
+        if kernels.is_codes(value):
+            return kernels.plain(value, kernels.IMAGE)
         return Blocked(*four_dims(value), 1)
+
+    @staticmethod
+    def _copy(have: Blocked, wanted: Blocked, name: str | None) -> KernelNode:
+        codes = have.dtype != "float32"
+        op: Op = MoveOp((have,), wanted) if codes else RelayoutOp(have, wanted)
+        return KernelNode(op, "Relayout", [f"relayout {name}"], inputs=[None])
 
     def _as(self, value: ir.Value, wanted: Blocked) -> ir.Value:
         """``value`` stored as ``wanted``; copied by a relayout node when it is not."""
@@ -103,8 +116,7 @@ class _Assigner:
         key = (value, wanted)
         if key not in self.stored:
             source = self.stored.get((value, have), value)
-            op = RelayoutOp(have, wanted)
-            kernel = KernelNode(op, "Relayout", [f"relayout {value.name}"], inputs=[None])
+            kernel = self._copy(have, wanted, value.name)
             self.stored[key] = self._emit(kernel, [source], wanted, f"{value.name}_{wanted}")
         return self.stored[key]
 
@@ -118,10 +130,9 @@ class _Assigner:
         if layout.h == layout.w == 1 and not layout.padded and layout.c % layout.lanes == 0:
             self.stored[key] = self._reshape(source, shape_of(value), f"{value.name}_plain")
             return self.stored[key]
-        kernel = KernelNode(
-            RelayoutOp(layout, wanted), "Relayout", [f"relayout {value.name}"], inputs=[None]
-        )
-        self.stored[key] = self._emit(kernel, [source], shape_of(value), f"{value.name}_plain")
+        kernel = self._copy(layout, wanted, value.name)
+        name, dtype = f"{value.name}_plain", value.dtype
+        self.stored[key] = self._emit(kernel, [source], shape_of(value), name, dtype)
         return self.stored[key]
 
     def _reshape(self, source: ir.Value, shape: tuple[int, ...], name: str) -> ir.Value:
@@ -133,7 +144,7 @@ class _Assigner:
             const_value=ir.tensor(np.array(shape, np.int64)),
         )
         self.graph.register_initializer(target)
-        out = ir.Value(name=name, shape=ir.Shape(shape), type=ir.TensorType(ir.DataType.FLOAT))
+        out = ir.Value(name=name, shape=ir.Shape(shape), type=source.type)
         self.nodes.append(ir.Node("", "Reshape", [source, target], outputs=[out], name=name))
         return out
 
@@ -143,9 +154,13 @@ class _Assigner:
         inputs: list[ir.Value],
         layout: Blocked | tuple[int, ...],
         name: str,
+        dtype: ir.DataType | None = None,
     ) -> ir.Value:
         shape = layout.shape if isinstance(layout, Blocked) else layout
-        out = ir.Value(name=name, shape=ir.Shape(shape), type=ir.TensorType(ir.DataType.FLOAT))
+        if isinstance(layout, Blocked):
+            dtype = ir.DataType.from_numpy(np.dtype(layout.dtype))
+        type_ = ir.TensorType(ir.DataType.FLOAT if dtype is None else dtype)
+        out = ir.Value(name=name, shape=ir.Shape(shape), type=type_)
         kind = type(kernel.op).__name__.removesuffix("Op")
         node = ir.Node("edgepipe", kind, inputs, outputs=[out], name=kernel.names[0])
         node.meta["kernel"] = kernel
@@ -155,6 +170,9 @@ class _Assigner:
     # -- groups -------------------------------------------------------------------------------
 
     def _kernel(self, group: Group) -> None:
+        if group.kind == "integer":
+            self._integer_kernel(group)
+            return
         if not group.blocked:
             self._plain_kernel(group)
             return
@@ -176,6 +194,53 @@ class _Assigner:
         out = self._emit(kernel, sources, y, f"{group.output.name}_{y}")
         self.layout[group.output] = y
         self.stored[group.output, y] = out
+
+    def _integer_kernel(self, group: Group) -> None:
+        """A node over codes: images NHWC with a border, rows as they are."""
+        node, output = group.anchor, group.output
+        view = kernels.view_of(node)
+        y = kernels.layout(output, view, self.lanes, self.borders[output])
+        layouts = [self._seen_by(node, v, view) for v in group.inputs]
+        op = kernels.describe(node, layouts, y)
+        assert not isinstance(op, str), op
+        own, names = len(group.inputs), [node.name or node.op_type]
+        if node.domain == DOMAIN:
+            integer = integer_of(node)
+            names = list(integer.names) or names
+            own = len(integer.term.inputs) if integer.term.kind == "product" else own
+        weights = kernels.weights_of(node)
+        others: list[np.ndarray | None] = [None] * (len(group.inputs) - own)
+        kernel = KernelNode(op, node.op_type, names, weights, [None] * own, others)
+        if view == kernels.IMAGE:
+            pairs = zip(group.inputs, layouts, strict=True)
+            sources = [self._as(v, wanted) for v, wanted in pairs]
+            self.layout[output] = y
+            self.stored[output, y] = self._emit(kernel, sources, y, f"{output.name}_{y}")
+            return
+        sources = [
+            self._plain(v) if v in self.layout else self.renamed.get(v, v) for v in group.inputs
+        ]
+        self._rename(
+            output,
+            self._emit(kernel, sources, shape_of(output), f"{output.name}_rows", output.dtype),
+        )
+
+    def _seen_by(self, node: ir.Node, value: ir.Value, view: str) -> Blocked:
+        """The layout in which a node over codes reads ``value``."""
+        if view == kernels.IMAGE and value in self.layout:
+            return self.layout[value]
+        if not kernels.is_codes(value):
+            return kernels.plain(value, view)
+        pads = kernels.border(node) if value is node.inputs[0] else NO_PADS
+        return kernels.layout(value, view, self.lanes, pads if view == kernels.IMAGE else NO_PADS)
+
+    def _rename(self, old: ir.Value, new: ir.Value) -> None:
+        """Let ``new`` stand for the output ``old`` of a group that stores it in plain order."""
+        self.renamed[old] = new
+        new.meta.update(old.meta)
+        old.replace_all_uses_with(new, replace_graph_outputs=True)
+        name, old.name = old.name, None
+        new.name = name
 
     @staticmethod
     def _arity(group: Group) -> int:
@@ -224,7 +289,4 @@ class _Assigner:
             for v in [*group.inputs, *(o for o in group.operands if constant(o) is None)]
         ]
         out = self._emit(kernel, sources, shape_of(group.output), f"{group.output.name}_rows")
-        self.renamed[group.output] = out
-        group.output.replace_all_uses_with(out, replace_graph_outputs=True)
-        name, group.output.name = group.output.name, None
-        out.name = name
+        self._rename(group.output, out)

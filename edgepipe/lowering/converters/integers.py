@@ -18,7 +18,7 @@ from edgepipe.lowering.converters.numeric import round_even
 from edgepipe.lowering.converters.op import Expr, Op, at, cast, const, shape_of
 from edgepipe.lowering.converters.pool import pool_te
 from edgepipe.lowering.converters.reduce import SUM, fold_axes
-from edgepipe.lowering.integers.terms import Integer, integer_of
+from edgepipe.lowering.integers.terms import AXES, Integer, integer_of
 
 #: int32 accumulator from the TE tensors of a node: (op, what it computes, inputs, constants).
 Accumulate = Callable[[Op, Integer, list[Any], list[Any]], Any]
@@ -110,7 +110,7 @@ def _total(op: Op, x: Any) -> Any:
         return pool_te(x, win, op.out_shape(), SUM, const(0, "int32"), lambda v: v)
     axes = list(range(2, rank))
     if op.type == "ReduceMean":
-        axes = [int(a) % rank for a in op.node.meta["edgepipe.axes"]]
+        axes = [int(a) % rank for a in op.node.meta[AXES]]
     total = fold_axes(x, axes, SUM, lambda v: v, "total")
     if op.type != "ReduceMean" or op.attr("keepdims", 1):
         return total

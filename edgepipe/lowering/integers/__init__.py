@@ -15,8 +15,10 @@ import onnx_ir as ir
 from edgepipe.context import Context
 from edgepipe.lowering.integers import read
 from edgepipe.lowering.integers.terms import (
+    AXES,
     DOMAIN,
     META,
+    ZERO,
     Codes,
     Integer,
     Sum,
@@ -375,12 +377,6 @@ class _Folder:
         for name, value in list(self.graph.initializers.items()):
             if value not in used:
                 del self.graph.initializers[name]
-
-
-#: ``ir.Node.meta`` key of a ReduceMean: its axes.
-AXES = "edgepipe.axes"
-#: ``ir.Value.meta`` key of a tensor of codes: its zero point.
-ZERO = "edgepipe.zero"
 
 
 def _reduced(node: ir.Node | None) -> tuple[int, ...]:

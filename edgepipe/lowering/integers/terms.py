@@ -17,6 +17,10 @@ from edgepipe.quantization.graph import Array
 DOMAIN = "edgepipe.integer"
 #: Key of ``ir.Node.meta`` that holds the ``Integer`` of such a node.
 META = "integer"
+#: Key of ``ir.Node.meta`` of a ReduceMean in DOMAIN: its axes.
+AXES = "edgepipe.axes"
+#: Key of ``ir.Value.meta`` of a tensor of codes: its zero point.
+ZERO = "edgepipe.zero"
 
 
 @dataclass(frozen=True, eq=False)

@@ -1,0 +1,158 @@
+"""How a target sums products of 8-bit integers, behind one interface.
+
+A ``Dot`` computes ``lanes`` output channels at a time. One *step* takes ``step`` consecutive
+input bytes of a pixel and ``lanes · step`` weight bytes, packed ``[lanes][step]``, into ``parts``
+vector registers of int32 partial sums; ``total`` adds the parts up. All are exact for weights
+within the limit that the caller checks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from tvm import tirx
+
+from edgepipe.kernels.builder import Registers, load, splat
+from edgepipe.target import Target
+
+#: Weights of relaxed dot products are stored with this added: the operand has seven bits.
+RELAXED_OFFSET = 64
+
+
+def intrinsic(dtype: str, name: str, *args: Any) -> Any:
+    """A call of an LLVM intrinsic without side effects."""
+    return tirx.call_llvm_pure_intrin(dtype, f"llvm.{name}", *args)
+
+
+def reinterpret(dtype: str, value: Any) -> Any:
+    """The same bits as another type."""
+    return tirx.reinterpret(dtype, value)
+
+
+def half(value: Any, lanes: int, which: int) -> Any:
+    """Lower (0) or upper (1) half of a vector of ``lanes``."""
+    first = which * (lanes // 2)
+    return tirx.Shuffle([value], list(range(first, first + lanes // 2)))
+
+
+@dataclass(frozen=True)
+class Dot:
+    """One way of summing products; see the module. ``signed`` says how activations are read."""
+
+    name: str
+    lanes: int
+    step: int
+    parts: int
+    signed: bool
+
+    def operand(self, buffer: Any, offset: Any) -> Any:
+        """The input bytes at ``offset``, as ``accumulate`` wants them."""
+        kind = "int8" if self.signed else "uint8"
+        if self.step == 16:
+            return load(buffer, offset, 16)
+        word = reinterpret("int32", load(buffer, offset, 4))
+        if self.name == "pairs":
+            count = 4 * self.lanes // 4
+            wide = reinterpret(f"{kind}x{2 * self.lanes}", splat(word, count // 2))
+            return tirx.Cast(f"int16x{2 * self.lanes}", wide)
+        return reinterpret(f"int8x{4 * self.lanes}", splat(word, self.lanes))
+
+    def word(self, lane: Any) -> Any:
+        """``operand`` of four bytes that are an int32 in a register already (by element)."""
+        return reinterpret(f"int8x{4 * self.lanes}", splat(lane, self.lanes))
+
+    def weight(self, buffer: Any, offset: Any, part: int, offset_by: int) -> Any:
+        """The weights of one part at ``offset``; ``offset_by`` was added to them when stored."""
+        if self.name == "mlal":
+            return load(buffer, offset + part * 16, 16)
+        if self.name != "pairs":
+            return load(buffer, offset, 4 * self.lanes)
+        count = 2 * self.lanes
+        narrow = load(buffer, offset + part * count, count)
+        if offset_by:
+            narrow = reinterpret(f"uint8x{count}", narrow)
+        wide = tirx.Cast(f"int16x{count}", narrow)
+        return wide - splat(tirx.const(offset_by, "int16"), count) if offset_by else wide
+
+    def accumulate(self, acc: Any, x: Any, w: Any) -> Any:
+        """``acc`` plus the products of one step."""
+        n = self.lanes
+        if self.name == "vnni":
+            return intrinsic(f"int32x{n}", f"x86.avx512.vpdpbusd.{32 * n}", acc, x, w)
+        if self.name == "maddubs":
+            pairs = intrinsic("int16x16", "x86.avx2.pmadd.ub.sw", x, w)
+            ones = splat(tirx.const(1, "int16"), 16)
+            return acc + intrinsic("int32x8", "x86.avx2.pmadd.wd", pairs, ones)
+        if self.name == "sdot":
+            return intrinsic("int32x4", "aarch64.neon.sdot", acc, w, x)
+        if self.name == "relaxed":
+            return intrinsic("int32x4", "wasm.relaxed.dot.i8x16.i7x16.add.signed", x, w, acc)
+        if n == 8:
+            return acc + intrinsic("int32x8", "x86.avx2.pmadd.wd", x, w)
+        return acc + intrinsic("int32x4", "wasm.dot", x, w)
+
+    def total(self, parts: Sequence[Any]) -> Any:
+        """int32 per channel, from its partial sums."""
+        if self.parts == 1:
+            return parts[0]
+        if self.parts == 2:
+            width = self.lanes
+            even = tirx.Shuffle(list(parts), list(range(0, 2 * width, 2)))
+            return even + tirx.Shuffle(list(parts), list(range(1, 2 * width, 2)))
+        first, second = (_pairwise(parts[i], parts[i + 1]) for i in (0, 2))
+        return _pairwise(first, second)
+
+
+def _pairwise(a: Any, b: Any) -> Any:
+    """Sums of neighbours of two int32x4 (ADDP)."""
+    even, odd = (tirx.Shuffle([a, b], [s, s + 2, s + 4, s + 6]) for s in (0, 1))
+    return even + odd
+
+
+def multiply_long(arch: str, pairs: Sequence[tuple[Any, Any]], acc: Any) -> Any:
+    """``acc`` (int32x4) plus the products of int8x16 vectors, summed in int16 first.
+
+    Exact while ``len(pairs)`` products of one lane, twice, fit int16.
+    """
+    total: Any = None
+    for x, w in pairs:
+        for which in (0, 1):
+            a, b = (tirx.Cast("int16x8", half(v, 16, which)) for v in (x, w))
+            total = a * b if total is None else total + a * b
+    if arch == "arm":
+        return intrinsic("int32x4", "arm.neon.vpadals", acc, total)
+    return acc + intrinsic("int32x4", "aarch64.neon.saddlp", total)
+
+
+_DOTS = {
+    "sdot": Dot("sdot", 4, 4, 1, True),
+    "mlal": Dot("mlal", 4, 16, 4, True),
+    "relaxed": Dot("relaxed", 4, 4, 1, True),
+    "maddubs": Dot("maddubs", 8, 4, 1, False),
+    "pairs": Dot("pairs", 4, 4, 2, True),
+}
+
+
+def choose(target: Target, limit: int, channels: int) -> Dot:
+    """The fastest exact way for weights up to ``limit`` in magnitude; ``channels`` of output."""
+    name = target.integer.dot
+    if name == "vnni":
+        wide = target.simd.lanes_f32 == 16 and channels % 16 == 0
+        return Dot("vnni", 16 if wide else 8, 4, 1, False)
+    if name == "maddubs" and limit > target.integer.weight_limit:
+        return Dot("pairs", 8, 4, 2, False)
+    if name == "relaxed":  # the plain module of the bundle; see ``variant``
+        return _DOTS["pairs"]
+    return _DOTS[name]
+
+
+def named(name: str, lanes: int, signed: bool) -> Dot:
+    """The ``Dot`` that knobs describe."""
+    if name in ("vnni", "pairs"):
+        return Dot(name, lanes, 4, 2 if name == "pairs" else 1, signed)
+    return _DOTS[name]
+
+
+__all__ = ["RELAXED_OFFSET", "Dot", "Registers", "choose", "intrinsic", "multiply_long", "named"]

@@ -1,0 +1,147 @@
+"""Depthwise convolution of codes: channels in the lanes, a tile of output pixels.
+
+Products of two bytes fit int16; as many of them as the weights' magnitude allows are added there
+before they are widened to the int32 accumulator.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from tvm import tirx
+
+from edgepipe.kernels.builder import Registers, kernel, load, loop, minimum, zero_border
+from edgepipe.kernels.integer_ops import QConvOp
+from edgepipe.kernels.requantize import addend, put, scaled
+from edgepipe.kernels.template import KernelTemplate, Knobs
+from edgepipe.target import Target
+
+
+def matches(op: Any, target: Target) -> str | None:
+    if not isinstance(op, QConvOp) or not op.depthwise:
+        return ""
+    if op.x.blocks > 1 or op.x.lanes % 8:
+        return "its input is not in NHWC with channels in eights"
+    if op.y.dtype == "float32" and op.y.lanes % 8:
+        return "its float output has vectors of fewer than 8 channels"
+    return None
+
+
+def sums_in_int16(limit: int, signed: bool) -> int:
+    """How many products of a code and a weight up to ``limit`` surely fit int16 together."""
+    return 32767 // ((128 if signed else 255) * limit)
+
+
+def default(op: QConvOp, target: Target) -> Knobs:
+    signed = op.x.dtype == "int8"
+    wide = target.arch == "x86_64" and op.x.lanes % 16 == 0
+    wide = wide and (op.y.dtype != "float32" or op.y.lanes % 16 == 0)
+    return {
+        "lanes": 16 if wide else 8,
+        "columns": min(op.y.w, 2 if target.kind == "wasm" or target.arch == "arm" else 4),
+        "depth": sums_in_int16(op.limit, signed),
+        "arch": target.arch,
+        # A multiplication that widens reads bytes; elsewhere weights are widened once, at rest.
+        "weights": "int8" if target.arch in ("aarch64", "arm") else "int16",
+    }
+
+
+def pack(op: QConvOp, knobs: Knobs, arrays: Sequence[np.ndarray]) -> list[np.ndarray]:
+    """``w[c, 1, kh, kw]``, ``b[c]``, ``m[c]`` → ``[chunk][kh][kw][lane]`` and padded vectors."""
+    weight, bias, multiplier = arrays
+    c, _, kh, kw = weight.shape
+    lanes = knobs["lanes"]
+    channels = op.x.lanes
+    grown = np.zeros((channels, kh, kw), knobs["weights"])
+    grown[:c] = weight[:, 0]
+    blocked = grown.reshape(channels // lanes, lanes, kh, kw).transpose(0, 2, 3, 1)
+    padded_bias, padded = np.zeros(channels, np.int32), np.zeros(channels, np.float32)
+    padded_bias[:c] = bias.astype(np.int64) - op.x.zero * weight.sum((1, 2, 3), dtype=np.int64)
+    padded[:c] = np.broadcast_to(multiplier, (c,))
+    return [np.ascontiguousarray(blocked), padded_bias, padded]
+
+
+def emit(op: QConvOp, knobs: Knobs) -> Any:
+    (kh, kw), channels = op.kernel, op.x.lanes
+    arguments = [
+        ("x", op.x.elements, op.x.dtype),
+        ("w", channels * kh * kw, knobs["weights"]),
+        ("b", channels, "int32"),
+        ("m", channels, "float32"),
+        *((f"r{i}", r.layout.elements, r.layout.dtype) for i, r in enumerate(op.residuals)),
+        ("y", op.y.elements, op.y.dtype),
+    ]
+    return kernel("q_depthwise", arguments, lambda *buffers: _Emission(op, knobs, buffers).run())
+
+
+class _Emission:
+    """One kernel being emitted."""
+
+    def __init__(self, op: QConvOp, knobs: Knobs, buffers: Sequence[Any]) -> None:
+        self.op, self.knobs, self.lanes = op, knobs, knobs["lanes"]
+        self.source, self.weights, self.bias, self.multipliers, *self.rest = buffers
+        self.target = self.rest.pop()
+        self.columns = knobs["columns"]
+        self.short, self.long = f"int16x{self.lanes}", f"int32x{self.lanes}"
+
+    def run(self) -> None:
+        y = self.op.y
+        chunks, tiles = self.op.x.lanes // self.lanes, -(-y.w // self.columns)
+        with loop(y.n) as n, loop(chunks) as chunk, loop(y.h) as row, loop(tiles) as tile:
+            column = minimum(tile * self.columns, y.w - self.columns)
+            self.output_tile(n, chunk, row, column)
+        zero_border(y, self.target)
+
+    def output_tile(self, n: Any, chunk: Any, row: Any, column: Any) -> None:
+        channel = chunk * self.lanes
+        acc = Registers(self.columns, self.lanes, "int32")
+        for i in range(self.columns):
+            acc[i] = load(self.bias, channel, self.lanes)
+        kh, kw = self.op.kernel
+        taps = [(ky, kx) for ky in range(kh) for kx in range(kw)]
+        depth = self.knobs["depth"]
+        for first in range(0, len(taps), depth):
+            for i in range(self.columns):
+                total: Any = None
+                for tap in taps[first : first + depth]:
+                    product = self.product((n, row, column + i), chunk, tap)
+                    total = product if total is None else total + product
+                acc[i] = acc[i] + tirx.Cast(self.long, total)
+        for i in range(self.columns):
+            self.finish(acc[i], (n, row, column + i), channel)
+
+    def product(self, place: Any, chunk: Any, tap: tuple[int, int]) -> Any:
+        """Input times weight of one tap, int16."""
+        op, (n, row, column), (ky, kx) = self.op, place, tap
+        in_y = row * op.strides[0] + ky * op.dilations[0] - op.offset[0]
+        in_x = column * op.strides[1] + kx * op.dilations[1] - op.offset[1]
+        at = op.x.offset(n, 0, in_y, in_x) + chunk * self.lanes
+        number = (chunk * op.kernel[0] + ky) * op.kernel[1] + kx
+        weight = load(self.weights, number * self.lanes, self.lanes)
+        if self.knobs["weights"] == "int8":
+            weight = tirx.Cast(self.short, weight)
+        return tirx.Cast(self.short, load(self.source, at, self.lanes)) * weight
+
+    def finish(self, total: Any, place: Any, channel: Any) -> None:
+        op, lanes = self.op, self.lanes
+        multiplier = load(self.multipliers, channel, lanes)
+        value = scaled(total, multiplier, lanes, bool(op.residuals))
+        n, row, column = place
+        for buffer, residual in zip(self.rest, op.residuals, strict=True):
+            value = value + addend(buffer, residual, (n, 0, row, column), channel, lanes)
+        arch = self.knobs["arch"]
+        put(self.target, op.y, place, channel, [value], op.low, op.high, arch, lanes)
+
+
+TEMPLATE = KernelTemplate(
+    name="q_depthwise",
+    matches=matches,
+    default=default,
+    emit=emit,
+    pack=pack,
+    rank=2,
+    arithmetic="int8",
+    accumulator="int32",
+)
