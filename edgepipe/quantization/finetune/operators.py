@@ -139,14 +139,21 @@ def _slice(node: ir.Node) -> Function:
         if axis == 0 and len(index) != 1:
             raise Refused("it cuts along the axis of samples")
         if axis != 0:
-            picked.append((axis, torch.tensor(index)))
+            picked.append((axis, index))
 
     def cut(x: torch.Tensor, *_: object) -> torch.Tensor:
         for axis, index in picked:
-            x = x.index_select(axis, index)
+            x = _take(x, axis, index)
         return x
 
     return cut
+
+
+def _take(x: torch.Tensor, axis: int, index: np.ndarray) -> torch.Tensor:
+    step = int(index[1] - index[0]) if len(index) > 1 else 1
+    if len(index) and step > 0:
+        return x[(slice(None),) * axis + (slice(int(index[0]), int(index[-1]) + 1, step),)]
+    return x.index_select(axis, torch.from_numpy(index.copy()))
 
 
 def _gather(node: ir.Node) -> Function:
