@@ -37,7 +37,7 @@ def lower(model: ir.Model, context: Context) -> Program:
     import tvm
     from tvm import relax
 
-    from edgepipe.lowering import groups, integers, layouts
+    from edgepipe.lowering import groups, integers, layouts, weights
     from edgepipe.lowering.emit import Emitter
     from edgepipe.lowering.schedule import schedule_default
     from edgepipe.lowering.to_relax import to_relax
@@ -46,6 +46,7 @@ def lower(model: ir.Model, context: Context) -> Program:
     outputs = tuple(v.name or "" for v in model.graph.outputs)
     context.progress("choosing kernels and layouts")
     integers.fold(model, context)
+    weights.fold(model, context)
     layouts.assign(model, groups.find(model.graph, context), context)
     context.dump("lowering-00-layouts.txt", lambda: str(model))
 

@@ -23,9 +23,11 @@ from edgepipe.kernels.ops import (
     SoftmaxOp,
     UpsampleOp,
 )
+from edgepipe.kernels.weights import FLOAT32
 from edgepipe.lowering.anchors import ints
 from edgepipe.lowering.elementwise import attribute, constant
 from edgepipe.lowering.groups import Group, nchw, shape_of
+from edgepipe.lowering.weights import format_of, stored
 
 
 @dataclass
@@ -118,6 +120,7 @@ def _transposed(
         _pads(node)[:2],
         steps,
         residuals,
+        format_of(node.inputs[1]),
     )
 
 
@@ -151,7 +154,8 @@ def kernel_op(group: Group, inputs: list[Blocked], y: Blocked, residuals: list[B
         "residuals": layouts,
     }
     if group.kind == "conv":
-        return ConvOp(groups=int(attribute(node, "group", 1)), **shared)  # type: ignore[arg-type]
+        groups, weights = int(attribute(node, "group", 1)), format_of(node.inputs[1])
+        return ConvOp(groups=groups, weights=weights, **shared)  # type: ignore[arg-type]
     return PoolOp(
         "max" if node.op_type == "MaxPool" else "average",
         count_include_pad=bool(attribute(node, "count_include_pad", 0)),
@@ -161,14 +165,30 @@ def kernel_op(group: Group, inputs: list[Blocked], y: Blocked, residuals: list[B
 
 
 def conv_weights(node: ir.Node) -> list[np.ndarray]:
-    """Weight with two spatial dimensions, and the bias or zeros."""
-    weight = constant(node.inputs[1])
-    assert weight is not None
+    """Weight with two spatial dimensions, its scales if it is stored so, the bias or zeros."""
+    arrays = _weight_arrays(node.inputs[1])
     bias = constant(node.inputs[2]) if len(node.inputs) > 2 else None
-    if weight.ndim == 3:
-        weight = weight[:, :, None]
-    channels = weight.shape[1 if node.op_type == "ConvTranspose" else 0]
-    return [weight, np.zeros(channels, np.float32) if bias is None else bias]
+    arrays = [a[:, :, None] if a.ndim == 3 else a for a in arrays]
+    channels = arrays[0].shape[1 if node.op_type == "ConvTranspose" else 0]
+    return [*arrays, np.zeros(channels, np.float32) if bias is None else bias]
+
+
+def _weight_arrays(value: ir.Value | None) -> list[np.ndarray]:
+    """A weight as kernels store it: the array, or codes and scales."""
+    found = stored(value)
+    if found is None:
+        weight = constant(value)
+        assert weight is not None
+        return [weight]
+    return [found.array] if found.scale is None else [found.array, found.scale]
+
+
+def _matrices(node: ir.Node, k: int, n: int) -> list[np.ndarray]:
+    """The constant right operand as ``[k, n]``, and its scales as ``[n]`` or ``[groups, n]``."""
+    arrays = _weight_arrays(node.inputs[1])
+    if node.op_type == "Gemm" and int(attribute(node, "transB", 0)):
+        arrays = [a.T for a in arrays]
+    return [arrays[0].reshape(k, n), *(a if a.ndim == 1 else a.reshape(-1, n) for a in arrays[1:])]
 
 
 def matmul_kernel(group: Group) -> KernelNode:
@@ -181,16 +201,12 @@ def matmul_kernel(group: Group) -> KernelNode:
     weights: list[np.ndarray] = []
     bias: np.ndarray | None = None
     if node.op_type == "Gemm":
-        assert b is not None
-        if int(attribute(node, "transB", 0)):
-            b = b.T
         c = constant(node.inputs[2]) if len(node.inputs) > 2 else None
         if c is not None:
             bias = np.broadcast_to(c.reshape(-1), (out[-1],))
     packed = b is not None and batch_b == 1
     if packed:
-        assert b is not None
-        weights.append(b.reshape(a[-1], out[-1]))
+        weights += _matrices(node, a[-1], out[-1])
     steps, operands = list(group.steps), list(group.operands)
     if bias is None and steps and steps[0].kind == "add":
         row = constant(operands[0])
@@ -212,6 +228,7 @@ def matmul_kernel(group: Group) -> KernelNode:
         a_batched=shared or batch_a == batch_b,
         epilogue=tuple(steps),
         residuals=tuple("full" if shape_of(o) == out else "row" for o in operands),
+        weights=format_of(node.inputs[1]) if packed else FLOAT32,
     )
     inputs: list[np.ndarray | None] = [None]
     if not packed:

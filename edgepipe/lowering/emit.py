@@ -15,6 +15,7 @@ from edgepipe.errors import Unsupported
 from edgepipe.kernels.epilogue import describe
 from edgepipe.kernels.ops import MatmulOp, Op
 from edgepipe.kernels.template import KernelTemplate, Knobs, select
+from edgepipe.kernels.weights import FLOAT32
 from edgepipe.lowering.describe import KernelNode
 
 STAGE = "lowering.kernels"
@@ -81,8 +82,14 @@ def _audit(template: KernelTemplate, kernel: KernelNode, knobs: Knobs, var: Any)
         op="; ".join(kernel.names),
         op_type=kernel.op_type + (f"+{fused}" if fused else ""),
         kernel=var.name_hint,
-        arithmetic=template.arithmetic,
+        arithmetic=template.arithmetic + _weights(kernel.op),
         accumulator=template.accumulator,
         macs=getattr(kernel.op, "macs", 0),
         knobs=",".join(f"{k}={v}" for k, v in sorted(knobs.items())),
     )
+
+
+def _weights(op: Op) -> str:
+    """How the weights of a float kernel are stored, where that is not as float32."""
+    format = getattr(op, "weights", FLOAT32)
+    return "" if format == FLOAT32 else f", weights {format}"

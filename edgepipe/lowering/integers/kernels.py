@@ -85,7 +85,7 @@ def four(value: ir.Value, view: str) -> tuple[int, int, int, int] | None:
         return (1, full[-1], 1, int(np.prod(full[:-1]))) if full else None
     if len(full) == 3:
         return full[0], full[1], 1, full[2]
-    return full if len(full) == 4 else None  # type: ignore[return-value]
+    return full if len(full) == 4 else None
 
 
 def layout(value: ir.Value, view: str, lanes: int, pads: Pads = NO_PADS) -> Blocked:
