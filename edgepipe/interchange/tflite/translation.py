@@ -142,13 +142,27 @@ class Translation:
     def keep(self, result: Result, place: Place) -> None:
         """Store a result: bring it to its grid, and cut it to the bounds not yet applied."""
         name = name_of(result.value)
-        if result.grid is not None and place.grid != result.grid:
-            place = self.emit("QUANTIZE", [place], replace(place, grid=result.grid), name)
         if result.grid is not None:
-            low, high = result.grid.code(result.low), result.grid.code(result.high)
-            place = self._cut(place, "MAXIMUM", low, name) if low > LOWEST else place
-            place = self._cut(place, "MINIMUM", high, name) if high < HIGHEST else place
+            if place.grid != result.grid:
+                place = self.emit("QUANTIZE", [place], replace(place, grid=result.grid), name)
+            place = self.cut(place, result.low, result.high, name)
         self._places[result.key] = self._places[result.value] = {place.channels_last: place}
+
+    def cut(self, place: Place, low: float, high: float, name: str) -> Place:
+        """Cut to ``low`` … ``high``, as far as the grid does not end there anyway."""
+        for kind, bound in (("MAXIMUM", low), ("MINIMUM", high)):
+            if place.grid is None:
+                held, scale, zero = np.array(bound, np.float32), None, 0
+                implied = not np.isfinite(bound)
+            else:
+                code = place.grid.code(bound)
+                implied = code <= LOWEST if kind == "MAXIMUM" else code >= HIGHEST
+                held = np.array(np.clip(code, LOWEST, HIGHEST), np.int8)
+                scale, zero = np.array([place.grid.scale]), place.grid.zero_point
+            if not implied:
+                limit = self.network.constant(held, f"{name}/bound", scale, zero)
+                place = self.emit(kind, [place, limit], place, name)
+        return place
 
     def add_input(self, value: ir.Value) -> None:
         """A graph input: float32, images channels last."""
@@ -217,14 +231,6 @@ class Translation:
         if channels_last:
             return self.reshape(self.transpose(place, (0, 2, 1), turned, name), like, name)
         return self.transpose(self.reshape(place, turned, name), (0, 2, 1), like, name)
-
-    def _cut(self, place: Place, kind: str, code: int, name: str) -> Place:
-        assert place.grid is not None
-        held = np.array(np.clip(code, LOWEST, HIGHEST), np.int8)
-        bound = self.network.constant(
-            held, f"{name}/bound", np.array([place.grid.scale]), place.grid.zero_point
-        )
-        return self.emit(kind, [place, bound], place, name)
 
 
 def fused_activation(result: Result) -> tuple[int, bool]:

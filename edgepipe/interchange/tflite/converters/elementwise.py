@@ -60,17 +60,13 @@ def clip(t: Translation, step: Step) -> None:
     if limits in kinds:
         t.write(step, kinds[limits], [x], x)
         return
-    for kind, bound in (("MAXIMUM", limits[0]), ("MINIMUM", limits[1])):
-        if np.isfinite(bound):
-            held = t.network.constant(np.array(bound, np.float32), f"{node.name}/bound")
-            x = t.emit(kind, [x, held], x, name_of(step.result.value))
-    t.keep(step.result, x)
+    t.keep(step.result, t.cut(x, *limits, name_of(step.result.value)))
 
 
 def hard_sigmoid(t: Translation, step: Step) -> None:
     """clip(a·x + b, 0, 1) as (x + b/a) cut to 0 … 1/a, times a; the product moves no code.
 
-    The sum is stored on the output's grid divided by a.
+    The sum is stored on the output's grid divided by a, which mostly ends where the cut is.
     """
     node = step.node
     x = t.operand(step, node.inputs[0])
@@ -84,16 +80,7 @@ def hard_sigmoid(t: Translation, step: Step) -> None:
     shift, slope = (np.array(v, np.float32) for v in (b / a, a))
     shifted = t.constant_operand(step, shift, f"{name}/shift", False)
     total = t.emit("ADD", [x, shifted], replace(x, grid=wide), f"{name}/shifted")
-    for kind, bound in (("MAXIMUM", 0.0), ("MINIMUM", 1 / a)):
-        held = np.array(bound, np.float32)
-        if wide is None:
-            limit = t.network.constant(held, f"{name}/bound")
-        else:
-            code = np.array(np.clip(wide.code(bound), -128, 127), np.int8)
-            limit = t.network.constant(
-                code, f"{name}/bound", np.array([wide.scale]), wide.zero_point
-            )
-        total = t.emit(kind, [total, limit], total, f"{name}/cut")
+    total = t.cut(total, 0.0, 1 / a, f"{name}/cut")
     factor = t.constant_operand(step, slope, f"{name}/slope", False)
     t.write(step, "MUL", [total, factor], replace(x, grid=final))
 
