@@ -59,16 +59,37 @@ def run(
         )
     check_batch(model.graph)
     examples = Examples.of(model.graph, *data, settings)
-    float_network = Network((teacher or model).graph, None).eval()
+    # Refuses operators before calibration takes its time.
+    teaching = Network(model.graph, None)
+    if teacher is not None:
+        _check_teacher(model.graph, teacher.graph)
+        teaching = Network(teacher.graph, None)
     checkpoint = None
     if settings.checkpoint is not None:
         mark = result.fingerprint(model, teacher, config, examples, settings)
         checkpoint = Checkpoint(settings.checkpoint, mark, settings.checkpoint_seconds)
     trained, network = result.begin(model, config, examples, settings, context)
-    teaching = float_network if settings.distillation > 0.0 else None
-    train(network, teaching, examples, settings, checkpoint, context.progress)
+    taught = settings.distillation > 0.0
+    train(
+        network,
+        teaching.eval() if taught else None,
+        examples,
+        settings,
+        checkpoint,
+        context.progress,
+    )
     result.write(trained, network)
     return trained
+
+
+def _check_teacher(graph: ir.Graph, teacher: ir.Graph) -> None:
+    for what in ("inputs", "outputs"):
+        ours, theirs = (
+            [(v.name, str(v.shape)) for v in getattr(g, what) if v.name not in g.initializers]
+            for g in (graph, teacher)
+        )
+        if ours != theirs:
+            raise UserError(f"its {what} are {theirs}, those of the model {ours}", where="teacher")
 
 
 def _require_torch() -> None:

@@ -67,14 +67,16 @@ def share_of_rate(done: float, schedule: str) -> float:
 
 
 def _parameters(network: Network, rate: float) -> list[dict[str, Any]]:
-    """One group per tensor: weights and biases move in units of their own magnitude."""
+    """One group per tensor: weights and biases move in units of their own magnitude.
+
+    A tensor of zeros has none, and takes that of its layer.
+    """
     groups = []
     for layer in network.layers:
-        size = _magnitude(layer.weight)
-        groups.append({"params": [layer.weight], "first_lr": rate * (size or 1.0)})
-        if layer.bias is not None:
-            size = _magnitude(layer.bias) or size
-            groups.append({"params": [layer.bias], "first_lr": rate * (size or 1.0)})
+        named = layer.named_parameters()
+        moved = {p: _magnitude(p) for name, p in named if not name.endswith("log_ratio")}
+        largest = max(moved.values()) or 1.0
+        groups += [{"params": [p], "first_lr": rate * (m or largest)} for p, m in moved.items()]
     steps = [p for name, p in network.named_parameters() if name.endswith("log_ratio")]
     if steps:
         groups.append({"params": steps, "first_lr": rate})

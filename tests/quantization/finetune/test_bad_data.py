@@ -105,6 +105,14 @@ def test_weight_only_recipes_are_refused() -> None:
         run(build(SMALL), QuantConfig.parse("w4g2"), (X, LABELS), FinetuneSettings(), context())
 
 
+@pytest.mark.needs_torch
+def test_a_teacher_of_another_form_is_refused() -> None:
+    teacher = build("n (float[1,4] x) => (float[1,4] y) <float[4] w> { y = Mul(x, w) }")
+    settings = FinetuneSettings(distillation=0.5)
+    with pytest.raises(UserError, match="teacher: its inputs"):
+        run(build(SMALL), None, (X, LABELS), settings, context(), teacher)
+
+
 def test_every_example_comes_once_an_epoch_and_in_another_order() -> None:
     settings = FinetuneSettings(batch=2)
     examples = Examples.of(build(SMALL).graph, X, LABELS, settings)

@@ -14,7 +14,7 @@ from edgepipe import importer, passes, quantization
 from edgepipe.quantization import QuantConfig
 from edgepipe.quantization.finetune import FinetuneSettings, run
 from edgepipe.quantization.interpreter import Interpreter
-from quantization.finetune.tasks import SMALL, content, learnable, tune
+from quantization.finetune.tasks import SMALL, content, learnable, losses, tune
 from quantization.networks import MIXED, build, context, samples, snr_db
 from quantization.networks import run as evaluate
 
@@ -191,6 +191,38 @@ def test_layers_that_shared_weights_get_their_own() -> None:
     first, second = [n.inputs[1].const_value.numpy() for n in tuned.graph if n.op_type == "Gemm"]
     assert not np.array_equal(first, second)
     onnx.checker.check_model(ir.serde.serialize_model(tuned), full_check=True)
+
+
+class Mask(torch.nn.Module):
+    """Keeps what was smallest at zero."""
+
+    def __init__(self, weight: torch.Tensor) -> None:
+        super().__init__()
+        self.register_buffer("kept", weight.abs() > weight.abs().median())
+
+    def forward(self, weight: torch.Tensor) -> torch.Tensor:
+        return weight * self.kept
+
+
+@pytest.mark.parametrize("recipe", [None, "w4a8"])
+def test_a_mask_on_the_weights_is_trained_around(recipe: str | None) -> None:
+    model = build(SMALL)
+    x, labels = learnable(model)
+    settings = FinetuneSettings(epochs=6, batch=16, learning_rate=0.02)
+    config = None if recipe is None else QuantConfig.parse(recipe)
+    examples = Examples.of(model.graph, x, labels, settings)
+    trained, network = result.begin(model, config, examples, settings, context())
+    layer = network.layers[1]
+    mask = Mask(layer.weight.detach())
+    torch.nn.utils.parametrize.register_parametrization(layer, "weight", mask)
+    lines: list[str] = []
+    train(network, None, examples, settings, None, lines.append)
+    assert losses(lines)[-1] < losses(lines)[0]
+    result.write(trained, network)
+    name = "w1" if recipe is None else "w1/codes"
+    written = trained.graph.initializers[name].const_value.numpy()
+    kept = mask.kept.numpy()
+    assert not written[~kept].any() and (written[kept] != 0).mean() > 0.9
 
 
 FACTORY = """
