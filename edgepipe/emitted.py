@@ -7,7 +7,7 @@ from importlib import import_module
 
 from edgepipe.context import Context
 from edgepipe.errors import UserError, did_you_mean
-from edgepipe.quantize import Quantized, onnx_bytes
+from edgepipe.quantize import Quantized
 from edgepipe.recipe import Recipe
 
 #: What ``--emit`` takes → the file in the bundle.
@@ -35,7 +35,7 @@ def files(kinds: Sequence[str], quantized: Quantized | None, context: Context) -
     if quantized is None:
         return found
     if "onnx" in kinds:
-        found[FILES["onnx"]] = onnx_bytes(quantized.graph)
+        found[FILES["onnx"]] = quantized.reference
     if "tflite" in kinds:
         found[FILES["tflite"]] = _tflite(quantized, context)
     return found

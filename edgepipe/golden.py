@@ -88,6 +88,7 @@ def _onnxruntime(proto: bytes, values: Mapping[str, Array]) -> tuple[str, list[A
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1  # the order of additions must not depend on the machine
     options.log_severity_level = 4
+    options.add_session_config_entry("session.disable_quant_qdq", "1")  # as in reference.session
     session = onnxruntime.InferenceSession(proto, options, providers=["CPUExecutionProvider"])
     return f"onnxruntime {onnxruntime.__version__}", session.run(None, dict(values))
 

@@ -9,8 +9,9 @@ equals, as NumPy's argmax takes it).
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -82,6 +83,56 @@ class Distance:
     def top1_agreement(self) -> float | None:
         """Share of rows with the same winner, or None where the output has no classes."""
         return self.agreeing / self.rows if self.rows else None
+
+
+#: Bins of ``Steps`` per octave: a difference up to 4 % beyond a step counts as within it.
+_BINS = 16
+
+
+@dataclass
+class Steps:
+    """Accumulates how far results are from their reference, to be told in steps afterwards: what
+    one step is, the span of all references may have to say."""
+
+    low: float = 0.0
+    high: float = 0.0
+    largest: float = 0.0
+    elements: int = 0
+    equal: int = 0
+    bins: Counter[int] = field(default_factory=Counter)
+
+    def add(self, result: Array, reference: Array) -> None:
+        """Account for one result of any numeric dtype. NaN and infinities are never within."""
+        y, r = (np.asarray(a, dtype=np.float64).ravel() for a in (result, reference))
+        same = (y == r) | (np.isnan(y) & np.isnan(r))
+        self.elements += r.size
+        self.equal += int(np.count_nonzero(same))
+        finite = np.isfinite(r)
+        if finite.any() and np.asarray(reference).dtype.kind == "f":
+            self.low = min(self.low, float(r[finite].min()))
+            self.high = max(self.high, float(r[finite].max()))
+        difference = np.abs(y - r)[~same]
+        if not np.isfinite(difference).all():
+            self.largest = math.inf
+            difference = difference[np.isfinite(difference)]
+        if difference.size:
+            self.largest = max(self.largest, float(difference.max()))
+            found = np.floor(np.log2(difference) * _BINS).astype(int)
+            self.bins.update(dict(zip(*np.unique(found, return_counts=True), strict=True)))
+
+    @property
+    def span(self) -> float:
+        """The range of the references' floats, zero included: what an 8-bit grid would cover."""
+        return self.high - self.low
+
+    def share_within(self, step: float) -> float:
+        """Share of values at most ``step`` from their reference."""
+        if step <= 0.0:
+            near = self.equal
+        else:
+            last = math.floor(math.log2(step) * _BINS)
+            near = self.equal + sum(count for bin, count in self.bins.items() if bin <= last)
+        return near / self.elements if self.elements else 1.0
 
 
 def has_classes(shape: tuple[int, ...]) -> bool:

@@ -34,25 +34,24 @@ SYNTHETIC_SAMPLES = 64
 class Quantized:
     """``graph`` is standard ONNX with Q/DQ pairs. ``reference`` is the model that ONNX Runtime
     judges integers by: ``graph`` as bytes, or the file itself where it came quantized
-    (``imported``). ``manifest`` is what the bundle says about all of it."""
+    (``imported``). ``input_ranges``: smallest and largest float that each quantized input can tell
+    apart. ``manifest`` is what the bundle says about all of it."""
 
     graph: ir.Model
     reference: bytes
+    input_ranges: dict[str, tuple[float, float]]
     manifest: dict[str, Any]
-    imported: bool = False
+
+    @classmethod
+    def of(cls, graph: ir.Model, reference: bytes, **said: Any) -> Quantized:
+        """Read the rest off ``graph``: the lowering, which comes next, changes it."""
+        manifest = {"output_steps": output_steps(graph), **said}
+        return cls(graph, reference, input_ranges(graph), manifest)
 
     @property
-    def input_ranges(self) -> dict[str, tuple[float, float]]:
-        """Smallest and largest float that each quantized input of the model can tell apart."""
-        from edgepipe.quantization.graph import code_range, name_of
-
-        found = {}
-        for value in self.graph.graph.inputs:
-            readers = [use.node for use in value.uses() if use.node.op_type == "QuantizeLinear"]
-            limits = code_range(readers[0]) if readers else None
-            if limits is not None:
-                found[name_of(value)] = limits
-        return found
+    def imported(self) -> bool:
+        """Whether the model came quantized."""
+        return bool(self.manifest["imported"])
 
 
 def configure(recipe: Recipe, target: Target) -> QuantConfig | None:
@@ -140,20 +139,46 @@ def run(
     if config is None:
         return None
     if implied_format(source.model) is not None:
-        return Quantized(graph, source.proto_bytes(), {"imported": True}, imported=True)
+        return Quantized.of(graph, source.proto_bytes(), imported=True)
     context.progress("calibrating")
     samples = _open(source, graph, calibration, config, context)
     _warn_of_idle_overrides(graph, context)
     result = quantization.apply(graph, config, samples, context)
     context.dump("quantization-00-qdq.txt", lambda: str(result))
 
-    said = {
+    used = {
         "data": samples.description,
         "samples": min(samples.count, config.max_samples),
         "synthetic": samples.synthetic,
     }
-    manifest = {"imported": False, "calibration": said}
-    return Quantized(result, onnx_bytes(result), manifest)
+    return Quantized.of(result, onnx_bytes(result), imported=False, calibration=used)
+
+
+def input_ranges(graph: ir.Model) -> dict[str, tuple[float, float]]:
+    """The floats that the ends of the codes of each quantized input stand for."""
+    from edgepipe.quantization.graph import code_range, name_of
+
+    found = {}
+    for value in graph.graph.inputs:
+        readers = [use.node for use in value.uses() if use.node.op_type == "QuantizeLinear"]
+        limits = code_range(readers[0]) if readers else None
+        if limits is not None:
+            found[name_of(value)] = limits
+    return found
+
+
+def output_steps(graph: ir.Model) -> dict[str, float]:
+    """The scale of every output of the model that is quantized per tensor itself."""
+    from edgepipe.quantization.graph import constant, is_op, name_of
+
+    found = {}
+    for value in graph.graph.outputs:
+        producer = value.producer()
+        if producer is not None and is_op(producer, "DequantizeLinear"):
+            scale = constant(producer.inputs[1])
+            if scale is not None and scale.size == 1:
+                found[name_of(value)] = float(scale.reshape(()))
+    return found
 
 
 def onnx_bytes(graph: ir.Model) -> bytes:

@@ -5,121 +5,51 @@ rounding (random weights with BatchNorm, deep recurrences) put even two correct 
 apart; below the floor, bundle and ONNX Runtime are therefore both compared with a float64 run of
 the model, and the bundle passes if it is no more than 6 dB further from it than ONNX Runtime is.
 An explicit ``min_snr_db`` is taken as it is.
+
+A quantized bundle is asked two questions. Does it compute its Q/DQ model? At most one value in
+a thousand may be more than one quantization step off. And is that model still good? What it loses
+against the float original is reported, and judged by the floors that the user gives.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from edgepipe import runners
 from edgepipe.data import Inputs, Samples, from_arrays, open_data, synthetic
-from edgepipe.display import db_text, table
 from edgepipe.errors import UserError
-from edgepipe.metrics import Accuracy, Array, Distance, has_classes
-from edgepipe.reference import Reference, find_reference, open_reference
+from edgepipe.judge import floor_db, judge_outputs, judge_steps, judge_top1
+from edgepipe.metrics import Array
+from edgepipe.reference import Reference, find_reference, open_reference, run_session, session
+from edgepipe.tally import StepTally, Tally
+from edgepipe.validation_report import Report
 
 if TYPE_CHECKING:
     from edgepipe.bundle import Bundle
 
-#: SNR in dB that a bundle must reach on every output, by recipe format.
-FLOORS_DB = {"fp32": 100.0}
+__all__ = ["Report", "validate"]
 
-#: How much further from float64 than ONNX Runtime a bundle may be: twice the noise amplitude.
-AMPLIFICATION_MARGIN_DB = 6.0
-
-#: Runs that the float64 comparison looks at.
-FLOAT64_RUNS = 4
-
+QDQ_FILE = "model.qdq.onnx"
 _CHUNK_BYTES = 64 * 2**20
 
 
 @dataclass(frozen=True)
-class OutputReport:
-    """One output against the reference. ``snr64_db`` and ``reference_snr64_db`` are the bundle's
-    and ONNX Runtime's SNR against a float64 run, where that was needed."""
+class _Trial:
+    """What a bundle is run on and compared with. ``exact`` is the original model, ``rounded``
+    the Q/DQ model of a quantized bundle; None where it cannot be asked. ``original`` finds the
+    original model."""
 
-    name: str
-    snr_db: float
-    cosine: float
-    max_abs: float
-    top1_agreement: float | None
-    snr64_db: float | None = None
-    reference_snr64_db: float | None = None
-
-
-@dataclass(frozen=True)
-class Report:
-    """The result of a validation. ``accuracy`` and ``reference_accuracy`` are top-1 in 0…1."""
-
-    bundle: str
-    runner: str
-    data: str
-    synthetic: bool
-    runs: int
-    outputs: tuple[OutputReport, ...]
-    min_snr_db: float
-    accuracy: float | None = None
-    reference_accuracy: float | None = None
-    max_top1_drop: float | None = None
-    failures: tuple[str, ...] = ()
-
-    @property
-    def ok(self) -> bool:
-        """Whether every output is above its floor."""
-        return not self.failures
-
-    def to_json(self) -> dict[str, Any]:
-        """The report for ``json.dumps``; infinities are the strings "inf" and "-inf"."""
-
-        def plain(value: Any) -> Any:
-            if isinstance(value, float) and not math.isfinite(value):
-                return str(value)
-            if isinstance(value, dict):
-                return {key: plain(item) for key, item in value.items()}
-            return [plain(item) for item in value] if isinstance(value, list | tuple) else value
-
-        fields: dict[str, Any] = plain(asdict(self))
-        return {"ok": self.ok, **fields}
-
-    def __str__(self) -> str:
-        rows = [
-            [
-                o.name,
-                db_text(o.snr_db),
-                f"{o.cosine:.9f}",
-                f"{o.max_abs:.3g}",
-                "–" if o.top1_agreement is None else f"{100 * o.top1_agreement:.2f} %",
-            ]
-            for o in self.outputs
-        ]
-        lines = [
-            f"{self.bundle} by {self.runner}, against ONNX Runtime",
-            f"data: {self.data}"
-            + (" – synthetic: says nothing of accuracy" if self.synthetic else ""),
-            "",
-            table(["output", "SNR dB", "cosine", "max abs", "top-1 agreement"], rows),
-        ]
-        for o in self.outputs:
-            if o.snr64_db is not None and o.reference_snr64_db is not None:
-                lines.append(
-                    f"{o.name} against float64: bundle {db_text(o.snr64_db)} dB, "
-                    f"ONNX Runtime {db_text(o.reference_snr64_db)} dB"
-                )
-        if self.accuracy is not None and self.reference_accuracy is not None:
-            lines.append(
-                f"accuracy: bundle {100 * self.accuracy:.2f} %, "
-                f"ONNX Runtime {100 * self.reference_accuracy:.2f} %"
-            )
-        lines += (
-            ["", *(f"FAILED  {text}" for text in self.failures)] if self.failures else ["", "ok"]
-        )
-        return "\n".join(lines)
+    samples: Samples
+    exact: Callable[[Inputs], Inputs] | None
+    rounded: Callable[[Inputs], Inputs] | None
+    original: Callable[[], Reference]
 
 
 def validate(
@@ -137,33 +67,85 @@ def validate(
     ``data`` is SRC (see ``edgepipe.data``), arrays by input name, or samples already opened.
     Without it the bundle's golden inputs and outputs are used, which need no original model, or
     with ``model`` seeded synthetic inputs. ``model`` names the original where the manifest's
-    origin does not lead to it.
+    origin does not lead to it. A quantized bundle is compared with its Q/DQ model too: on the same
+    data where that is in the bundle (``compile --emit onnx``), else on the golden inputs.
     ``max_top1_drop`` is in percentage points: of accuracy with labels, else of agreement.
     ``step`` is called with (runs done, runs in all). Raises UserError.
     """
     chosen = runners.pick(bundle.target, runner).NAME
-    reference: Reference | None = None
-    if data is None and model is None:
-        samples, expected = _golden(bundle)
-    else:
-        reference = open_reference(bundle, model)
-        expected = reference.run
-        if isinstance(data, Samples):
-            samples = data
-        elif data is None:
-            samples = synthetic(bundle.inputs)
-        else:
-            samples = open_data(data, bundle.inputs, reference.preprocessing)
-    tally = _Tally(samples.labels)
-    for chunk in samples.chunks(_chunk_runs(bundle)):
+    trial = _trial(bundle, data, model)
+    tally, steps = Tally(trial.samples.labels), StepTally(_known_steps(bundle))
+    done = 0
+    for chunk in trial.samples.chunks(_chunk_runs(bundle)):
         results = runners.run_many(bundle, chunk, chosen)
         for inputs, result in zip(chunk, results, strict=True):
-            tally.add(inputs, result, expected(inputs))
-        step(tally.runs, samples.count)
-    return _judge(bundle, chosen, samples, tally, reference, min_snr_db, max_top1_drop)
+            expected = trial.exact(inputs) if trial.exact is not None else {}
+            tally.add(inputs, result, expected)
+            if trial.rounded is not None:
+                same = trial.rounded == trial.exact
+                steps.add(result, expected if same else trial.rounded(inputs))
+        done += len(chunk)
+        step(done, trial.samples.count)
+    steps_data = trial.samples.description
+    if bundle.recipe.quantizes and trial.rounded is None:
+        golden, outputs = _golden(bundle)
+        steps_data = golden.description
+        for inputs in golden:
+            steps.add(runners.run_many(bundle, [inputs], chosen)[0], outputs)
+    found = steps.reports()
+    floor = min_snr_db
+    if floor is None:
+        floor = floor_db(bundle.recipe, synthetic=trial.samples.synthetic)
+    arbiter = trial.original if min_snr_db is None and bundle.recipe.format == "fp32" else None
+    reports, failures = judge_outputs(tally, floor, arbiter)
+    failures = judge_steps(bundle.recipe, found) + failures
+    if max_top1_drop is not None:
+        failures += judge_top1(tally, max_top1_drop)
+    return Report(
+        bundle=bundle.path.name,
+        runner=chosen,
+        data=trial.samples.description,
+        synthetic=trial.samples.synthetic,
+        runs=done,
+        outputs=reports,
+        min_snr_db=floor,
+        accuracy=tally.accuracy.top1 if tally.rows else None,
+        reference_accuracy=tally.reference_accuracy.top1 if tally.rows else None,
+        max_top1_drop=max_top1_drop,
+        failures=tuple(failures),
+        steps=found,
+        steps_data=steps_data if found else None,
+    )
 
 
-def _golden(bundle: Bundle) -> tuple[Samples, Callable[[Inputs], Inputs]]:
+def _trial(
+    bundle: Bundle,
+    data: str | Path | Mapping[str, Array] | Samples | None,
+    model: str | Path | None,
+) -> _Trial:
+    facts = bundle.manifest.get("quantization")
+    imported = facts is not None and facts["imported"]
+    find = partial(find_reference, bundle)
+    if data is None and model is None:
+        samples, outputs = _golden(bundle)
+        if facts is None:
+            return _Trial(samples, lambda _: outputs, None, find)
+        floats = bundle.golden_floats()
+        return _Trial(samples, (lambda _: floats) if floats else None, lambda _: outputs, find)
+    reference = open_reference(bundle, model)
+    if isinstance(data, Samples):
+        samples = data
+    elif data is None:
+        samples = synthetic(bundle.inputs)
+    else:
+        samples = open_data(data, bundle.inputs, reference.preprocessing)
+    rounded = reference.run if imported else None
+    if QDQ_FILE in bundle.manifest["files"] and not imported:
+        rounded = partial(run_session, session(bundle.file(QDQ_FILE).read_bytes()))
+    return _Trial(samples, reference.run, rounded, lambda: reference)
+
+
+def _golden(bundle: Bundle) -> tuple[Samples, Inputs]:
     inputs, outputs = bundle.golden()
     if not outputs:
         raise UserError(
@@ -171,7 +153,13 @@ def _golden(bundle: Bundle) -> tuple[Samples, Callable[[Inputs], Inputs]]:
             where=bundle.path.name,
         )
     samples = from_arrays(inputs, bundle.inputs, "golden inputs of the bundle", synthetic=True)
-    return samples, lambda _: outputs
+    return samples, outputs
+
+
+def _known_steps(bundle: Bundle) -> dict[str, float]:
+    """The scale of every output that is quantized itself."""
+    facts = bundle.manifest.get("quantization") or {}
+    return dict(facts.get("output_steps", {}))
 
 
 def _chunk_runs(bundle: Bundle) -> int:
@@ -181,129 +169,3 @@ def _chunk_runs(bundle: Bundle) -> int:
         for spec in (*bundle.inputs, *bundle.outputs)
     )
     return max(1, min(256, _CHUNK_BYTES // max(size, 1)))
-
-
-class _Tally:
-    """What is known after some runs."""
-
-    def __init__(self, labels: Array | None) -> None:
-        self.distances: dict[str, Distance] = {}
-        self.labels, self.rows, self.runs = labels, 0, 0
-        self.accuracy, self.reference_accuracy = Accuracy(), Accuracy()
-        self.first: list[tuple[Inputs, Inputs, Inputs]] = []
-
-    def add(self, inputs: Inputs, result: Inputs, expected: Inputs) -> None:
-        """Account for one run."""
-        for name in expected:
-            distance = self.distances.setdefault(name, Distance())
-            if result[name].dtype != expected[name].dtype:
-                raise UserError(
-                    f"output '{name}' is {result[name].dtype}, ONNX Runtime gives "
-                    f"{expected[name].dtype}",
-                    fix="give the model that the bundle was compiled from",
-                )
-            distance.add(result[name], expected[name])
-        scores = next((n for n, v in expected.items() if has_classes(v.shape)), None)
-        if self.labels is not None and scores is not None:
-            labels = self.labels[self.rows : self.rows + len(expected[scores])]
-            self.accuracy.add(result[scores], labels)
-            self.reference_accuracy.add(expected[scores], labels)
-            self.rows += len(labels)
-        if len(self.first) < FLOAT64_RUNS:
-            self.first.append((inputs, result, expected))
-        self.runs += 1
-
-
-def _judge(
-    bundle: Bundle,
-    runner: str,
-    samples: Samples,
-    tally: _Tally,
-    reference: Reference | None,
-    min_snr_db: float | None,
-    max_top1_drop: float | None,
-) -> Report:
-    floor = FLOORS_DB[bundle.recipe.format] if min_snr_db is None else min_snr_db
-    below = [name for name, d in tally.distances.items() if d.snr_db < floor]
-    against64: dict[str, tuple[float, float]] = {}
-    failures: list[str] = []
-    if below and min_snr_db is None:
-        try:
-            against64 = _against_float64(tally, reference or find_reference(bundle), below)
-        except Exception as error:  # any operator may lack a float64 evaluation
-            failures.append(
-                f"no float64 run to judge amplification by: {' '.join(str(error).split())}"
-            )
-    for name in below:
-        if name not in against64:
-            failures.append(
-                f"{name}: SNR {db_text(tally.distances[name].snr_db)} dB is below {floor:g}"
-            )
-        elif against64[name][0] < against64[name][1] - AMPLIFICATION_MARGIN_DB:
-            failures.append(
-                f"{name}: SNR {db_text(tally.distances[name].snr_db)} dB is below {floor:g}, and "
-                f"{against64[name][1] - against64[name][0]:.1f} dB further from a float64 run than "
-                "ONNX Runtime is"
-            )
-    accuracy = (tally.accuracy.top1, tally.reference_accuracy.top1) if tally.rows else (None, None)
-    if max_top1_drop is not None:
-        failures += _top1_failures(tally, max_top1_drop)
-    outputs = tuple(
-        OutputReport(
-            name,
-            d.snr_db,
-            d.cosine,
-            d.max_abs,
-            d.top1_agreement,
-            *against64.get(name, (None, None)),
-        )
-        for name, d in tally.distances.items()
-    )
-    return Report(
-        bundle=bundle.path.name,
-        runner=runner,
-        data=samples.description,
-        synthetic=samples.synthetic,
-        runs=tally.runs,
-        outputs=outputs,
-        min_snr_db=floor,
-        accuracy=accuracy[0],
-        reference_accuracy=accuracy[1],
-        max_top1_drop=max_top1_drop,
-        failures=() if not below and not failures else tuple(failures),
-    )
-
-
-def _top1_failures(tally: _Tally, limit: float) -> list[str]:
-    if tally.rows:
-        drop = 100 * (tally.reference_accuracy.top1 - tally.accuracy.top1)
-        lost = [f"accuracy drops by {drop:.2f} points, more than {limit:g}"]
-        return lost if drop > limit else []
-    shares = {
-        n: d.top1_agreement for n, d in tally.distances.items() if d.top1_agreement is not None
-    }
-    if not shares:
-        raise UserError(
-            "no output has classes [batch, classes ≥ 2]",
-            where="--max-top1-drop",
-            fix="use --min-snr-db",
-        )
-    return [
-        f"{name}: another winner in {100 * (1 - share):.2f} % of rows, more than {limit:g}"
-        for name, share in shares.items()
-        if 100 * (1 - share) > limit
-    ]
-
-
-def _against_float64(
-    tally: _Tally, reference: Reference, names: list[str]
-) -> dict[str, tuple[float, float]]:
-    """(bundle's, ONNX Runtime's) SNR in dB against a float64 run, of the first runs."""
-    ours = {name: Distance() for name in names}
-    theirs = {name: Distance() for name in names}
-    for inputs, result, expected in tally.first:
-        exact = reference.run_float64(inputs)
-        for name in names:
-            ours[name].add(result[name], exact[name])
-            theirs[name].add(expected[name], exact[name])
-    return {name: (ours[name].snr_db, theirs[name].snr_db) for name in names}
