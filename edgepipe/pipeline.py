@@ -58,14 +58,11 @@ def compile(
     notes = [] if notes is None else notes
     context = Context(target, chosen, dump_dir, progress, notes, allow_float_fallback)
     from edgepipe import codegen, lowering  # these import tvm, which takes a second
-    from edgepipe.quantization import half
 
     progress("rewriting the graph")
     graph = passes.run(source.model, context)
-    quantized = quantize.run(graph, source, calibration, context)
-    if chosen.format == "fp16":
-        graph = half.apply(graph, context)
+    graph, quantized = quantize.run(graph, source, calibration, context)
     extra = emitted.files(emit, quantized, context)
-    program = lowering.lower(graph if quantized is None else quantized.graph, context)
+    program = lowering.lower(graph, context)
     plan, objects = codegen.generate(program, context, prefix)
     return bundle.write(destination, source, plan, objects, context, prefix, quantized, extra)

@@ -126,20 +126,22 @@ def recipe_of(source: Source, given: Recipe | None, calibration: Calibration | N
 
 def run(
     graph: ir.Model, source: Source, calibration: Calibration | None, context: Context
-) -> Quantized | None:
-    """Quantize ``graph``, the canonical form of ``source``; None where the recipe is a float one.
+) -> tuple[ir.Model, Quantized | None]:
+    """Give ``graph``, the canonical form of ``source``, the numbers of the recipe: the graph to
+    lower, and what else is known where it is quantized.
 
     A model that came with Q/DQ nodes stays as it is. Without ``calibration`` seeded synthetic
     inputs are taken, which is a warning. Raises UserError for data that do not fit the model.
     """
     from edgepipe import quantization
+    from edgepipe.quantization import half
     from edgepipe.quantization.imported import implied_format
 
     config = configure(context.recipe, context.target)
     if config is None:
-        return None
+        return (half.apply(graph, context) if context.recipe.format == "fp16" else graph), None
     if implied_format(source.model) is not None:
-        return Quantized.of(graph, source.proto_bytes(), imported=True)
+        return graph, Quantized.of(graph, source.proto_bytes(), imported=True)
     context.progress("calibrating")
     samples = _open(source, graph, calibration, config, context)
     _warn_of_idle_overrides(graph, context)
@@ -151,7 +153,7 @@ def run(
         "samples": min(samples.count, config.max_samples),
         "synthetic": samples.synthetic,
     }
-    return Quantized.of(result, onnx_bytes(result), imported=False, calibration=used)
+    return result, Quantized.of(result, onnx_bytes(result), imported=False, calibration=used)
 
 
 def input_ranges(graph: ir.Model) -> dict[str, tuple[float, float]]:
