@@ -133,11 +133,11 @@ def _taps_outside(op: ConvOp, knobs: Knobs) -> bool:
 
 
 def emit(op: ConvOp, knobs: Knobs) -> Any:
-    x, y, width = op.x, op.y, knobs["blocks"] * op.y.lanes
-    channels, tiles = y.blocks * y.lanes, y.blocks // knobs["blocks"]
+    channels = op.y.blocks * op.y.lanes
+    rows = op.y.blocks // knobs["blocks"] * _rows(op)
     inputs = [
-        ("x", x.elements, "float32"),
-        *op.weights.arguments(tiles * _rows(op), width, channels, tiles * _ratios(op)),
+        ("x", op.x.elements, "float32"),
+        *op.weights.arguments(rows, knobs["blocks"] * op.y.lanes, channels * _groups(op)),
         ("b", channels, "float32"),
     ]
     kind = "pointwise" if op.kernel == (1, 1) else "conv"
@@ -152,10 +152,10 @@ def _rows(op: ConvOp) -> int:
     return channels * op.kernel[0] * op.kernel[1]
 
 
-def _ratios(op: ConvOp) -> int:
-    """Groups of a tile that have a scale of their own."""
+def _groups(op: ConvOp) -> int:
+    """Scales per output channel."""
     if not op.weights.group:
-        return 0
+        return 1
     return op.weights.groups(op.x.c // op.groups) * op.kernel[0] * op.kernel[1]
 
 
@@ -243,12 +243,12 @@ class _Emission:
                 # As many channels at once as lie in one block wherever the group begins.
                 step = 1 if self.knobs["channel_loop"] else math.gcd(run.size, x_lanes)
                 with loop(run.groups) as g:
-                    number = tap * weights.groups(channels) + run.group + g
-                    self.weights.begin_group(acc, at[1] * _ratios(self.op) + number)
                     with loop(run.size // step) as part:
                         c = run.channel + g * run.size + part * step
                         where = (c // x_lanes, ky, kx)
                         self.lanes(acc, at, where, tap * channels + c, (c % x_lanes, step))
+                    number = tap * weights.groups(channels) + run.group + g
+                    self.weights.end_group(acc, at[1] * _groups(self.op) + number)
 
     def tap(self, acc: Registers, at: tuple[Any, ...], where: tuple[Any, ...]) -> None:
         """Multiply-add all lanes of one input block at one tap, unrolled."""

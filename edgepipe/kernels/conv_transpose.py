@@ -63,8 +63,7 @@ def _phases(op: ConvTransposeOp) -> list[tuple[int, int, list[Tap]]]:
 def pack(op: ConvTransposeOp, knobs: Knobs, arrays: Sequence[np.ndarray]) -> list[np.ndarray]:
     """``w[ci, co, kh, kw]``, ``b[co]`` → one array over all phases and the padded bias.
 
-    Codes come with their scales between the two: ``s[co]``, or ``s[groups, co, kh, kw]`` which
-    become one set of last scales per phase.
+    Codes come with their scales between the two: ``s[co]``, or ``s[groups, co, kh, kw]``.
     """
     weight, *scale, bias = arrays
     width, channels = knobs["blocks"] * op.y.lanes, op.y.blocks * op.y.lanes
@@ -99,19 +98,19 @@ def _rows(op: ConvTransposeOp, taps: list[Tap]) -> int:
     return len(taps) * (op.x.c if op.weights.group else op.x.blocks * op.x.lanes)
 
 
-def _ratios(op: ConvTransposeOp, taps: list[Tap]) -> int:
-    """Groups of a tile in a phase that have a scale of their own."""
+def _groups(op: ConvTransposeOp, taps: list[Tap]) -> int:
+    """Scales of an output channel in a phase, where groups have their own."""
     return len(taps) * op.weights.groups(op.x.c) if op.weights.group else 0
 
 
 def emit(op: ConvTransposeOp, knobs: Knobs) -> Any:
     tiles, channels = op.y.blocks // knobs["blocks"], op.y.blocks * op.y.lanes
     phases = [taps for _, _, taps in _phases(op)]
-    rows, ratios = (sum(tiles * count(op, taps) for taps in phases) for count in (_rows, _ratios))
-    scales = channels * (sum(map(bool, phases)) if op.weights.group else 1)
+    rows = tiles * sum(_rows(op, taps) for taps in phases)
+    factors = channels * (sum(_groups(op, taps) for taps in phases) or 1)
     inputs = [
         ("x", op.x.elements, "float32"),
-        *op.weights.arguments(rows, knobs["blocks"] * op.y.lanes, scales, ratios),
+        *op.weights.arguments(rows, knobs["blocks"] * op.y.lanes, factors),
         ("b", channels, "float32"),
     ]
     return kernel(
@@ -132,8 +131,8 @@ class _Emission:
         shape = (self.blocks, op.y.lanes)
         self.weights = TileWeights(op.weights, packed, shape, knobs["half"], knobs["fused"])
         self.bias, *self.residuals, self.target = rest
-        #: Where the current phase begins: weight rows, rows of ratios, scales.
-        self.first_row = self.first_ratio = self.first_scale = 0
+        #: Where the current phase begins: weight rows, rows of factors.
+        self.first_row = self.first_factor = 0
 
     def run(self) -> None:
         (sy, sx), y = self.op.strides, self.op.y
@@ -149,9 +148,7 @@ class _Emission:
                     start = minimum(column * pixels, columns - pixels)
                     self.register_tile((n, t, row, start), (py, px), taps, pixels)
                 self.first_row += self.tiles * _rows(self.op, taps)
-                self.first_ratio += self.tiles * _ratios(self.op, taps)
-                if taps and self.op.weights.group:
-                    self.first_scale += y.blocks * y.lanes
+                self.first_factor += self.tiles * _groups(self.op, taps)
         zero_border(y, self.target)
 
     def register_tile(
@@ -171,11 +168,7 @@ class _Emission:
             out_y, out_x = row * sy + phase[0], (start + i) * sx + phase[1]
             for j in range(self.blocks):
                 block, value = t * self.blocks + j, acc[i * self.blocks + j]
-                if taps:
-                    scale = self.first_scale + block * lanes
-                    value = self.weights.finished(value, scale, self.bias_vector(t, j))
-                elif self.op.weights.coded:
-                    value = self.bias_vector(t, j)
+                value = self.weights.finished(value, block * lanes, self.bias_vector(t, j))
                 finish(self.op, self.residuals, self.target, (n, block, out_y, out_x), value)
 
     def bias_vector(self, tile: Any, j: int) -> Any:
@@ -195,16 +188,16 @@ class _Emission:
         x, weights, t = self.op.x, self.op.weights, at[1]
         for number, tap in enumerate(taps):
             row = self.first_row + (t * len(taps) + number) * x.c
-            ratio = self.first_ratio + (t * len(taps) + number) * weights.groups(x.c)
+            factor = self.first_factor + (t * len(taps) + number) * weights.groups(x.c)
             for run in weights.runs(x.c):
                 step = math.gcd(run.size, x.lanes)
                 with loop(run.groups) as g:
-                    self.weights.begin_group(acc, ratio + run.group + g)
                     with loop(run.size // step) as part:
                         c = run.channel + g * run.size + part * step
                         for lane in range(step):
                             where = (c // x.lanes, c % x.lanes + lane)
                             self.multiply_add(acc, at, tap, where, row + c + lane)
+                    self.weights.end_group(acc, factor + run.group + g)
 
     def multiply_add(
         self, acc: Registers, at: tuple[Any, ...], tap: Tap, where: tuple[Any, Any], number: Any

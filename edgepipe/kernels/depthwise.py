@@ -138,7 +138,7 @@ def emit(op: ConvOp, knobs: Knobs) -> Any:
 
     inputs = [
         ("x", x.elements, "float32"),
-        *op.weights.arguments(y.blocks * kh * kw, lanes, y.blocks * lanes, 0),
+        *op.weights.arguments(y.blocks * kh * kw, lanes, y.blocks * lanes),
         ("b", y.blocks * lanes, "float32"),
     ]
     return kernel("depthwise", signature(op, inputs), body)

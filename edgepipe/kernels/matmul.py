@@ -99,7 +99,8 @@ def emit(op: MatmulOp, knobs: Knobs) -> Any:
     arguments = [("a", (op.batch if op.a_batched else 1) * op.m * op.k, "float32")]
     if op.constant:
         tiles = -(-op.n // width)
-        arguments += op.weights.arguments(tiles * op.k, width, op.n, tiles * _groups(op))
+        factors = tiles * width * op.weights.groups(op.k) if op.weights.group else op.n
+        arguments += op.weights.arguments(tiles * op.k, width, factors)
     else:
         arguments.append(("b", (op.batch if op.b_batched else 1) * op.k * op.n, "float32"))
     if op.bias:
@@ -109,11 +110,6 @@ def emit(op: MatmulOp, knobs: Knobs) -> Any:
     arguments.append(("y", op.batch * op.m * op.n, "float32"))
     name = "dense" if op.constant else "matmul"
     return kernel(name, arguments, lambda *buffers: _Emission(op, knobs, buffers).run())
-
-
-def _groups(op: MatmulOp) -> int:
-    """Groups along k that have a scale of their own."""
-    return op.weights.groups(op.k) if op.weights.group else 0
 
 
 class _Emission:
@@ -147,10 +143,11 @@ class _Emission:
             for i in range(self.rows):
                 acc[i * self.blocks + j] = start
         if self.op.weights.group:
+            first = at[1] * self.op.weights.groups(self.op.k)
             for run in self.op.weights.runs(self.op.k):
                 with loop(run.groups) as g:
-                    self.weights.begin_group(acc, at[1] * _groups(self.op) + run.group + g)
                     self.steps(acc, at, run.channel + g * run.size, run.size)
+                    self.weights.end_group(acc, first + run.group + g)
         else:
             self.steps(acc, at, 0, self.op.k)
         self.finish(acc, at)

@@ -68,9 +68,7 @@ class TileWeights:
         fused: bool,
     ) -> None:
         self.format, self.conversion, self.fused = format, conversion, fused
-        self.buffer, *scaling = buffers
-        self.scales = scaling[0] if scaling else None
-        self.ratios = scaling[1] if len(scaling) > 1 else None
+        self.buffer, self.factors = (*buffers, None)[:2]
         self.blocks, self.lanes = shape
         self.width = self.blocks * self.lanes
 
@@ -110,17 +108,19 @@ class TileWeights:
             return splat(float32(0), self.lanes)
         return bias
 
-    def begin_group(self, acc: Registers, number: Any) -> None:
-        """Express all accumulators in units of group ``number`` (a row of ratios)."""
+    def end_group(self, acc: Registers, number: Any) -> None:
+        """Express all accumulators in units of what follows group ``number`` (a row of factors)."""
         for r in range(acc.count):
             at = number * self.width + r % self.blocks * self.lanes
-            acc[r] = acc[r] * load(self.ratios, at, self.lanes)
+            acc[r] = acc[r] * load(self.factors, at, self.lanes)
 
     def finished(self, value: Any, channel: Any, bias: Any) -> Any:
         """A complete accumulator whose lane 0 is output ``channel``: its scale and its bias."""
         if not self.format.coded:
             return value
-        scale = load(self.scales, channel, self.lanes)
+        if self.format.group:
+            return value if bias is None else value + bias
+        scale = load(self.factors, channel, self.lanes)
         if bias is None:
             return value * scale
         return fma(value, scale, bias, self.lanes, self.fused)

@@ -6,8 +6,8 @@ loop only converts them; scales act on accumulators:
 
 - one scale per output channel: once, when the tile is complete;
 - one scale per group of input channels: accumulators are kept *in units of the current group's
-  scale*. Where a new group begins they are multiplied by the ratio of the old scale to the new
-  one, at the end by the last scale. That takes no second set of accumulators.
+  scale*. Where a group ends they are multiplied by the ratio of its scale to the next one's, at
+  the end by the last scale. That takes no second set of accumulators.
 
 4-bit codes are two per byte: the first half of a row in the low nibbles, the second in the high
 ones, so that one load gives whole vectors of both.
@@ -69,8 +69,8 @@ class WeightFormat:
 
     @property
     def arrays(self) -> int:
-        """Number of packed arrays: rows, then scales, then ratios of scales."""
-        return 1 + self.coded + bool(self.group)
+        """Number of packed arrays: rows, then the factors of accumulators."""
+        return 1 + self.coded
 
     def row_elements(self, width: int) -> int:
         """Elements of ``dtype`` that a row of ``width`` weights takes."""
@@ -86,13 +86,10 @@ class WeightFormat:
         found = [Run(0, 0, whole, self.group)] if whole else []
         return found + ([Run(whole * self.group, whole, 1, rest)] if rest else [])
 
-    def arguments(
-        self, rows: int, width: int, scales: int, ratios: int
-    ) -> list[tuple[str, int, str]]:
-        """Kernel arguments for so many rows of ``width``, scales, and rows of ratios."""
+    def arguments(self, rows: int, width: int, factors: int) -> list[tuple[str, int, str]]:
+        """Kernel arguments for so many rows of ``width``, and factors of accumulators."""
         found = [("w", rows * self.row_elements(width), self.dtype)]
-        found += [("s", scales, "float32")] if self.coded else []
-        return found + ([("r", ratios * width, "float32")] if self.group else [])
+        return found + ([("s", factors, "float32")] if self.coded else [])
 
     def __str__(self) -> str:
         if not self.coded:
@@ -128,24 +125,20 @@ def store_grouped(
     """Grouped weights in the order of the loops: taps, groups, channels of a group.
 
     ``codes[taps, ci, co]``, ``scale[taps, groups, co]``; tile t has the columns ``starts[t]`` to
-    ``starts[t] + width``. Returns rows ``[tile, taps * ci]``, the last scale of every column
-    ``[co]``, and ratios ``[tile, taps * groups, width]``; the first ratio of a tile meets zeros.
+    ``starts[t] + width``. Returns rows ``[tile, taps * ci]`` and the factors that accumulators
+    are multiplied by after each group, ``[tile, taps * groups, width]``.
     """
     taps, channels, columns = codes.shape
     usable, dropped = _usable(scale.reshape(-1, columns).astype(np.float64))
     spread = np.repeat(dropped.reshape(scale.shape), format.group, axis=1)[:, :channels]
     rows = np.where(spread, 0, codes).reshape(taps * channels, columns)
-    ratios = np.ones_like(usable)
-    ratios[1:] = usable[:-1] / usable[1:]
+    factors = usable.copy()
+    factors[:-1] /= usable[1:]
 
     def tiles(matrix: np.ndarray) -> np.ndarray:
         return np.stack([matrix[:, start : start + width] for start in starts])
 
-    return [
-        store(format, tiles(rows)),
-        usable[-1].astype(np.float32),
-        np.ascontiguousarray(tiles(ratios), np.float32),
-    ]
+    return [store(format, tiles(rows)), np.ascontiguousarray(tiles(factors), np.float32)]
 
 
 def _usable(scale: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
