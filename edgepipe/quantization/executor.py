@@ -155,7 +155,9 @@ class _Writer:
         self.nodes.append(onnx.helper.make_node(kind, inputs, [output], **attributes))
 
     def _constant(self, name: str, array: Array) -> str:
-        self.tensors[name] = onnx.numpy_helper.from_array(np.ascontiguousarray(array), name)
+        # ascontiguousarray alone makes a vector of a scalar, and Gather's output another rank.
+        whole = np.ascontiguousarray(array).reshape(array.shape)
+        self.tensors[name] = onnx.numpy_helper.from_array(whole, name)
         return name
 
     def _enter(self, value: ir.Value, feed: str) -> None:

@@ -21,7 +21,12 @@ class FloatNodes:
         """Outputs for these inputs; None stands for an input left out."""
         if node not in self._sessions:
             self._sessions[node] = _session(node, inputs)
-        feeds = {f"i{k}": np.ascontiguousarray(a) for k, a in enumerate(inputs) if a is not None}
+        # ascontiguousarray alone makes a vector of a scalar.
+        feeds = {
+            f"i{k}": np.ascontiguousarray(a).reshape(a.shape)
+            for k, a in enumerate(inputs)
+            if a is not None
+        }
         found: list[Array] = self._sessions[node].run(None, feeds)
         return found
 

@@ -167,3 +167,18 @@ def test_matmul_gets_its_bias() -> None:
     assert snr_db(run(model, sample)[0], run(result, sample)[0]) > 30
     found = Interpreter(result).run(sample)["y"]
     assert snr_db(run(result, sample)[0], found) > 60
+
+
+def test_a_scalar_index_takes_its_axis_away() -> None:
+    model = build(
+        """n (float[1, 5, 8] x) => (float[1, 6] y) <float[8,16] w0, float[16,6] w1, float[6] b,
+        int64 first = {0}> {
+        a = MatMul(x, w0)
+        g = Gather<axis=1>(a, first)
+        y = Gemm(g, w1, b) }"""
+    )
+    result, _ = quantize(model)
+    sample = samples(model, 1, seed=7)[0]
+    expected = run(result, sample)[0]
+    assert snr_db(run(model, sample)[0], expected) > 30
+    assert snr_db(expected, Interpreter(result).run(sample)["y"]) > 60
