@@ -12,9 +12,11 @@ activations asymmetric per tensor, weights symmetric per output channel, biases 
 quantizer left in float behind the last integer operator (a Softmax at the end, say) is a float
 operator behind the DEQUANTIZE. 4-bit weights are stored as bytes.
 
-*How near it is.* Scales and codes are those of the graph; interpreters requantise by a fixed-point
-multiplier, so that single codes differ by one from ONNX Runtime. LOGISTIC, TANH and SOFTMAX have
-output grids that tflite prescribes; from there they are requantised to the graph's.
+*How near it is.* Scales and codes are those of the graph. Where tflite prescribes the grid of an
+operator's result (LOGISTIC, TANH and SOFTMAX have fixed ones; AVERAGE_POOL_2D, RESIZE_BILINEAR
+keep their input's), that one is taken: a second rounding would only lose. XNNPACK requantises in
+float32 and mostly gives the codes of ONNX Runtime; the interpreter's own kernels use fixed-point
+multipliers, so that single codes differ by one.
 
 *How it is written.* Directly as flatbuffer tables (``schema``, ``network``): the schema is public
 and its slots never change, while the generated Python schema comes only inside interpreter

@@ -140,13 +140,24 @@ class Translation:
         self.keep(rest, self.emit(kind, inputs, like, name_of(result.value), **options))
 
     def keep(self, result: Result, place: Place) -> None:
-        """Store a result: bring it to its grid, and cut it to the bounds not yet applied."""
+        """Store a result, cut to the bounds not yet applied.
+
+        It stays on the grid that its operator wrote, where tflite prescribes one: a second
+        rounding to the graph's own would only lose. Bounds are cut on the graph's grid, which
+        mostly ends there.
+        """
         name = name_of(result.value)
-        if result.grid is not None:
-            if place.grid != result.grid:
-                place = self.emit("QUANTIZE", [place], replace(place, grid=result.grid), name)
+        bounded = result.low > -np.inf or result.high < np.inf
+        if result.grid is not None and (place.grid is None or bounded):
+            place = self.regrid(place, result.grid, name)
             place = self.cut(place, result.low, result.high, name)
         self._places[result.key] = self._places[result.value] = {place.channels_last: place}
+
+    def regrid(self, place: Place, grid: Grid, name: str) -> Place:
+        """The same values on another grid, or float32 values rounded to one."""
+        if place.grid == grid:
+            return place
+        return self.emit("QUANTIZE", [place], replace(place, grid=grid), name)
 
     def cut(self, place: Place, low: float, high: float, name: str) -> Place:
         """Cut to ``low`` … ``high``, as far as the grid does not end there anyway."""

@@ -1,6 +1,6 @@
 """Functions of one value, and sums and products of two tensors.
 
-tflite fixes the output grid of LOGISTIC, TANH and SOFTMAX; a QUANTIZE brings it to the graph's.
+tflite fixes the output grid of LOGISTIC, TANH and SOFTMAX.
 """
 
 from __future__ import annotations

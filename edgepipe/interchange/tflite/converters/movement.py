@@ -68,10 +68,7 @@ def concatenate(t: Translation, step: Step) -> None:
         places = [t.floats(p) for p in places]
     grid = step.result.grid or places[0].grid
     name = name_of(step.result.value)
-    aligned = [
-        p if p.grid == grid else t.emit("QUANTIZE", [p], replace(p, grid=grid), f"{name}/aligned")
-        for p in places
-    ]
+    aligned = [p if grid is None else t.regrid(p, grid, f"{name}/aligned") for p in places]
     like = Place(0, step.shape, grid, last)
     axis = places[0].axis(node.attributes.get_int("axis", 0))
     t.write(step, "CONCATENATION", aligned, like, axis=axis)
@@ -138,13 +135,22 @@ def pads(t: Translation, step: Step) -> None:
 
 
 def depth_to_space(t: Translation, step: Step) -> None:
-    """DepthToSpace of mode DCR → DEPTH_TO_SPACE."""
+    """DepthToSpace → DEPTH_TO_SPACE, or three movements where channels come before the block
+    (mode CRD with more than one of them)."""
     node = step.node
-    if node.attributes.get_string("mode", "DCR") != "DCR":
-        raise unsupported(node, "its mode is CRD")
     x = t.read(node.inputs[0], channels_last=True)
     size = node.attributes.get_int("blocksize", 1)
-    t.write(step, "DEPTH_TO_SPACE", [x], Place(0, step.shape, x.grid, True), block_size=size)
+    like = Place(0, step.shape, x.grid, True)
+    n, c, h, w = step.shape
+    if node.attributes.get_string("mode", "DCR") == "DCR" or c == 1:
+        t.write(step, "DEPTH_TO_SPACE", [x], like, block_size=size)
+        return
+    name = name_of(step.result.value)
+    split = Place(0, (n, h // size, w // size, c, size, size), x.grid)
+    turned = Place(0, (n, h // size, size, w // size, size, c), x.grid)
+    blocks = t.reshape(x, split, f"{name}/blocks")
+    rows = t.transpose(blocks, (0, 1, 4, 2, 5, 3), turned, f"{name}/rows")
+    t.keep(step.result, t.reshape(rows, like, name))
 
 
 def space_to_depth(t: Translation, step: Step) -> None:

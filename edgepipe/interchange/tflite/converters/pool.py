@@ -2,8 +2,8 @@
 
 1. MaxPool → MAX_POOL_2D; pads other than SAME hold the lowest code.
 2. AveragePool whose windows all count the same → a depthwise convolution with weights 1 and scale
-   1 / count: it requantises once, straight to the output's grid, where AVERAGE_POOL_2D would round
-   to the input's grid first. Windows cut off at the edges → AVERAGE_POOL_2D, then QUANTIZE.
+   1 / count: it rounds to the output's grid, which is finer than the input's, to which
+   AVERAGE_POOL_2D rounds. Windows cut off at the edges → AVERAGE_POOL_2D.
 3. GlobalAveragePool and ReduceMean → MEAN.
 """
 
