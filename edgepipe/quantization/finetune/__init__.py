@@ -10,6 +10,7 @@ and torch modules take the same way through the importer. BatchNorms are folded 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from edgepipe.context import Context
@@ -67,7 +68,7 @@ def run(
     checkpoint = None
     if settings.checkpoint is not None:
         mark = result.fingerprint(model, teacher, config, examples, settings)
-        checkpoint = Checkpoint(settings.checkpoint, mark, settings.checkpoint_seconds)
+        checkpoint = Checkpoint(Path(settings.checkpoint), mark, settings.checkpoint_seconds)
     trained, network = result.begin(model, config, examples, settings, context)
     taught = settings.distillation > 0.0
     train(

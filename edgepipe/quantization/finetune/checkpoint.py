@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import time
 from dataclasses import dataclass, field
@@ -53,11 +54,14 @@ class Checkpoint:
 
     def save(self, **state: Any) -> None:
         """Replace what is there, so that a crash leaves the old state or the new one."""
+        # In memory first: torch turns a full disk into errors of its own.
+        content = io.BytesIO()
+        torch.save({"fingerprint": self.fingerprint, **state}, content)
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            temporary = self.folder / f"{FILE}.{os.getpid()}"
+            temporary = self.folder / f"{FILE}.new"
             with temporary.open("wb") as file:
-                torch.save({"fingerprint": self.fingerprint, **state}, file)
+                file.write(content.getbuffer())
                 file.flush()
                 os.fsync(file.fileno())
             temporary.replace(self.folder / FILE)

@@ -185,6 +185,13 @@ def test_a_damaged_state_is_refused(tmp_path: Path) -> None:
         tune(model, None, learnable(model), checkpoint=tmp_path)
 
 
+def test_a_folder_that_cannot_be_written_is_an_error(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"")
+    model = build(SMALL)
+    with pytest.raises(UserError, match="cannot be written"):
+        tune(model, None, learnable(model), epochs=1, checkpoint=tmp_path / "file")
+
+
 def test_code_in_a_state_is_not_executed(tmp_path: Path) -> None:
     class Trap:
         def __reduce__(self) -> tuple:
