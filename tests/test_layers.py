@@ -153,6 +153,8 @@ HEAVY: dict[str, set[str]] = {
     "wasmtime": {"runners"},
     "PIL": {"data"},
     "sklearn": {"zoo"},
+    "flatbuffers": {"interchange"},
+    "ai_edge_litert": set(),  # only tests and benchmarks run .tflite files
 }
 
 #: Never imported at the top of a module: optional, or slow before the first word is printed.
