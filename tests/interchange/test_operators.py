@@ -22,14 +22,24 @@ CASES = {
     for name, text in getattr(operators, group).items()
 }  # fmt: skip
 
-#: Steps of the output that a result may be off with XNNPACK where it is more than one: tflite
-#: rounds to the input's grid there, which is coarser than the graph's.
-STEPS = {
-    "POOLS: average, pads left out": 3,
-    "POOLS: average, ceil": 3,
-    "MOVEMENTS: resize, linear, asymmetric": 2,
+#: With XNNPACK: most steps of the output that a result may be off, least share of values without.
+EXACT = (1, 0.98)
+#: Where tflite prescribes a grid that is not the graph's: the input's, or a fixed one.
+OTHERWISE_ROUNDED = {
+    "POOLS: average, pads left out": (3, 0.5),
+    "POOLS: average, ceil": (3, 0.6),
+    "MOVEMENTS: resize, linear, half pixel": (1, 0.7),
+    "MOVEMENTS: resize, linear, smaller": (1, 0.7),
+    "MOVEMENTS: resize, linear, corners": (1, 0.7),
+    "MOVEMENTS: resize, linear, asymmetric": (2, 0.8),
+    "FUNCTIONS: sigmoid": (1, 0.8),
+    "FUNCTIONS: swish": (1, 0.9),
+    "FUNCTIONS: tanh": (1, 0.8),
+    "FUNCTIONS: softmax of channels": (1, 0.8),
+    "DENSE: attention": (1, 0.9),
+    "DENSE: attention of four axes": (1, 0.95),
 }
-#: The same for LiteRT's own kernels: fixed-point multipliers, tables of 16-bit interpolation.
+#: Steps with LiteRT's own kernels: fixed-point multipliers, tables of 16-bit interpolation.
 OWN_KERNELS_STEPS = 4
 
 #: What XNNPACK does not take in int8, so that a network falls into pieces there.
@@ -56,8 +66,9 @@ def steps_off(text: str, *, delegate: bool, broken: bool = False) -> np.ndarray:
 @pytest.mark.parametrize("name", CASES)
 def test_it_agrees_with_xnnpack(name: str) -> None:
     off = steps_off(CASES[name], delegate=True)
-    assert off.max() < STEPS.get(name, 1) + 0.01
-    assert (off < 0.5).mean() > (0.5 if name in STEPS else 0.75)
+    most, share = OTHERWISE_ROUNDED.get(name, EXACT)
+    assert off.max() < most + 0.01
+    assert (off < 0.5).mean() >= share
 
 
 @pytest.mark.parametrize("name", CASES)
