@@ -11,7 +11,7 @@ from tvm import tirx
 
 from edgepipe.kernels.builder import float32, kernel, load, loop, minimum, splat, store, zero_border
 from edgepipe.kernels.dot import reinterpret
-from edgepipe.kernels.integer_ops import DequantizeOp, MoveOp, QuantizeOp
+from edgepipe.kernels.integer_ops import DequantizeOp, Limits, MoveOp, QuantizeOp
 from edgepipe.kernels.layout import Blocked
 from edgepipe.kernels.qelementwise import over_channels, width
 from edgepipe.kernels.requantize import cut, put, rounded
@@ -76,7 +76,7 @@ def _quantize(op: QuantizeOp, knobs: Knobs, source: Any, target: Any) -> None:
     def visit(place: Any, channel: Any) -> None:
         value = load(source, _at(op.x, place, channel), lanes) / scale
         if op.y.blocks == 1:
-            put(target, op.y, place, channel, [value], low, high, knobs["arch"], lanes)
+            put(target, op.y, place, channel, [value], Limits(low, high), knobs["arch"], lanes)
             return
         codes = rounded(cut(value, low, high, lanes), op.y.zero, lanes, knobs["arch"])
         store(target, _at(op.y, place, channel), tirx.Cast(op.y.dtype, codes), lanes)

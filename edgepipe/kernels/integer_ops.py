@@ -1,8 +1,8 @@
 """What integer kernels are asked to compute. Codes are 8-bit; accumulators are int32.
 
 Each addend of a result is an int32 value times a float32 multiplier. Where ``y`` holds codes, the
-sum is cut to ``low`` … ``high``, rounded half to even, and ``y.zero`` added; where it is float32,
-the sum is cut to ``low`` … ``high``. (``edgepipe.quantization.interpreter`` has the definition.)
+sum is cut to ``limits``, rounded half to even, and ``y.zero`` added; where it is float32, the sum
+is cut to ``limits``. (``edgepipe.quantization.interpreter`` has the definition.)
 """
 
 from __future__ import annotations
@@ -10,6 +10,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from edgepipe.kernels.layout import Blocked
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Bounds of a float sum. ``bounded`` says that it surely lies within ±2^22 by itself."""
+
+    low: float
+    high: float
+    bounded: bool = False
 
 
 @dataclass(frozen=True)
@@ -32,8 +41,7 @@ class QConvOp:
     x: Blocked
     y: Blocked
     kernel: tuple[int, int]
-    low: float
-    high: float
+    limits: Limits
     strides: tuple[int, int] = (1, 1)
     dilations: tuple[int, int] = (1, 1)
     offset: tuple[int, int] = (0, 0)
@@ -59,8 +67,7 @@ class QAddOp:
 
     addends: tuple[Residual, ...]
     y: Blocked
-    low: float
-    high: float
+    limits: Limits
 
 
 @dataclass(frozen=True)
@@ -71,8 +78,7 @@ class QMulOp:
     b: Blocked
     y: Blocked
     multiplier: float
-    low: float
-    high: float
+    limits: Limits
 
 
 @dataclass(frozen=True)
@@ -86,8 +92,7 @@ class QPoolOp:
     strides: tuple[int, int]
     offset: tuple[int, int] = (0, 0)
     multiplier: float = 1.0
-    low: float = 0.0
-    high: float = 0.0
+    limits: Limits = Limits(0, 0)
 
 
 @dataclass(frozen=True)

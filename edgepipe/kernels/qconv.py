@@ -204,9 +204,7 @@ class _Emission:
             pixel = (at // self.op.y.w, at % self.op.y.w) if self.flat else (row, at)
             sums = [self.sum(acc, i, j, channel, (n, *pixel)) for j in range(self.groups)]
             place = (n, *pixel)
-            put(
-                self.target, self.op.y, place, channel, sums, self.op.low, self.op.high, arch, lanes
-            )
+            put(self.target, self.op.y, place, channel, sums, self.op.limits, arch, lanes)
 
     def sum(self, acc: Registers, i: int, j: int, channel: Any, place: Any) -> Any:
         """The float sum of one vector of channels of one pixel."""

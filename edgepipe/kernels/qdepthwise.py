@@ -132,7 +132,16 @@ class _Emission:
         for buffer, residual in zip(self.rest, op.residuals, strict=True):
             value = value + addend(buffer, residual, (n, 0, row, column), channel, lanes)
         arch = self.knobs["arch"]
-        put(self.target, op.y, place, channel, [value], op.low, op.high, arch, lanes)
+        put(
+            self.target,
+            op.y,
+            place,
+            channel,
+            [value],
+            op.limits,
+            arch,
+            lanes,
+        )
 
 
 TEMPLATE = KernelTemplate(

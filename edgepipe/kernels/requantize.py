@@ -2,10 +2,10 @@
 
 1. Every addend is converted to float32 and multiplied; a fence keeps the product from fusing with
    the sum that follows, which would round once instead of twice.
-2. The sum is cut to its bounds as a float: they are integers, so the order does not matter, and
-   what follows cannot overflow.
+2. Where it could leave ±2^22, the sum is cut to its bounds as a float: they are integers, so the
+   order does not matter. Everywhere else saturation does it, later.
 3. 1.5 · 2^23 is added, which rounds half to even and leaves the integer in the low bits (AArch64
-   has one instruction for it).
+   rounds and converts in one instruction).
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from typing import Any
 
 from tvm import tirx
 
-from edgepipe.kernels.builder import Registers, float32, load, operand_offset, splat, store
+from edgepipe.kernels.builder import float32, load, operand_offset, splat, store
 from edgepipe.kernels.dot import intrinsic, reinterpret
-from edgepipe.kernels.integer_ops import Residual
+from edgepipe.kernels.integer_ops import Limits, Residual
 from edgepipe.kernels.layout import Blocked
 
 _ROUND, _ROUND_BITS = 12582912.0, 0x4B400000
@@ -51,37 +51,98 @@ def cut(value: Any, low: float, high: float, lanes: int) -> Any:
 
 
 def rounded(value: Any, zero: int, lanes: int, arch: str) -> Any:
-    """Codes as int32 of a float sum that has been cut to them."""
-    if arch == "aarch64":
-        integers = intrinsic(_vector("int32", lanes), "aarch64.neon.fcvtns", value)
+    """Codes as int32 of a float sum within ±2^22 (anything on AArch64, which saturates)."""
+    if arch == "aarch64" and lanes == 4:
+        integers = intrinsic("int32x4", "aarch64.neon.fcvtns", value)
         return integers + splat(tirx.const(zero, "int32"), lanes) if zero else integers
-    moved = value + splat(float32(_ROUND), lanes)
+    held = intrinsic(_vector("float32", lanes), "arithmetic.fence", value)
+    moved = held + splat(float32(_ROUND), lanes)
     base = splat(tirx.const(_ROUND_BITS - zero, "int32"), lanes)
     return reinterpret(_vector("int32", lanes), moved) - base
 
 
-def emit_codes(
-    sums: Sequence[Any], y: Blocked, low: float, high: float, arch: str, lanes: int
-) -> Any:
-    """Vectors of float sums, ``lanes`` each, as one vector of codes of the type of ``y``."""
-    parts = [rounded(cut(s, low, high, lanes), y.zero, lanes, arch) for s in sums]
-    return narrow(parts, lanes, y.dtype)
+#: Saturating narrowing of int32x4 (pairs of them where two fit) and int16x8, by architecture.
+_PACK_SHORTS = {"x86_64": "x86.sse2.packssdw.128", "wasm32": "wasm.narrow.signed"}
+_NARROW_SHORTS = {"aarch64": "aarch64.neon.sqxtn", "arm": "arm.neon.vqmovns"}
+_PACK_BYTES = {
+    ("x86_64", "uint8"): "x86.sse2.packuswb.128",
+    ("x86_64", "int8"): "x86.sse2.packsswb.128",
+    ("wasm32", "uint8"): "wasm.narrow.unsigned",
+    ("wasm32", "int8"): "wasm.narrow.signed",
+}
 
 
-def narrow(parts: Sequence[Any], lanes: int, dtype: str) -> Any:
-    """int32 vectors whose values fit ``dtype`` as one vector of it."""
-    total = lanes * len(parts)
-    if len(parts) > 1:
-        held = Registers(len(parts), lanes, "int32")
-        for i, part in enumerate(parts):
-            held[i] = part
-        return tirx.Cast(_vector(dtype, total), load(held.buffer, 0, total))
-    return tirx.Cast(_vector(dtype, total), parts[0])
+def emit_codes(sums: Sequence[Any], y: Blocked, limits: Limits, arch: str, lanes: int) -> Any:
+    """Vectors of float sums, ``lanes`` each (a multiple of 4), as one vector of codes.
+
+    Integers beyond int16 and then beyond a byte saturate on the way, which is what bounds at the
+    ends of the type ask for; tighter ones are applied to bytes.
+    """
+    if not limits.bounded and arch != "aarch64":
+        sums = [cut(s, limits.low, limits.high, lanes) for s in sums]
+    wide = 8 if arch == "x86_64" and lanes % 8 == 0 else 4
+    zero = 0 if arch == "aarch64" else y.zero
+    integers = [rounded(p, zero, wide, arch) for s in sums for p in _pieces(s, lanes, wide)]
+    words = [p for i in integers for p in _pieces(i, wide, 4)]
+    count = len(words)
+    shorts = [_shorts(words[i], words[min(i + 1, count - 1)], arch) for i in range(0, count, 2)]
+    if arch == "aarch64" and y.zero:
+        offset = splat(tirx.const(y.zero, "int16"), 8)
+        shorts = [intrinsic("int16x8", "aarch64.neon.sqadd", s, offset) for s in shorts]
+    codes = _joined_bytes(shorts, arch, y.dtype, 4 * count)
+    least, most = (0, 255) if y.dtype == "uint8" else (-128, 127)
+    low, high = limits.low + y.zero, limits.high + y.zero
+    if low > least:
+        codes = tirx.max(codes, splat(tirx.const(int(low), y.dtype), 4 * count))
+    if high < most:
+        codes = tirx.min(codes, splat(tirx.const(int(high), y.dtype), 4 * count))
+    return codes
+
+
+def _pieces(value: Any, lanes: int, width: int) -> list[Any]:
+    """A vector in parts of ``width`` lanes."""
+    if lanes == width:
+        return [value]
+    return [
+        tirx.Shuffle([value], list(range(first, first + width))) for first in range(0, lanes, width)
+    ]
+
+
+def _shorts(first: Any, second: Any, arch: str) -> Any:
+    """Two int32x4 as int16x8, saturated."""
+    if arch in _PACK_SHORTS:
+        return intrinsic("int16x8", _PACK_SHORTS[arch], first, second)
+    halves = [intrinsic("int16x4", _NARROW_SHORTS[arch], v) for v in (first, second)]
+    return tirx.Shuffle(halves, list(range(8)))
+
+
+def _joined_bytes(shorts: Sequence[Any], arch: str, dtype: str, total: int) -> Any:
+    """int16x8 vectors as ``total`` bytes, saturated."""
+    if arch in _NARROW_SHORTS:
+        assert dtype == "int8", "Arm stores codes signed"
+        parts, width = [intrinsic("int8x8", _NARROW_SHORTS[arch], s) for s in shorts], 8
+    else:
+        name, count = _PACK_BYTES[arch, dtype], len(shorts)
+        pairs = [(shorts[i], shorts[min(i + 1, count - 1)]) for i in range(0, count, 2)]
+        parts, width = [intrinsic(f"{dtype}x16", name, a, b) for a, b in pairs], 16
+    if len(parts) == 1:
+        return parts[0] if width == total else tirx.Shuffle(parts, list(range(total)))
+    # Two at a time: what LLVM's shuffles take.
+    while len(parts) > 1:
+        joined = [
+            tirx.Shuffle(parts[i : i + 2], list(range(2 * width)))
+            for i in range(0, len(parts) - 1, 2)
+        ]
+        if len(parts) % 2:
+            rest = list(range(width)) * 2
+            joined.append(tirx.Shuffle([parts[-1]], rest))
+        parts, width = joined, 2 * width
+    return parts[0] if width == total else tirx.Shuffle(parts, list(range(total)))
 
 
 def put(
     target: Any, y: Blocked, place: Any, channel: Any, sums: Sequence[Any],
-    low: float, high: float, arch: str, lanes: int,
+    limits: Limits, arch: str, lanes: int,
 ) -> None:  # fmt: skip
     """Store float sums of consecutive channels from ``channel`` on, as ``y`` holds them."""
     n, row, column = place
@@ -90,10 +151,16 @@ def put(
             c = channel + j * lanes
             block, lane = (0, c) if y.blocks == 1 else (c // y.lanes, c % y.lanes)
             at = y.offset(n, block, row, column) + lane
-            store(target, at, cut(value, low, high, lanes), lanes)
+            store(target, at, cut(value, limits.low, limits.high, lanes), lanes)
         return
-    codes = emit_codes(sums, y, low, high, arch, lanes)
-    store(target, y.offset(n, 0, row, column) + channel, codes, lanes * len(sums))
+    at = y.offset(n, 0, row, column) + channel
+    if lanes % 4 == 0:
+        store(target, at, emit_codes(sums, y, limits, arch, lanes), lanes * len(sums))
+        return
+    for j, value in enumerate(sums):
+        inside = cut(value, limits.low, limits.high, lanes)
+        code = tirx.Cast(_vector(y.dtype, lanes), rounded(inside, y.zero, lanes, arch))
+        store(target, at + j * lanes, code, lanes)
 
 
 def _vector(dtype: str, lanes: int) -> str:

@@ -14,6 +14,7 @@ import onnx_ir as ir
 from edgepipe.kernels.integer_ops import (
     DequantizeOp,
     IntegerOp,
+    Limits,
     MoveOp,
     QAddOp,
     QConvOp,
@@ -250,7 +251,11 @@ def _scalar(value: ir.Value | None) -> Any:
 
 def _arithmetic(node: ir.Node, inputs: list[Blocked], y: Blocked) -> IntegerOp | str:
     integer = integer_of(node)
-    kind, low, high = integer.term.kind, integer.low, integer.high
+    kind = integer.term.kind
+    if kind == "table":
+        same = (inputs[0].n, inputs[0].c, inputs[0].h, inputs[0].w) == (y.n, y.c, y.h, y.w)
+        return QTableOp(inputs[0], y) if same else "its shape changes"
+    limits = limits_of(integer)
     first, *others = integer.multipliers
     own = len(integer.term.inputs)
     if any(m.size > 1 for m in others):
@@ -264,28 +269,48 @@ def _arithmetic(node: ir.Node, inputs: list[Blocked], y: Blocked) -> IntegerOp |
         return "its addends broadcast"
     if kind == "product":
         return _product(node, integer, inputs[0], y, residuals)
-    if kind == "table":
-        return QTableOp(inputs[0], y)
     if first.size > 1:
         return "its multipliers differ"
     multiplier = float(first.reshape(()))
     if kind == "codes":
         addends = (Residual(inputs[0], multiplier), *residuals)
         same = (inputs[0].n, inputs[0].c, inputs[0].h, inputs[0].w) == (y.n, y.c, y.h, y.w)
-        return QAddOp(addends, y, low, high) if same else "its addends broadcast"
+        return QAddOp(addends, y, limits) if same else "its addends broadcast"
     if residuals:
         return f"a {kind} with addends"
     if kind == "multiply":
-        return _multiply(inputs, y, multiplier, low, high)
+        return _multiply(inputs, y, multiplier, limits)
     x = inputs[0]
     if node.op_type == "AveragePool":
         kernel, strides, offset = _kernel(node), _pair(node, "strides", 1), _begin(node)
-        return QPoolOp("average", x, y, kernel, strides, offset, multiplier, low, high)
-    return QPoolOp("average", x, y, (x.h, x.w), (1, 1), (0, 0), multiplier, low, high)
+        return QPoolOp("average", x, y, kernel, strides, offset, multiplier, limits)
+    return QPoolOp("average", x, y, (x.h, x.w), (1, 1), (0, 0), multiplier, limits)
+
+
+#: Float sums inside this are rounded by adding 1.5 · 2^23; a margin is left for rounding errors.
+_ROUNDABLE = 2.0**21
+
+
+def limits_of(integer: Integer) -> Limits:
+    """Bounds of the node's sum, and whether its accumulators can leave the roundable range."""
+    term = integer.term
+    largest = 255.0
+    if term.weights is not None:
+        codes, axis = np.abs(term.weights.codes.astype(np.float64)), term.weights.axis
+        rows = np.moveaxis(codes, axis, 0).reshape(codes.shape[axis], -1).sum(1)
+        bias = 0.0 if term.bias is None else np.abs(term.bias.astype(np.float64)).max()
+        largest = 255.0 * rows.max() + bias
+    elif term.kind == "multiply":
+        largest = 255.0**2
+    elif term.kind != "codes":
+        largest = np.inf
+    first, *others = (float(np.abs(m).max(initial=0)) for m in integer.multipliers)
+    reach = largest * first + 255.0 * sum(others)
+    return Limits(integer.low, integer.high, bool(reach < _ROUNDABLE))
 
 
 def _multiply(
-    inputs: list[Blocked], y: Blocked, multiplier: float, low: float, high: float
+    inputs: list[Blocked], y: Blocked, multiplier: float, limits: Limits
 ) -> IntegerOp | str:
     a, b = sorted(inputs, key=lambda x: -x.h * x.w * x.n)
     fits = (a.n, a.c, a.h, a.w) == (y.n, y.c, y.h, y.w) and b.c == y.c
@@ -293,7 +318,7 @@ def _multiply(
         return "its factors broadcast"
     if (a, b) != (inputs[0], inputs[1]):
         return "its first factor broadcasts"
-    return QMulOp(a, b, y, multiplier, low, high)
+    return QMulOp(a, b, y, multiplier, limits)
 
 
 def _product(
@@ -308,7 +333,7 @@ def _product(
         return "its weights do not fit int8"
     if node.op_type == "ConvTranspose":
         return "it is transposed"
-    shared = {"low": integer.low, "high": integer.high, "limit": limit, "residuals": residuals}
+    shared = {"limits": limits_of(integer), "limit": limit, "residuals": residuals}
     if node.op_type in ("MatMul", "Gemm"):
         return QConvOp(x, y, (1, 1), **shared)  # type: ignore[arg-type]
     if codes.ndim not in (3, 4):
