@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from edgepipe.codegen.plan import TensorSpec
+from edgepipe.onnx_session import open_session
 
 Array = npt.NDArray[np.generic]
 _Run = Callable[[bytes, Mapping[str, Array]], tuple[str, list[Array]]]
@@ -85,11 +86,7 @@ def _outputs(
 def _onnxruntime(proto: bytes, values: Mapping[str, Array]) -> tuple[str, list[Array]]:
     import onnxruntime
 
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = 1  # the order of additions must not depend on the machine
-    options.log_severity_level = 4
-    options.add_session_config_entry("session.disable_quant_qdq", "1")  # as in reference.session
-    session = onnxruntime.InferenceSession(proto, options, providers=["CPUExecutionProvider"])
+    session = open_session(proto, severity=4)
     return f"onnxruntime {onnxruntime.__version__}", session.run(None, dict(values))
 
 

@@ -164,6 +164,11 @@ class Recipe:
         return int(self._widths[0]) if self.quantizes else None
 
     @property
+    def activation_bits(self) -> int | None:
+        """8 or 4; None where activations stay float."""
+        return int(self._widths[1] or 0) if self.integer else None
+
+    @property
     def group_size(self) -> int | None:
         """N of ``wBgN``."""
         return int(self._widths[2]) if self.quantizes and self._widths[2] else None

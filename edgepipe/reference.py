@@ -11,6 +11,7 @@ import numpy as np
 from edgepipe import importer, zoo
 from edgepipe.data import Inputs
 from edgepipe.errors import UserError
+from edgepipe.onnx_session import open_session
 from edgepipe.zoo import Preprocessing
 
 if TYPE_CHECKING:
@@ -51,16 +52,8 @@ class Reference:
 
 def session(model: bytes) -> onnxruntime.InferenceSession:
     """An ONNX Runtime session on one thread. Raises UserError where it refuses the model."""
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = options.inter_op_num_threads = 1
-    options.log_severity_level = 3
-    # A Q/DQ model means float operators between roundings. ONNX Runtime's own integer kernels
-    # saturate on x86 without VNNI, and take float weights between Q/DQ pairs for 8-bit ones.
-    options.add_session_config_entry("session.disable_quant_qdq", "1")
     try:
-        return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+        return open_session(model)
     except Exception as error:  # its exceptions have no common public base
         said = " ".join(str(error).split())[:200]
         raise UserError(f"ONNX Runtime refuses the reference model: {said}") from None

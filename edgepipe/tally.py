@@ -47,12 +47,13 @@ class Tally:
 class StepTally:
     """Distances from the Q/DQ model, in steps of each output's codes.
 
-    ``known`` has the step of outputs that are quantized themselves. Of the others, which come
-    unrounded from the last accumulator, it is 1/255 of what the reference's values and zero span.
+    ``known`` has the step of outputs that are quantized themselves. Others come unrounded from the
+    last accumulator; their step is that of a grid of ``bits`` over what the reference's values
+    and zero span.
     """
 
-    def __init__(self, known: dict[str, float]) -> None:
-        self.known = known
+    def __init__(self, known: dict[str, float], bits: int) -> None:
+        self.known, self.last_code = known, 2**bits - 1
         self.steps: dict[str, Steps] = {}
         self.distances: dict[str, Distance] = {}
 
@@ -66,7 +67,7 @@ class StepTally:
         """One per output."""
         found = []
         for name, steps in self.steps.items():
-            step = self.known.get(name, steps.span / 255)
+            step = self.known.get(name, steps.span / self.last_code)
             largest = steps.largest / step if step > 0.0 else np.inf * steps.largest
             found.append(
                 StepReport(

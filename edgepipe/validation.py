@@ -74,7 +74,7 @@ def validate(
     """
     chosen = runners.pick(bundle.target, runner).NAME
     trial = _trial(bundle, data, model)
-    tally, steps = Tally(trial.samples.labels), StepTally(_known_steps(bundle))
+    tally, steps = Tally(trial.samples.labels), _step_tally(bundle)
     done = 0
     for chunk in trial.samples.chunks(_chunk_runs(bundle)):
         results = runners.run_many(bundle, chunk, chosen)
@@ -156,10 +156,10 @@ def _golden(bundle: Bundle) -> tuple[Samples, Inputs]:
     return samples, outputs
 
 
-def _known_steps(bundle: Bundle) -> dict[str, float]:
-    """The scale of every output that is quantized itself."""
+def _step_tally(bundle: Bundle) -> StepTally:
+    """With the scale of every output that is quantized itself, by the manifest."""
     facts = bundle.manifest.get("quantization") or {}
-    return dict(facts.get("output_steps", {}))
+    return StepTally(dict(facts.get("output_steps", {})), bundle.recipe.activation_bits or 8)
 
 
 def _chunk_runs(bundle: Bundle) -> int:

@@ -45,7 +45,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     # What goes out.
     # Reads the Q/DQ graph that quantization writes, through the same questions about graphs.
     "interchange": {"errors", "quantization.config", "quantization.graph", "quantization.layers"},
-    "golden": {"codegen.plan", "errors"},
+    "onnx_session": set(),
+    "golden": {"codegen.plan", "errors", "onnx_session"},
     "bundle_folder": {"errors"},
     "manifest_file": {
         "bundle_folder",
@@ -104,7 +105,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "data": {"codegen.plan", "errors", "golden", "resources", "zoo"},
     "float64": {"errors"},
     "metrics": {"float64"},
-    "reference": {"bundle", "data", "errors", "float64", "importer", "zoo"},
+    "reference": {"bundle", "data", "errors", "float64", "importer", "onnx_session", "zoo"},
     "validation_report": {"display"},
     "tally": {"data", "errors", "metrics", "validation_report"},
     "judge": {

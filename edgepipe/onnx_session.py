@@ -1,0 +1,78 @@
+"""ONNX Runtime as a reference: one thread, and integer kernels only where they are exact."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+if TYPE_CHECKING:
+    import onnx
+    import onnxruntime
+
+_LINEAR = frozenset(("Conv", "ConvTranspose", "Gemm", "MatMul"))
+#: Weights up to here times uint8 codes, two products summed, fit int16.
+_SEVEN_BITS = 63
+
+
+def open_session(model: bytes, severity: int = 3) -> onnxruntime.InferenceSession:
+    """A session on one thread of the CPU. Raises what ONNX Runtime raises for a bad model.
+
+    By itself ONNX Runtime computes Q/DQ models with integer kernels, rounding as edgepipe does.
+    Twice that is something else than the model says, and float operators between roundings are
+    asked for instead (``session.disable_quant_qdq``): it takes float weights between Q/DQ pairs
+    for 8-bit ones, and on x86 without VNNI its sums of uint8 × int8 products saturate.
+    """
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    # The order of additions must not depend on the machine.
+    options.intra_op_num_threads = options.inter_op_num_threads = 1
+    options.log_severity_level = severity
+    if not _integer_kernels_are_exact(model):
+        options.add_session_config_entry("session.disable_quant_qdq", "1")
+    return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+
+
+def _integer_kernels_are_exact(model: bytes) -> bool:
+    import onnx
+
+    if b"DequantizeLinear" not in model:
+        return True
+    graph = onnx.load_model_from_string(model).graph
+    makers = {output: node for node in graph.node for output in node.output}
+    constants = {tensor.name: tensor for tensor in graph.initializer}
+    for node in graph.node:
+        if node.op_type not in _LINEAR:
+            continue
+        data, weight = (makers.get(name) for name in node.input[:2])
+        if data is None or data.op_type != "DequantizeLinear":
+            continue
+        if weight is None or weight.op_type != "DequantizeLinear":
+            return False
+        if weight.input[0] in constants and not _fits(constants, data, weight):
+            return False
+    return True
+
+
+def _fits(
+    constants: dict[str, onnx.TensorProto], data: onnx.NodeProto, weight: onnx.NodeProto
+) -> bool:
+    """Whether sums of two products stay within int16, or the machine does not mind."""
+    import onnx
+
+    codes = constants[weight.input[0]]
+    zero = constants.get(data.input[2]) if len(data.input) > 2 else None
+    unsigned = zero is None or zero.data_type == onnx.TensorProto.UINT8
+    if not unsigned or codes.data_type not in (onnx.TensorProto.INT8, onnx.TensorProto.UINT8):
+        return True
+    largest = np.abs(onnx.numpy_helper.to_array(codes).astype(np.int16)).max(initial=0)
+    return bool(largest <= _SEVEN_BITS) or _sums_are_exact()
+
+
+def _sums_are_exact() -> bool:
+    """Whether this machine's 8-bit products go straight to int32."""
+    cpuinfo = Path("/proc/cpuinfo")
+    text = cpuinfo.read_text(encoding="utf-8") if cpuinfo.is_file() else ""
+    return "avx512_vnni" in text or "avx_vnni" in text or "asimddp" in text
