@@ -182,6 +182,7 @@ FUNCTIONS = {
     "hard swish": _middle("y = HardSwish(f)"),
     "leaky relu": _middle("y = LeakyRelu<alpha=0.2>(f)"),
     "elu": _middle("y = Elu(f)"),
+    "exp": _middle("y = Exp(f)"),
     "hard sigmoid": _middle("y = HardSigmoid<alpha=0.2, beta=0.5>(f)"),
     "gelu": _middle("y = Gelu(f)"),
     "gelu by tanh": _middle('y = Gelu<approximate="tanh">(f)'),

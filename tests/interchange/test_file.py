@@ -129,6 +129,17 @@ def test_four_bit_weights_are_bytes() -> None:
     assert program.run(samples(model, 1)[0])[0].shape == (1, 5)
 
 
+def test_four_bit_activations_are_cut_to_their_codes() -> None:
+    """They are bytes on a grid of 16 codes; MAXIMUM and MINIMUM keep to it."""
+    model = build(MIXED)
+    graph = quantize(model, "w4a4")
+    program = Program(tflite.write(graph))
+    assert {"MAXIMUM", "MINIMUM"} <= {*program.kinds}
+    for sample in samples(model, 4, seed=9):
+        off = np.abs(program.run(sample)[0] - run(graph, sample)[0]) / output_scale(graph)
+        assert off.max() < 1.01
+
+
 def activations(data: bytes) -> list[int]:
     """The fused activation of every convolution."""
     subgraph = parsed(data).Subgraphs(0)

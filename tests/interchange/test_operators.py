@@ -44,7 +44,7 @@ OWN_KERNELS_STEPS = 4
 
 #: What XNNPACK does not take in int8, so that a network falls into pieces there.
 NOT_DELEGATED = {
-    "AVERAGE_POOL_2D", "BATCH_MATMUL", "GELU", "HARD_SWISH", "MIRROR_PAD", "PADV2",
+    "AVERAGE_POOL_2D", "BATCH_MATMUL", "EXP", "GELU", "HARD_SWISH", "MIRROR_PAD", "PADV2",
     "RESIZE_NEAREST_NEIGHBOR", "SOFTMAX", "STRIDED_SLICE",
 }  # fmt: skip
 

@@ -87,7 +87,7 @@ OPERATORS: dict[str, OperatorType] = {
     "SUB": OperatorType(41, 2, 28, _ACTIVATION),
     "DIV": OperatorType(42, 1, 29, _ACTIVATION),
     "STRIDED_SLICE": OperatorType(45, 2, 32),
-    "EXP": OperatorType(47, 1),
+    "EXP": OperatorType(47, 2),
     "MAXIMUM": OperatorType(55, 2),
     "MINIMUM": OperatorType(57, 2),
     "PADV2": OperatorType(60, 2),

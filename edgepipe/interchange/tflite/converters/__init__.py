@@ -23,7 +23,6 @@ CONVERTERS: dict[str, Callable[[Translation, Step], None]] = {
     "Relu": elementwise.clip,
     "Clip": elementwise.clip,
     "HardSigmoid": elementwise.hard_sigmoid,
-    "Exp": elementwise.exponential,
     "Softmax": elementwise.softmax,
     **dict.fromkeys(elementwise.FUNCTIONS, elementwise.function),
     "Reshape": movement.reshape,

@@ -23,6 +23,7 @@ FUNCTIONS: dict[str, tuple[str, Grid | None]] = {
     "LeakyRelu": ("LEAKY_RELU", None),
     "Elu": ("ELU", None),
     "Gelu": ("GELU", None),
+    "Exp": ("EXP", None),
 }
 BINARY = {"Add": "ADD", "Sub": "SUB", "Mul": "MUL"}
 SOFTMAX_GRID = Grid(1 / 256, -128)
@@ -104,14 +105,6 @@ def binary(t: Translation, step: Step) -> None:
     if kind == "DIV" and step.result.grid is not None:
         raise unsupported(node, "tflite has no division of int8 tensors")
     t.write(step, kind, operands, Place(0, step.shape, step.result.grid, last))
-
-
-def exponential(t: Translation, step: Step) -> None:
-    """Exp of floats."""
-    if step.result.grid is not None:
-        raise unsupported(step.node, "tflite interpreters disagree on exponentials of int8 tensors")
-    x = t.operand(step, step.node.inputs[0])
-    t.write(step, "EXP", [x], x)
 
 
 def softmax(t: Translation, step: Step) -> None:
