@@ -20,9 +20,10 @@ def open_session(model: bytes, severity: int = 3) -> onnxruntime.InferenceSessio
     """A session on one thread of the CPU. Raises what ONNX Runtime raises for a bad model.
 
     By itself ONNX Runtime computes Q/DQ models with integer kernels, rounding as edgepipe does.
-    Twice that is something else than the model says, and float operators between roundings are
-    asked for instead (``session.disable_quant_qdq``): it takes float weights between Q/DQ pairs
-    for 8-bit ones, and on x86 without VNNI its sums of uint8 × int8 products saturate.
+    Three times that is something else than the model says, and float operators between roundings
+    are asked for instead (``session.disable_quant_qdq``): it rounds float weights between Q/DQ
+    pairs to 8 bits, and float activations of dequantised weights too (MatMulNBits), and on x86
+    without VNNI its sums of uint8 × int8 products saturate.
     """
     import onnxruntime
 
@@ -46,14 +47,18 @@ def _integer_kernels_are_exact(model: bytes) -> bool:
     for node in graph.node:
         if node.op_type not in _LINEAR:
             continue
-        data, weight = (makers.get(name) for name in node.input[:2])
-        if data is None or data.op_type != "DequantizeLinear":
+        data, weight = (_dequantize(makers.get(name)) for name in node.input[:2])
+        if data is None and weight is None:
             continue
-        if weight is None or weight.op_type != "DequantizeLinear":
+        if data is None or weight is None:
             return False
         if weight.input[0] in constants and not _fits(constants, data, weight):
             return False
     return True
+
+
+def _dequantize(node: onnx.NodeProto | None) -> onnx.NodeProto | None:
+    return node if node is not None and node.op_type == "DequantizeLinear" else None
 
 
 def _fits(

@@ -73,7 +73,7 @@ class StepTally:
                 StepReport(
                     name,
                     step,
-                    steps.share_within(step),
+                    float(steps.share_within(step)),
                     0.0 if steps.largest == 0.0 else largest,
                     self.distances[name].snr_db,
                 )
