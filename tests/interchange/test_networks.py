@@ -109,6 +109,35 @@ def test_it_agrees_with_the_float_network(name: str, shared_models: Path) -> Non
     assert (expected.argmax(1) == found.argmax(1)).mean() >= 0.94
 
 
+def test_a_graph_quantized_elsewhere(shared_models: Path, tmp_path: Path) -> None:
+    """ONNX Runtime's own quantizer, uint8 activations: its scales are kept."""
+    from onnxruntime.quantization import (
+        CalibrationDataReader,
+        QuantFormat,
+        QuantType,
+        quantize_static,
+    )
+
+    feeds = iter(images(shared_models, "ic_resnet8", "train5000", 16))
+
+    class Reader(CalibrationDataReader):
+        def get_next(self) -> dict[str, Array] | None:
+            return next(feeds, None)
+
+    path = tmp_path / "quantized.onnx"
+    quantize_static(
+        str(shared_models / "ic_resnet8.onnx"), str(path), Reader(),
+        quant_format=QuantFormat.QDQ, per_channel=True,
+        activation_type=QuantType.QUInt8, weight_type=QuantType.QInt8,
+    )  # fmt: skip
+    graph = passes.run(importer.load(path).model, context())
+    program = Program(tflite.write(graph))
+    assert program.wholly_delegated()
+    for sample in images(shared_models, "ic_resnet8", "val2000", 8):
+        off = np.abs(program.run(sample)[0] - run(graph, sample)[0]) / output_scale(graph)
+        assert off.max() < STEPS["ic_resnet8"] + 0.01
+
+
 def test_two_outputs_behind_floats(shared_models: Path) -> None:
     """A detector: boxes are decoded in float behind the last integer operator."""
     model = load(shared_models, "ultraface_rfb320")

@@ -110,38 +110,46 @@ def weights_of(node: ir.Node, axis: int) -> tuple[Array, Array]:
         raise unsupported(node, "its weight codes are not symmetric int8 or int4")
     scale = constant(restore.inputs[1])
     assert scale is not None
-    if scale.ndim == 1 and restore.attributes.get_int("axis", 1) % codes.ndim != axis:
+    if scale.size > 1 and restore.attributes.get_int("axis", 1) % codes.ndim != axis:
         raise unsupported(node, "its weight scales do not belong to output channels")
     scales = np.broadcast_to(np.asarray(scale, np.float32).reshape(-1), (codes.shape[axis],))
     return codes.astype(np.int8), scales.copy()
 
 
+def is_constant(value: ir.Value | None) -> bool:
+    """Whether a value is known, behind a DequantizeLinear too."""
+    node = value.producer() if value is not None else None
+    behind = node is not None and is_op(node, "DequantizeLinear")
+    return constant(value) is not None or (
+        behind and node is not None and constant(node.inputs[0]) is not None
+    )
+
+
 def constant_of(value: ir.Value | None) -> Array | None:
-    """A constant as float64 (or its own integers), behind a DequantizeLinear too."""
-    if value is None:
-        return None
+    """A constant as it is, or as float64 where a DequantizeLinear restores it."""
     held = constant(value)
-    if held is not None:
+    if held is not None or value is None or not is_constant(value):
         return held
     node = value.producer()
-    codes = (
-        constant(node.inputs[0]) if node is not None and is_op(node, "DequantizeLinear") else None
+    assert node is not None
+    codes, scale, zero = (
+        constant(node.inputs[i]) if len(node.inputs) > i else None for i in range(3)
     )
-    if node is None or codes is None:
-        return None
-    scale = constant(node.inputs[1])
-    assert scale is not None
+    assert codes is not None and scale is not None
     shape: list[int] = [1] * codes.ndim
     if scale.ndim == 1 and codes.ndim:
         shape[node.attributes.get_int("axis", 1) % codes.ndim] = -1
-    product: Array = codes.astype(np.float64) * scale.astype(np.float64).reshape(shape)
+    moved = codes.astype(np.float64)
+    if zero is not None:
+        moved = moved - zero.astype(np.float64).reshape(shape)
+    product: Array = moved * scale.astype(np.float64).reshape(shape)
     return product
 
 
 def bias_behind(node: ir.Node, width: int) -> tuple[Any, ir.Node] | None:
     """The constant [width] that an Add puts on a MatMul by a constant, and the Add."""
     add = only_user(node.outputs[0])
-    if add is None or not is_op(add, "Add") or constant_of(node.inputs[1]) is None:
+    if add is None or not is_op(add, "Add") or not is_constant(node.inputs[1]):
         return None
     other = next((v for v in add.inputs if v is not node.outputs[0]), None)
     held = constant_of(other)

@@ -11,7 +11,7 @@ import numpy as np
 
 from edgepipe.interchange.tflite.layout import Place
 from edgepipe.interchange.tflite.network import Grid
-from edgepipe.interchange.tflite.reading import constant_of, unsupported
+from edgepipe.interchange.tflite.reading import constant_of, is_constant, unsupported
 from edgepipe.interchange.tflite.translation import Step, Translation
 from edgepipe.quantization.graph import bounds, name_of
 
@@ -89,14 +89,14 @@ def hard_sigmoid(t: Translation, step: Step) -> None:
 def binary(t: Translation, step: Step) -> None:
     """Add, Sub, Mul (and Div of floats) of two tensors, or of one and a constant."""
     node = step.node
-    constants = [constant_of(value) for value in node.inputs]
-    tensors = [v for v, c in zip(node.inputs, constants, strict=True) if c is None]
+    tensors = [value for value in node.inputs if not is_constant(value)]
     rank = len(step.shape)
     last = rank in (3, 4) and any(t.is_last(value) for value in tensors)
     if any(len(t.read(value).shape) != rank for value in tensors):
         last = False
     operands: list[Place | int] = []
-    for value, array in zip(node.inputs, constants, strict=True):
+    for value in node.inputs:
+        array = constant_of(value)
         if array is None:
             operands.append(t.operand(step, value, last))
         else:

@@ -10,7 +10,7 @@ import onnx_ir as ir
 from edgepipe.interchange.tflite import schema
 from edgepipe.interchange.tflite.layout import Place
 from edgepipe.interchange.tflite.network import Array
-from edgepipe.interchange.tflite.reading import constant_of, unsupported, weights_of
+from edgepipe.interchange.tflite.reading import constant_of, is_constant, unsupported, weights_of
 from edgepipe.interchange.tflite.translation import Step, Translation
 from edgepipe.interchange.tflite.windows import Windows, padded
 from edgepipe.quantization.graph import is_op
@@ -88,7 +88,7 @@ def dense(t: Translation, step: Step) -> None:
     """Gemm, and MatMul by a constant → FULLY_CONNECTED; MatMul of two activations →
     BATCH_MATMUL."""
     node = step.node
-    if node.op_type == "MatMul" and constant_of(node.inputs[1]) is None:
+    if node.op_type == "MatMul" and not is_constant(node.inputs[1]):
         a, b = (t.codes(step, value, channels_last=False) for value in node.inputs)
         t.write(step, "BATCH_MATMUL", [a, b], Place(0, step.shape, step.grid))
         return
@@ -114,11 +114,7 @@ def dense(t: Translation, step: Step) -> None:
 
 def takes_any_order(node: ir.Node, position: int) -> bool:
     """Whether ``dense`` can permute the features of this input in its weights."""
-    return (
-        position == 0
-        and is_op(node, "Gemm", "MatMul")
-        and (constant_of(node.inputs[1]) is not None)
-    )
+    return position == 0 and is_op(node, "Gemm", "MatMul") and is_constant(node.inputs[1])
 
 
 def _reordered(matrix: Array, flattened: tuple[int, int, int]) -> Array:
