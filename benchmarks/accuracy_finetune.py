@@ -10,7 +10,8 @@ Figures: accuracy on cifar10_val2000, by ONNX Runtime on the graph that results 
 quantized); "calibrated" is the recipe on the network of 1 without training. One image is 0.05
 points; two equally good networks differ by half a point on 2000 images. Rates and the share of
 the teacher were chosen on 1000 of the training images. Seconds are CPU seconds of
-``finetune.run``, one thread, calibration included.
+``finetune.run``, one thread, calibration included. With ``--checkpoints DIR`` an interrupted
+measurement goes on there (seconds are then of the last part).
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ from edgepipe.target import Target
 NETWORKS = ("ic_resnet8", "cifar_resnet20")
 RECIPES = ("w4a8", "w4a4")
 #: Epochs of either stage.
-EPOCHS = {"ic_resnet8": 6, "cifar_resnet20": 3}
+EPOCHS = {"ic_resnet8": 6, "cifar_resnet20": 2}
 FIRST = FinetuneSettings(augmentation="shift_flip")
 SECOND = replace(FIRST, learning_rate=2e-3, distillation=0.5)
 SAMPLES = 512
@@ -82,8 +83,16 @@ class Measurement:
         return model, time.process_time() - start
 
 
-def measure(measured: Measurement, network: str, recipes: list[str], epochs: int) -> None:
+def measure(
+    measured: Measurement, network: str, recipes: list[str], epochs: int, folder: Path | None
+) -> None:
     """Print the lines of one network."""
+
+    def tuned(
+        graph: ir.Model, recipe: str | None, settings: FinetuneSettings, name: str
+    ) -> tuple[ir.Model, float]:
+        kept = None if folder is None else folder / f"{network}-{name}"
+        return measured.tuned(graph, recipe, replace(settings, epochs=epochs, checkpoint=kept))
 
     def line(what: str, calibrated: str, after: float, change: str, seconds: float) -> None:
         print(
@@ -92,14 +101,15 @@ def measure(measured: Measurement, network: str, recipes: list[str], epochs: int
         )
 
     line("float", "", measured.accuracy(measured.graph), "", 0)
-    first, seconds = measured.tuned(measured.graph, None, replace(FIRST, epochs=epochs))
+    first, seconds = tuned(measured.graph, None, FIRST, "stage1")
     line("float, stage 1", "", measured.accuracy(first), "", seconds)
-    again, seconds = measured.tuned(first, None, replace(SECOND, epochs=epochs))
+    again, seconds = tuned(first, None, SECOND, "stage2")
     reference = measured.accuracy(again)
     line("float, stage 2", "", reference, "", seconds)
     for recipe in recipes:
-        model, seconds = measured.tuned(first, recipe, replace(SECOND, epochs=epochs))
+        model, seconds = tuned(first, recipe, SECOND, recipe)
         after = measured.accuracy(model)
+        progress(f"{recipe} tuned: {after:.2f}")
         plain = measured.calibrated(first, recipe)
         line(recipe, f"{plain:.2f}", after, f"{after - reference:+.2f}", seconds)
 
@@ -113,6 +123,7 @@ def main() -> None:
     parser.add_argument("--networks", default=",".join(NETWORKS))
     parser.add_argument("--recipes", default=",".join(RECIPES))
     parser.add_argument("--epochs", type=int)
+    parser.add_argument("--checkpoints", type=Path, metavar="DIR")
     arguments = parser.parse_args()
     import torch
 
@@ -123,7 +134,8 @@ def main() -> None:
     for network in arguments.networks.split(","):
         measured = Measurement(arguments.shared, network)
         epochs = arguments.epochs or EPOCHS[network]
-        measure(measured, network, arguments.recipes.split(","), epochs)
+        recipes = arguments.recipes.split(",")
+        measure(measured, network, recipes, epochs, arguments.checkpoints)
 
 
 if __name__ == "__main__":
