@@ -28,7 +28,7 @@ from edgepipe.kernels.ops import ConvOp, Op
 from edgepipe.kernels.output import finish, signature
 from edgepipe.kernels.template import KernelTemplate, Knobs
 from edgepipe.kernels.unpack import TileWeights, half_conversion
-from edgepipe.kernels.weights import WeightFormat, grown, store, store_grouped
+from edgepipe.kernels.weights import WeightFormat, grouped, grown, store
 from edgepipe.target import Target
 
 #: Weights up to this many bytes stay in the first-level cache while pixels stream past.
@@ -64,6 +64,8 @@ def tile(target: Target, blocks: int, pixels: int, weights: WeightFormat) -> tup
         choices = [(6, 4), (7, 3), (8, 2), (14, 1)] if weights.plain else [(8, 2), (14, 1)]
     elif target.arch == "arm":
         choices = [(4, 2), (6, 1)]
+    elif weights.coded:  # unpacking takes a register or two
+        choices = [(5, 2), (3, 3), (12, 1)]
     else:
         choices = [(6, 2), (4, 3), (12, 1)]
     fitting = [c for c in choices if blocks % c[1] == 0]
@@ -118,7 +120,8 @@ def pack(op: ConvOp, knobs: Knobs, arrays: Sequence[np.ndarray]) -> list[np.ndar
             for a in (weight, scale[0])
         )
         starts = range(0, channels, width)
-        return [*store_grouped(op.weights, codes, scales, starts, width), padded_bias]
+        rows, factors = grouped(op.weights, codes, scales, starts, width)
+        return [store(op.weights, rows), factors, padded_bias]
     spread = np.zeros((channels, ci_blocks * x_lanes, kh, kw), weight.dtype)
     spread[:co, :ci] = weight
     tiles = spread.reshape(-1, width, ci_blocks, x_lanes, kh, kw)
@@ -218,11 +221,12 @@ class _Emission:
         elif _taps_outside(self.op, self.knobs):
             with loop(kh) as ky, loop(kw) as kx, loop(channels) as c:
                 where = (c // x_lanes, ky, kx)
-                self.multiply_add(acc, at, where, (ky * kw + kx) * channels + c, c % x_lanes)
+                number = (ky * kw + kx) * channels + c
+                self.multiply_add(acc, at, where, (number, 0), c % x_lanes)
         elif self.knobs["channel_loop"]:
             with loop(channels * taps) as t:
                 where = (t // taps, t % taps // kw, t % kw)
-                self.multiply_add(acc, at, where, t, 0)
+                self.multiply_add(acc, at, where, (t, 0), 0)
         elif x_lanes == 1 and taps <= 9 and self.ci_blocks > 1:
             # From NCHW there is one scalar per tap: unroll the taps so that the loop has a body.
             with loop(self.ci_blocks) as block:
@@ -269,20 +273,20 @@ class _Emission:
                 inputs[i] = load(self.source, self.input_offset(at, where, i), count)
         for lane in range(count):
             place = lane if inputs is not None else first + lane
-            self.multiply_add(acc, at, where, number + lane, place, inputs)
+            self.multiply_add(acc, at, where, (number, lane), place, inputs)
 
     def multiply_add(
         self,
         acc: Registers,
         at: tuple[Any, ...],
         where: tuple[Any, ...],
-        number: Any,
+        number: tuple[Any, int],
         lane: Any,
         inputs: Registers | None = None,
     ) -> None:
-        """One input channel of every pixel times weight row ``number`` of the tile."""
+        """One input channel of every pixel times a weight row of the tile, (first, offset)."""
         lanes = self.op.y.lanes
-        weights = self.weights.row(at[1] * _rows(self.op) + number)
+        weights = self.weights.row(at[1] * _rows(self.op) + number[0], number[1])
         tile_places = [(i, j) for i in range(self.pixels) for j in range(self.blocks)]
         if inputs is not None:  # the scalars are in registers: one weight at a time fits as well
             tile_places.sort(key=lambda place: place[1])

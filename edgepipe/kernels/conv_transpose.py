@@ -29,7 +29,7 @@ from edgepipe.kernels.ops import ConvTransposeOp, Op
 from edgepipe.kernels.output import finish, signature
 from edgepipe.kernels.template import KernelTemplate, Knobs
 from edgepipe.kernels.unpack import TileWeights, half_conversion
-from edgepipe.kernels.weights import grown, store, store_grouped
+from edgepipe.kernels.weights import grouped, grown, store
 from edgepipe.target import Target
 
 
@@ -76,21 +76,22 @@ def pack(op: ConvTransposeOp, knobs: Knobs, arrays: Sequence[np.ndarray]) -> lis
     if op.weights.group:
         starts = range(0, channels, width)
         parts = [
-            store_grouped(op.weights, taps_of(weight, t), taps_of(scale[0], t), starts, width)
+            grouped(op.weights, taps_of(weight, t), taps_of(scale[0], t), starts, width)
             for t in phases
         ]
-        joined = [
-            np.concatenate([a.reshape(-1) for a in same]) for same in zip(*parts, strict=True)
-        ]
-        return [*joined, padded_bias]
+        rows, factors = (
+            np.concatenate([part.reshape(-1, width) for part in same])
+            for same in zip(*parts, strict=True)
+        )
+        return [store(op.weights, rows), factors, padded_bias]
     lanes_filled = np.zeros((op.x.blocks * op.x.lanes, *weight.shape[1:]), weight.dtype)
     lanes_filled[: len(weight)] = weight
-    rows = []
+    tiles = []
     for taps in phases:
-        tiles = taps_of(lanes_filled, taps).reshape(len(taps), op.x.blocks, op.x.lanes, -1, width)
-        rows.append(store(op.weights, tiles.transpose(3, 1, 0, 2, 4)).reshape(-1))
+        split = taps_of(lanes_filled, taps).reshape(len(taps), op.x.blocks, op.x.lanes, -1, width)
+        tiles.append(split.transpose(3, 1, 0, 2, 4).reshape(-1, width))
     scales = [grown(np.asarray(s, np.float32), channels) for s in scale]
-    return [np.concatenate(rows), *scales, padded_bias]
+    return [store(op.weights, np.concatenate(tiles)), *scales, padded_bias]
 
 
 def _rows(op: ConvTransposeOp, taps: list[Tap]) -> int:
@@ -181,7 +182,7 @@ class _Emission:
             for number, tap in enumerate(taps):
                 first = self.first_row + ((at[1] * x.blocks + block) * len(taps) + number) * x.lanes
                 for lane in range(x.lanes):
-                    self.multiply_add(acc, at, tap, (block, lane), first + lane)
+                    self.multiply_add(acc, at, tap, (block, lane), (first, lane))
 
     def accumulate_groups(self, acc: Registers, at: tuple[Any, ...], taps: list[Tap]) -> None:
         """The same sum with a scale per tap and group."""
@@ -196,15 +197,20 @@ class _Emission:
                         c = run.channel + g * run.size + part * step
                         for lane in range(step):
                             where = (c // x.lanes, c % x.lanes + lane)
-                            self.multiply_add(acc, at, tap, where, row + c + lane)
+                            self.multiply_add(acc, at, tap, where, (row + c, lane))
                     self.weights.end_group(acc, factor + run.group + g)
 
     def multiply_add(
-        self, acc: Registers, at: tuple[Any, ...], tap: Tap, where: tuple[Any, Any], number: Any
+        self,
+        acc: Registers,
+        at: tuple[Any, ...],
+        tap: Tap,
+        where: tuple[Any, Any],
+        number: tuple[Any, int],
     ) -> None:
-        """Input channel ``where`` (block, lane) of every pixel times weight row ``number``."""
+        """Input channel ``where`` (block, lane) of every pixel times row ``number`` (two parts)."""
         (n, _, row, start), (_, _, dy, dx), lanes = at, tap, self.op.y.lanes
-        weights = self.weights.row(number)
+        weights = self.weights.row(*number)
         for i in range(acc.count // self.blocks):
             scalar = self.source[self.op.x.offset(n, where[0], row + dy, start + i + dx) + where[1]]
             for j in range(self.blocks):

@@ -87,7 +87,7 @@ def emit(op: ConvOp, knobs: Knobs) -> Any:
                 tap = ky * kw + kx
                 if kept is not None:
                     return kept[tap]
-                return weights.row(block * kh * kw + tap)[0]
+                return weights.row(block * kh * kw, tap)[0]
 
             acc = Registers(rows * columns, lanes)
             for at in range(rows * columns):
@@ -127,7 +127,7 @@ def emit(op: ConvOp, knobs: Knobs) -> Any:
             if knobs["keep_weights"]:
                 kept = Registers(kh * kw, lanes)
                 for tap in range(kh * kw):
-                    (vector,) = weights.row(block * kh * kw + tap)
+                    (vector,) = weights.row(block * kh * kw, tap)
                     kept[tap] = weights.finished(vector, block * lanes, None)
             with loop(-(-y.h // rows)) as row_tile, loop(-(-y.w // columns)) as column_tile:
                 # The last tile of a dimension overlaps its neighbour.

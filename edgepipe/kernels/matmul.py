@@ -27,7 +27,7 @@ from edgepipe.kernels.epilogue import apply
 from edgepipe.kernels.ops import MatmulOp, Op
 from edgepipe.kernels.template import KernelTemplate, Knobs
 from edgepipe.kernels.unpack import TileWeights, half_conversion
-from edgepipe.kernels.weights import WeightFormat, store_grouped
+from edgepipe.kernels.weights import WeightFormat, grouped
 from edgepipe.kernels.weights import store as store_rows
 from edgepipe.target import Target
 
@@ -66,7 +66,7 @@ def default(op: MatmulOp, target: Target) -> Knobs:
         "rows": min(rows, op.m),
         "blocks": min(blocks, wide),
         # As for convolutions, an unrolled body spills in WebAssembly.
-        "unroll": 1 if target.kind == "wasm" else min(4, op.k),
+        "unroll": 1 if target.kind == "wasm" else min(8 if op.weights.kind == "int4" else 4, op.k),
         "by_element": arm and lanes == 4,
         "fused": arm,
         "half": half_conversion(target),
@@ -89,7 +89,8 @@ def pack(op: MatmulOp, knobs: Knobs, arrays: Sequence[np.ndarray]) -> list[np.nd
     starts = _tile_starts(op.n, width)
     if op.weights.group:
         scale, *rest = rest
-        return [*store_grouped(op.weights, weight[None], scale[None], starts, width), *rest]
+        rows, factors = grouped(op.weights, weight[None], scale[None], starts, width)
+        return [store_rows(op.weights, rows), factors, *rest]
     tiles = np.stack([weight[:, start : start + width] for start in starts])
     return [store_rows(op.weights, tiles), *(np.asarray(a, np.float32) for a in rest)]
 
@@ -174,7 +175,7 @@ class _Emission:
                 inputs[i] = load(self.a, self.a_offset(at, i, k), lanes)
             places.sort(key=lambda place: place[1])  # one weight at a time, as in convolutions
         for u in range(count):
-            vectors = self.b_vectors(at, k + u)
+            vectors = self.b_vectors(at, k, u)
             for i, j in places:
                 if inputs is None:
                     scalar = self.a[self.a_offset(at, i, k + u)]
@@ -187,13 +188,13 @@ class _Emission:
         batch = at[0] if self.op.a_batched else 0
         return (batch * self.op.m + at[2] + i) * self.op.k + k
 
-    def b_vectors(self, at: tuple[Any, Any, Any, Any], k: Any) -> list[Any]:
-        """Row k of the right operand in the columns of the tile."""
+    def b_vectors(self, at: tuple[Any, Any, Any, Any], k: Any, u: int) -> list[Any]:
+        """Row k + u of the right operand in the columns of the tile."""
         batch, tile, _, column = at
         if self.op.constant:
-            return self.weights.row(tile * self.op.k + k)
+            return self.weights.row(tile * self.op.k + k, u)
         batch = batch if self.op.b_batched else 0
-        first = (batch * self.op.k + k) * self.op.n + column
+        first = (batch * self.op.k + k + u) * self.op.n + column
         return [load(self.b, first + j * self.lanes, self.lanes) for j in range(self.blocks)]
 
     def finish(self, acc: Registers, at: tuple[Any, Any, Any, Any]) -> None:

@@ -8,14 +8,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from tvm import tirx
+from tvm import sym, tirx
 
 from edgepipe.kernels.builder import Registers, float32, fma, load, splat, store
-from edgepipe.kernels.weights import WeightFormat
+from edgepipe.kernels.weights import NIBBLES, WeightFormat
 from edgepipe.target import Target
 
 #: Elements converted at once: what fills a 16-byte load, at most.
-_CHUNK = {"float16": 8, "int8": 16, "int4": 16}
+_CHUNK = {"float16": 8, "int8": 16}
 
 
 def half_conversion(target: Target) -> str:
@@ -53,6 +53,14 @@ def _int32(value: int, lanes: int) -> Any:
     return splat(tirx.const(value, "int32"), lanes)
 
 
+def _remainder(index: Any, divisor: int) -> Any:
+    """``index % divisor``, as an int where it is the same in every iteration."""
+    if isinstance(index, int):
+        return index % divisor
+    found = sym.Analyzer().simplify(tirx.floormod(index, divisor))
+    return int(found) if isinstance(found, tirx.IntImm) else found
+
+
 class TileWeights:
     """Reads the weights of one kernel: ``buffers`` as ``WeightFormat.arguments`` lists them.
 
@@ -72,35 +80,55 @@ class TileWeights:
         self.blocks, self.lanes = shape
         self.width = self.blocks * self.lanes
 
-    def row(self, number: Any) -> list[Any]:
-        """The vectors of row ``number``, without scale."""
-        elements = self.format.row_elements(self.width)
-        base = number * elements
+    def row(self, first: Any, offset: int = 0) -> list[Any]:
+        """The vectors of row ``first + offset``, without scale.
+
+        Rows that are read together share ``first``: 4-bit codes share words.
+        """
+        if self.format.kind == "int4":
+            return self._nibbles(first, offset)
+        base = (first + offset) * self.width
         if self.format.plain:
             return [
                 load(self.buffer, base + j * self.lanes, self.lanes) for j in range(self.blocks)
             ]
         vectors = Registers(self.blocks, self.lanes)
         limit = 4 if self.conversion == "neon" else _CHUNK[self.format.kind]
-        chunk = min(limit, elements & -elements)  # the largest power of two that divides it
-        for start in range(0, elements, chunk):
+        chunk = min(limit, self.width & -self.width)  # the largest power of two that divides it
+        for start in range(0, self.width, chunk):
             raw = load(self.buffer, base + start, chunk)
-            for place, value in self._floats(raw, chunk, elements):
-                if start + place < self.width:
-                    store(vectors.buffer, start + place, value, chunk)
+            store(vectors.buffer, start, self._floats(raw, chunk), chunk)
         return [vectors[j] for j in range(self.blocks)]
 
-    def _floats(self, raw: Any, lanes: int, half_row: int) -> list[tuple[int, Any]]:
-        """Float vectors of what was loaded, and how far to the right of it each belongs."""
+    def _floats(self, raw: Any, lanes: int) -> Any:
         if self.format.kind == "float16":
-            return [(0, half_to_float(raw, lanes, self.conversion))]
-        wide = tirx.Cast(_typed("int32", lanes), raw)
-        if self.format.kind == "int8":
-            return [(0, tirx.Cast(_typed("float32", lanes), wide))]
-        low = (wide << _int32(28, lanes)) >> _int32(28, lanes)
-        high = wide >> _int32(4, lanes)
-        as_float = _typed("float32", lanes)
-        return [(0, tirx.Cast(as_float, low)), (half_row, tirx.Cast(as_float, high))]
+            return half_to_float(raw, lanes, self.conversion)
+        # Named in two steps: some back ends have no direct conversion.
+        return tirx.Cast(_typed("float32", lanes), tirx.Cast(_typed("int32", lanes), raw))
+
+    def _nibbles(self, first: Any, offset: int) -> list[Any]:
+        """One row out of the words of eight: up to the sign, and down again."""
+        words = [
+            load(self.buffer, (first + offset) // NIBBLES * self.width + j * self.lanes, self.lanes)
+            for j in range(self.blocks)
+        ]
+        vectors = Registers(self.blocks, self.lanes)
+        for j, word in enumerate(words):
+            code = self._raised(word, first, offset) >> _int32(28, self.lanes)
+            vectors[j] = tirx.Cast(_typed("float32", self.lanes), code)
+        return [vectors[j] for j in range(self.blocks)]
+
+    def _raised(self, word: Any, first: Any, offset: int) -> Any:
+        """``word`` shifted so that the nibble of row ``first + offset`` is on top."""
+        place = _remainder(first + offset, NIBBLES)
+        if isinstance(place, int):
+            return word << _int32(28 - 4 * place, self.lanes)
+        if offset < NIBBLES // 2 and _remainder(first, NIBBLES // 2) == 0:
+            # Four rows lie in one half of the word: choosing it is the same for all of them.
+            half = tirx.Cast("int32", first) // 4 % 2
+            chosen = word << splat(tirx.const(16, "int32") - half * 16, self.lanes)
+            return chosen << _int32(12 - 4 * offset, self.lanes)
+        return word << splat(tirx.const(28, "int32") - tirx.Cast("int32", place) * 4, self.lanes)
 
     def start(self, bias: Any) -> Any:
         """What an accumulator begins with; ``bias`` is None for none."""

@@ -9,8 +9,8 @@ loop only converts them; scales act on accumulators:
   scale*. Where a group ends they are multiplied by the ratio of its scale to the next one's, at
   the end by the last scale. That takes no second set of accumulators.
 
-4-bit codes are two per byte: the first half of a row in the low nibbles, the second in the high
-ones, so that one load gives whole vectors of both.
+4-bit codes are eight to an int32, of eight consecutive rows, the first in the lowest bits: a
+vector of words gives every row by shifts alone, without widening.
 """
 
 from __future__ import annotations
@@ -23,6 +23,8 @@ import numpy as np
 #: Scales below this share of their channel's largest are lifted to it, their codes to zero: what
 #: they contribute is far below float32, and ratios of scales stay finite.
 _LEAST_SHARE = 2.0**-64
+#: 4-bit codes in a word.
+NIBBLES = 8
 
 
 @dataclass(frozen=True)
@@ -65,16 +67,12 @@ class WeightFormat:
     @property
     def dtype(self) -> str:
         """Element type of the packed array. Halves are raw bits: not every back end has a half."""
-        return {"float32": "float32", "float16": "int16"}.get(self.kind, "int8")
+        return {"float32": "float32", "float16": "int16", "int4": "int32"}.get(self.kind, "int8")
 
     @property
     def arrays(self) -> int:
         """Number of packed arrays: rows, then the factors of accumulators."""
         return 1 + self.coded
-
-    def row_elements(self, width: int) -> int:
-        """Elements of ``dtype`` that a row of ``width`` weights takes."""
-        return -(-width // 2) if self.kind == "int4" else width
 
     def groups(self, channels: int) -> int:
         """Groups of one tap."""
@@ -88,7 +86,8 @@ class WeightFormat:
 
     def arguments(self, rows: int, width: int, factors: int) -> list[tuple[str, int, str]]:
         """Kernel arguments for so many rows of ``width``, and factors of accumulators."""
-        found = [("w", rows * self.row_elements(width), self.dtype)]
+        packed = -(-rows // NIBBLES) if self.kind == "int4" else rows
+        found = [("w", packed * width, self.dtype)]
         return found + ([("s", factors, "float32")] if self.coded else [])
 
     def __str__(self) -> str:
@@ -101,21 +100,25 @@ FLOAT32 = WeightFormat()
 
 
 def store(format: WeightFormat, rows: np.ndarray) -> np.ndarray:
-    """Rows ``[..., width]`` of weights or codes → the packed array, ``[..., row elements]``."""
+    """Rows ``[..., width]`` of weights or codes → the packed array ``[rows, width]``.
+
+    For 4 bits ``[ceil(rows / 8), width]``, rows counted through all leading axes.
+    """
+    rows = rows.reshape(-1, rows.shape[-1])
     if format.kind == "float32":
         return np.ascontiguousarray(rows, np.float32)
     if format.kind == "float16":
         return np.ascontiguousarray(rows, np.float16).view(np.int16)
     if format.kind == "int8":
         return np.ascontiguousarray(rows, np.int8)
-    half = format.row_elements(rows.shape[-1])
-    codes = rows.astype(np.uint8) & 15
-    high = np.zeros((*rows.shape[:-1], half), np.uint8)
-    high[..., : rows.shape[-1] - half] = codes[..., half:]
-    return (codes[..., :half] | high << 4).view(np.int8)
+    nibbles = np.zeros((-(-len(rows) // NIBBLES), NIBBLES, rows.shape[1]), np.uint32)
+    nibbles.reshape(-1, rows.shape[1])[: len(rows)] = rows.astype(np.uint8) & 15
+    shifts = np.arange(0, 4 * NIBBLES, 4, dtype=np.uint32)[:, None]
+    words: np.ndarray = np.bitwise_or.reduce(nibbles << shifts, axis=1)
+    return words.view(np.int32)
 
 
-def store_grouped(
+def grouped(
     format: WeightFormat,
     codes: np.ndarray,
     scale: np.ndarray,
@@ -125,8 +128,8 @@ def store_grouped(
     """Grouped weights in the order of the loops: taps, groups, channels of a group.
 
     ``codes[taps, ci, co]``, ``scale[taps, groups, co]``; tile t has the columns ``starts[t]`` to
-    ``starts[t] + width``. Returns rows ``[tile, taps * ci]`` and the factors that accumulators
-    are multiplied by after each group, ``[tile, taps * groups, width]``.
+    ``starts[t] + width``. Returns rows to ``store``, ``[tile, taps * ci, width]``, and the factors
+    that accumulators are multiplied by after each group, ``[tile, taps * groups, width]``.
     """
     taps, channels, columns = codes.shape
     usable, dropped = _usable(scale.reshape(-1, columns).astype(np.float64))
@@ -138,7 +141,7 @@ def store_grouped(
     def tiles(matrix: np.ndarray) -> np.ndarray:
         return np.stack([matrix[:, start : start + width] for start in starts])
 
-    return [store(format, tiles(rows)), np.ascontiguousarray(tiles(factors), np.float32)]
+    return [tiles(rows), np.ascontiguousarray(tiles(factors), np.float32)]
 
 
 def _usable(scale: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
