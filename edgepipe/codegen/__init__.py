@@ -31,11 +31,12 @@ def generate(program: Program, context: Context, prefix: str) -> tuple[Plan, dic
     } | flat.copies
     called = {call.function for call in flat.calls}
     symbols = {name: f"{prefix}_{name}" for name in sorted(called)}
-    kernels = {symbols[name]: functions[name] for name in sorted(called)}
 
-    context.progress(f"compiling {len(kernels)} kernels")
+    context.progress(f"compiling {len(called)} kernels")
     objects: dict[str, bytes] = {}
     workspaces: dict[str, list[int]] = {}
     for variant, attributes in {"": (), **context.target.variants}.items():
-        objects[variant], workspaces = build_object(kernels, context.target, attributes)
+        own = program.variants.get(variant, {})
+        chosen = {symbols[name]: own.get(name, functions[name]) for name in sorted(called)}
+        objects[variant], workspaces = build_object(chosen, context.target, attributes)
     return flat.plan(symbols, workspaces), objects

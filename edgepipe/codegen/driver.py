@@ -122,6 +122,8 @@ def wasm_files(plan: Plan, prefix: str, variants: Sequence[str]) -> dict[str, st
         "prefix": prefix,
         "alignment": str(ALIGNMENT),
         "variants": json.dumps(list(variants)),
+        # Whether kernels sum 8-bit products, which not every engine does right.
+        "dot_products": json.dumps(any(k.arithmetic.startswith("int8") for k in plan.audit)),
         "inputs_json": _json_specs(plan.inputs),
         "outputs_json": _json_specs(plan.outputs),
         "input_types": _typescript(plan.inputs),

@@ -169,12 +169,13 @@ def _audit(call: RawCall, audits: dict[str, list[KernelAudit]]) -> KernelAudit:
     entries = audits.get(call.function)
     if entries:
         return entries.pop(0)
+    integer = "integer_" in call.function
     return KernelAudit(
         op=call.function,
         op_type="generic",
         kernel=call.function,
-        arithmetic="as in the model",
-        accumulator="as in the model",
+        arithmetic="int8" if integer else "as in the model",
+        accumulator="int32" if integer else "as in the model",
         macs=0,
     )
 

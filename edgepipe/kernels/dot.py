@@ -17,8 +17,9 @@ from tvm import tirx
 from edgepipe.kernels.builder import Registers, load, splat
 from edgepipe.target import Target
 
-#: Weights of relaxed dot products are stored with this added: the operand has seven bits.
-RELAXED_OFFSET = 64
+#: What is added to stored weights, by bits, where the instruction's operand has no sign: that of
+#: relaxed dot products has seven bits.
+UNSIGNED_OFFSET = {8: 64, 4: 8}
 
 
 def intrinsic(dtype: str, name: str, *args: Any) -> Any:
@@ -63,18 +64,21 @@ class Dot:
         """``operand`` of four bytes that are an int32 in a register already (by element)."""
         return reinterpret(f"int8x{4 * self.lanes}", splat(lane, self.lanes))
 
-    def weight(self, buffer: Any, offset: Any, part: int, offset_by: int) -> Any:
-        """The weights of one part at ``offset``; ``offset_by`` was added to them when stored."""
-        if self.name == "mlal":
-            return load(buffer, offset + part * 16, 16)
+    @property
+    def part_bytes(self) -> int:
+        """Weight bytes of one part of a step."""
+        return self.lanes * self.step // self.parts
+
+    def weight(self, codes: Any, offset: int) -> Any:
+        """``part_bytes`` weights (int8), to which ``offset`` was added, as ``accumulate`` wants
+        them."""
         if self.name != "pairs":
-            return load(buffer, offset, 4 * self.lanes)
-        count = 2 * self.lanes
-        narrow = load(buffer, offset + part * count, count)
-        if offset_by:
-            narrow = reinterpret(f"uint8x{count}", narrow)
-        wide = tirx.Cast(f"int16x{count}", narrow)
-        return wide - splat(tirx.const(offset_by, "int16"), count) if offset_by else wide
+            return codes
+        count = self.part_bytes
+        if offset:
+            codes = reinterpret(f"uint8x{count}", codes)
+        wide = tirx.Cast(f"int16x{count}", codes)
+        return wide - splat(tirx.const(offset, "int16"), count) if offset else wide
 
     def accumulate(self, acc: Any, x: Any, w: Any) -> Any:
         """``acc`` plus the products of one step."""
@@ -109,6 +113,29 @@ def _pairwise(a: Any, b: Any) -> Any:
     """Sums of neighbours of two int32x4 (ADDP)."""
     even, odd = (tirx.Shuffle([a, b], [s, s + 2, s + 4, s + 6]) for s in (0, 1))
     return even + odd
+
+
+def nibble(packed: Any, count: int, which: int, arch: str, offset: int) -> Any:
+    """Weights of four bits from bytes that hold two, as int8: the lower (0) or upper (1) ones.
+
+    With ``offset`` they were stored without sign and stay so.
+    """
+
+    def const(value: int) -> Any:
+        return splat(tirx.const(value, "int8"), count)
+
+    if arch in ("aarch64", "arm"):  # shifts of bytes, with sign
+        if which == 0:
+            packed = tirx.shift_left(packed, const(4))
+        return tirx.shift_right(packed, const(4))
+    if which:
+        bytes_ = tirx.shift_right(
+            reinterpret(f"uint8x{count}", packed), splat(tirx.const(4, "uint8"), count)
+        )
+        value = reinterpret(f"int8x{count}", bytes_)
+    else:
+        value = tirx.bitwise_and(packed, const(15))
+    return value if offset else value - const(8)
 
 
 def multiply_long(arch: str, pairs: Sequence[tuple[Any, Any]], acc: Any) -> Any:
@@ -155,4 +182,4 @@ def named(name: str, lanes: int, signed: bool) -> Dot:
     return _DOTS[name]
 
 
-__all__ = ["RELAXED_OFFSET", "Dot", "Registers", "choose", "intrinsic", "multiply_long", "named"]
+__all__ = ["UNSIGNED_OFFSET", "Dot", "Registers", "choose", "intrinsic", "multiply_long", "named"]

@@ -22,6 +22,7 @@ from edgepipe.kernels.builder import (
     loop,
     minimum,
     splat,
+    store,
     zero_border,
 )
 from edgepipe.kernels.dot import Dot
@@ -81,21 +82,25 @@ def default(op: QConvOp, target: Target) -> Knobs:
     )
     channels = op.y.lanes * op.y.blocks // op.groups
     width = op.y.h * op.y.w if flat else op.y.w
-    pixels, groups = tile(target, chosen.name, width, channels // chosen.lanes)
+    relaxed = target.integer.dot == "relaxed" and op.groups == 1
+    relaxed = relaxed and op.limit <= target.integer.weight_limit
+    way = "relaxed" if relaxed else chosen.name
+    pixels, groups = tile(target, way, width, channels // chosen.lanes)
     if op.groups > 1:  # tiles of one group must not reach into the next
         groups = next(g for g in range(groups, 0, -1) if (channels // chosen.lanes) % g == 0)
     return {
         "dot": chosen.name,
         "lanes": chosen.lanes,
         "signed": chosen.signed,
-        "pixels": pixels,
+        # The plain form has two accumulators where the relaxed one has one.
+        "pixels": max(1, pixels // 2) if relaxed else pixels,
         "groups": groups,
         "flat": flat,
         "arch": target.arch,
-        "unroll": 4 if chosen.name == "sdot" else 1,
+        "unroll": 4 if chosen.name == "sdot" else 1 if op.bits == 8 else 2,
         # Products of int16 that may be added before they are widened.
-        "deep": 2 if op.limit <= 63 else 1,
-        "offset": dot.RELAXED_OFFSET if target.integer.dot == "relaxed" and op.limit < 64 else 0,
+        "deep": {8: 4, 63: 2}.get(op.limit, 1),
+        "offset": dot.UNSIGNED_OFFSET[op.bits] if relaxed else 0,
     }
 
 
@@ -111,6 +116,8 @@ class Geometry:
         self.run_bytes = kw * ci if self.merged else ci
         self.runs = kh if self.merged else kh * kw
         self.steps = -(-self.run_bytes // self.dot.step)
+        if op.bits == 4:  # two steps share their bytes
+            self.steps += self.steps % 2
         self.width: int = knobs["groups"] * self.dot.lanes
         self.channels = op.y.lanes * op.y.blocks
         per_group = self.channels // op.groups
@@ -120,7 +127,7 @@ class Geometry:
     @property
     def tile_bytes(self) -> int:
         """Packed weights of one tile of channels."""
-        return self.runs * self.steps * self.width * self.dot.step
+        return self.runs * self.steps * self.width * self.dot.step * self.op.bits // 8
 
     def starts(self) -> list[int]:
         """First channel of each tile."""
@@ -144,6 +151,11 @@ def pack(op: QConvOp, knobs: Knobs, arrays: Sequence[np.ndarray]) -> list[np.nda
     tiles = np.stack([long[s : s + g.width] for s in g.starts()])
     split = tiles.reshape(g.tiles, g.width, g.runs, g.steps, g.dot.step)
     packed = np.ascontiguousarray(split.transpose(0, 2, 3, 1, 4)) + np.int8(knobs["offset"])
+    if op.bits == 4:
+        # Without sign where shifts with sign are dear.
+        unsigned = knobs["arch"] not in ("aarch64", "arm") and not knobs["offset"]
+        nibbles = (packed + np.int8(8 if unsigned else 0)).view(np.uint8) & 15
+        packed = (nibbles[:, :, ::2] | nibbles[:, :, 1::2] << 4).view(np.int8)
     padded_bias = np.zeros(g.channels, np.int32)
     padded_bias[:co] = centred
     padded = np.zeros(g.channels, np.float32)
@@ -160,9 +172,24 @@ def emit(op: QConvOp, knobs: Knobs) -> Any:
         ("m", g.channels, "float32"),
         *((f"r{i}", r.layout.elements, r.layout.dtype) for i, r in enumerate(op.residuals)),
         ("y", op.y.elements, op.y.dtype),
+        *((f"s{i}", size, "int32") for i, size in enumerate(scratch(op, knobs))),
     ]
     kind = "q_pointwise" if op.kernel == (1, 1) else "q_conv"
     return kernel(kind, arguments, lambda *buffers: _Emission(op, knobs, g, buffers).run())
+
+
+def scratch(op: QConvOp, knobs: Knobs) -> tuple[int, ...]:
+    """Sums of the inputs of every output pixel, which weights with an offset ask for."""
+    return (op.y.h * op.y.w,) if knobs["offset"] else ()
+
+
+def variant(op: QConvOp, knobs: Knobs, name: str) -> Knobs | None:
+    """Relaxed dot products where weights are stored for them."""
+    if name != "relaxed" or not knobs["offset"]:
+        return None
+    # One accumulator where the plain form has two.
+    width = op.y.h * op.y.w if knobs["flat"] else op.y.w
+    return {**knobs, "dot": "relaxed", "pixels": min(2 * knobs["pixels"], width)}
 
 
 class _Emission:
@@ -171,20 +198,41 @@ class _Emission:
     def __init__(self, op: QConvOp, knobs: Knobs, g: Geometry, buffers: Sequence[Any]) -> None:
         self.op, self.knobs, self.g, self.dot = op, knobs, g, g.dot
         self.source, self.weights, self.bias, self.multipliers, *self.rest = buffers
+        self.sums = self.rest.pop() if knobs["offset"] else None
         self.target = self.rest.pop()
         self.pixels, self.groups, self.flat = knobs["pixels"], knobs["groups"], knobs["flat"]
         self.rows, self.columns = (1, op.y.h * op.y.w) if self.flat else (op.y.h, op.y.w)
 
     def run(self) -> None:
         tiles = -(-self.columns // self.pixels)
-        with (
-            loop(self.op.y.n) as n,
-            loop(self.g.tiles) as tile,
-            loop(self.rows) as row,
-            loop(tiles) as column_tile,
-        ):
-            self.register_tile(n, tile, row, column_tile)
+        with loop(self.op.y.n) as n:
+            if self.dot.name == "relaxed":
+                self.input_sums(n)
+            with loop(self.g.tiles) as tile, loop(self.rows) as row, loop(tiles) as column_tile:
+                self.register_tile(n, tile, row, column_tile)
         zero_border(self.op.y, self.target)
+
+    def input_sums(self, n: Any) -> None:
+        """What the offset of the weights adds to every pixel's sums, negated."""
+        offset = splat(tirx.const(self.knobs["offset"], "int8"), 16)
+        whole = self.g.steps % 4 == 0  # sixteen bytes at once, else four, the same in every lane
+        kw = 1 if self.g.merged else self.op.kernel[1]
+        with loop(self.rows) as row, loop(self.columns) as column:
+            acc = Registers(1, 4, "int32")
+            acc[0] = splat(tirx.const(0, "int32"), 4)
+            at = (n, 0, row, column)
+            with (
+                loop(self.op.kernel[0]) as ky,
+                loop(kw) as kx,
+                loop(self.g.steps // 4 if whole else self.g.steps) as s,
+            ):
+                place = self.input_offset(at, (0, ky, kx), 0) + s * (16 if whole else 4)
+                x = load(self.source, place, 16) if whole else self.dot.operand(self.source, place)
+                acc[0] = self.dot.accumulate(acc[0], x, offset)
+            total = acc.lane(0, 0)
+            for lane in range(1, 4 if whole else 1):
+                total = total + acc.lane(0, lane)
+            store(self.sums, row * self.columns + column, tirx.const(0, "int32") - total, 1)
 
     def register_tile(self, n: Any, tile: Any, row: Any, column_tile: Any) -> None:
         """Accumulate ``pixels`` x ``groups`` vectors, then requantise and store."""
@@ -196,8 +244,12 @@ class _Emission:
         for j in range(self.groups):
             first = load(self.bias, channel + j * lanes, lanes) if parts == 1 else zero
             for i in range(self.pixels):
+                value = first
+                if self.dot.name == "relaxed":
+                    correction = self.sums[row * self.columns + start + i]  # type: ignore[index]
+                    value = first + splat(correction, lanes)
                 for p in range(parts):
-                    acc[(i * self.groups + j) * parts + p] = first
+                    acc[(i * self.groups + j) * parts + p] = value
         self.accumulate(acc, n, tile, row, start)
         for i in range(self.pixels):
             at = start + i
@@ -259,8 +311,7 @@ class _Emission:
             ]
             for j in range(self.groups):
                 for p in range(self.dot.parts):
-                    offset = self.weight_offset(at, run, step + u, j)
-                    w = self.dot.weight(self.weights, offset, p, self.knobs["offset"])
+                    w = self.weight(at, run, step, u, j, p)
                     for i in range(self.pixels):
                         r = (i * self.groups + j) * self.dot.parts + p
                         acc[r] = self.dot.accumulate(acc[r], operands[i], w)
@@ -277,15 +328,23 @@ class _Emission:
                 for i in range(self.pixels):
                     pairs = []
                     for u in range(count):
-                        offset = self.weight_offset(at, run, step + u, j)
-                        w = self.dot.weight(self.weights, offset, p, 0)
+                        w = self.weight(at, run, step, u, j, p)
                         pairs.append((inputs[i * count + u], w))
                     r = (i * self.groups + j) * 4 + p
                     acc[r] = dot.multiply_long(self.knobs["arch"], pairs, acc[r])
 
-    def weight_offset(self, at: Any, run: Any, step: Any, j: int) -> Any:
-        number = (at[1] * self.g.runs + run[0]) * self.g.steps + step
-        return (number * self.groups + j) * self.dot.lanes * self.dot.step
+    def weight(self, at: Any, run: Any, step: Any, u: int, j: int, part: int) -> Any:
+        """Weights of one part of step ``step + u``; with 4 bits ``step`` is even."""
+        bits, count = self.op.bits, self.dot.part_bytes
+        steps = self.g.steps * bits // 8
+        local = step + u if bits == 8 else (step * bits // 8) + u // 2
+        if bits == 4 and not isinstance(step, int):
+            local = tirx.floordiv(step, 2) + u // 2
+        number = ((at[1] * self.g.runs + run[0]) * steps + local) * self.groups + j
+        codes = load(self.weights, (number * self.dot.parts + part) * count, count)
+        if bits == 4:
+            codes = dot.nibble(codes, count, u % 2, self.knobs["arch"], self.knobs["offset"])
+        return self.dot.weight(codes, self.knobs["offset"])
 
     def input_offset(self, at: Any, run: Any, pixel: int) -> Any:
         (n, tile, row, start), (_, ky, kx) = at, run
@@ -306,6 +365,8 @@ TEMPLATE = KernelTemplate(
     default=default,
     emit=emit,
     pack=pack,
+    scratch=scratch,
+    variant=variant,
     rank=1,
     arithmetic="int8",
     accumulator="int32",

@@ -39,6 +39,11 @@ class KernelTemplate:
         lambda op, knobs, arrays: list(arrays)
     )
     knobs: Callable[[Any, Target], list[Knobs]] = lambda op, target: []
+    #: int32 elements of buffers that a kernel needs for itself; they follow the output.
+    scratch: Callable[[Any, Knobs], tuple[int, ...]] = lambda op, knobs: ()
+    #: Knobs of the kernel in a variant of the bundle's code, None for the same kernel. It reads
+    #: the same weights and takes the same arguments.
+    variant: Callable[[Any, Knobs, str], Knobs | None] = lambda op, knobs, name: None
     rank: int = 0
     arithmetic: str = "float32"
     accumulator: str = "float32"

@@ -19,12 +19,14 @@ from edgepipe.context import Context
 class Program:
     """``module["main"]`` is a list of ``call_tir`` and reshapes; every PrimFunc is scheduled.
 
-    ``audits`` holds, per template kernel, one entry per call in call order. ``inputs`` and
+    ``audits`` holds, per template kernel, one entry per call in call order. ``variants`` has the
+    PrimFuncs that differ in a variant of the target. ``inputs`` and
     ``outputs`` are the ONNX names in order.
     """
 
     module: Any
     audits: dict[str, list[KernelAudit]]
+    variants: dict[str, dict[str, Any]]
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
 
@@ -69,7 +71,7 @@ def lower(model: ir.Model, context: Context) -> Program:
         )(module)
     module = schedule_default(module, context.target)
     context.dump("lowering-02-kernels.txt", module.script)
-    return Program(module, emitter.audits, names, outputs)
+    return Program(module, emitter.audits, emitter.variants, names, outputs)
 
 
 def _as_reshapes() -> dict[str, Any]:

@@ -13,6 +13,7 @@ from edgepipe.codegen.plan import KernelAudit
 from edgepipe.context import Context
 from edgepipe.errors import Unsupported
 from edgepipe.kernels.epilogue import describe
+from edgepipe.kernels.integer_ops import QConvOp
 from edgepipe.kernels.ops import MatmulOp, Op
 from edgepipe.kernels.template import KernelTemplate, Knobs, select
 from edgepipe.kernels.weights import FLOAT32
@@ -30,6 +31,8 @@ class Emitter:
     functions: dict[Any, Any] = field(default_factory=dict)
     names: dict[str, int] = field(default_factory=dict)
     audits: dict[str, list[KernelAudit]] = field(default_factory=dict)
+    #: Kernels that differ in a variant of the bundle's code: variant → function name → PrimFunc.
+    variants: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     def __call__(self, builder: Any, node: ir.Node, inputs: list[Any]) -> list[Any]:
         kernel: KernelNode = node.meta["kernel"]
@@ -44,8 +47,13 @@ class Emitter:
         self.audits.setdefault(var.name_hint, []).append(_audit(template, kernel, knobs, var))
         shape = tuple(int(d) for d in node.outputs[0].shape)  # type: ignore[union-attr,arg-type]
         dtype = str(node.outputs[0].dtype.numpy())  # type: ignore[union-attr]
-        call = relax.call_tir(var, arguments, relax.TensorType(shape, dtype))
-        return [builder.emit(call)]
+        result = relax.TensorType(shape, dtype)
+        scratch = template.scratch(kernel.op, knobs)
+        if not scratch:
+            return [builder.emit(relax.call_tir(var, arguments, result))]
+        types = [result, *(relax.TensorType((size,), "int32") for size in scratch)]
+        results = builder.emit(relax.call_tir(var, arguments, types))
+        return [builder.emit(relax.TupleGetItem(results, 0))]
 
     def _function(self, builder: Any, template: KernelTemplate, op: Op, knobs: Knobs) -> Any:
         key = (op, tuple(sorted(knobs.items())))
@@ -54,7 +62,13 @@ class Emitter:
             name = str(function.attrs["edgepipe.template"])
             number = self.names[name] = self.names.get(name, -1) + 1
             function = function.with_attr("op_pattern", 8)  # opaque: never fused by Relax
-            self.functions[key] = builder.add_func(function, f"{name}_{number}")
+            var = builder.add_func(function, f"{name}_{number}")
+            self.functions[key] = var
+            for variant in self.context.target.variants:
+                other = template.variant(op, knobs, variant)
+                if other is not None:
+                    function = template.emit(op, other)
+                    self.variants.setdefault(variant, {})[var.name_hint] = function
         return self.functions[key]
 
 
@@ -90,6 +104,8 @@ def _audit(template: KernelTemplate, kernel: KernelNode, knobs: Knobs, var: Any)
 
 
 def _weights(op: Op) -> str:
-    """How the weights of a float kernel are stored, where that is not as float32."""
+    """How weights are stored, where that is not in the type of the arithmetic."""
+    if isinstance(op, QConvOp):
+        return ", weights int4" if op.bits == 4 and not op.depthwise else ""
     format = getattr(op, "weights", FLOAT32)
     return "" if format == FLOAT32 else f", weights {format}"

@@ -7,6 +7,7 @@
 const ALIGNMENT = @alignment@;
 const PREFIX = "@prefix@";
 const VARIANTS = @variants@;
+const DOT_PRODUCTS = @dot_products@;
 const INPUTS = @inputs_json@;
 const OUTPUTS = @outputs_json@;
 
@@ -17,16 +18,24 @@ const ARRAYS = {
   float64: Float64Array, int64: BigInt64Array, uint64: BigUint64Array,
 };
 
-// The smallest module that uses an extension: engines without it refuse the bytes.
+// The smallest module that uses an extension: engines without it refuse the bytes, and some that
+// take them compute something else.
 const PROBES = {
-  // (func (result v128) (f32x4.relaxed_madd (zero) (zero) (zero)))
+  // (func (export "f") (result i32) (i32x4.extract_lane 0 (i32x4.relaxed_dot_i8x16_i7x16_add_s
+  //   (splat -128) (splat 127) (i32 splat 1))))
   relaxed: () => {
-    const zero = [0xfd, 0x0c, ...new Array(16).fill(0)];
-    const body = [0, ...zero, ...zero, ...zero, 0xfd, 0x85, 0x02, 0x0b];
-    return Uint8Array.from([
-      0, 0x61, 0x73, 0x6d, 1, 0, 0, 0, 1, 5, 1, 0x60, 0, 1, 0x7b, 3, 2, 1, 0,
-      10, body.length + 2, 1, body.length, ...body,
+    const vector = (...bytes) => [0xfd, 0x0c, ...new Array(16 / bytes.length).fill(bytes).flat()];
+    const body = [
+      0, ...vector(0x80), ...vector(0x7f), ...vector(1, 0, 0, 0), 0xfd, 0x93, 0x02, 0xfd, 0x1b, 0,
+      0x0b,
+    ];
+    const code = Uint8Array.from([
+      0, 0x61, 0x73, 0x6d, 1, 0, 0, 0, 1, 5, 1, 0x60, 0, 1, 0x7f, 3, 2, 1, 0,
+      7, 5, 1, 1, 0x66, 0, 0, 10, body.length + 2, 1, body.length, ...body,
     ]);
+    if (!WebAssembly.validate(code)) return false;
+    const { f } = new WebAssembly.Instance(new WebAssembly.Module(code)).exports;
+    return !DOT_PRODUCTS || f() === 4 * -128 * 127 + 1;
   },
 };
 
@@ -54,7 +63,7 @@ async function bytes(name, base) {
 
 async function compile(base) {
   for (const variant of VARIANTS) {
-    if (!PROBES[variant] || !WebAssembly.validate(PROBES[variant]())) continue;
+    if (!PROBES[variant]?.()) continue;
     const code = await bytes(`model.${variant}.wasm`, base);
     if (WebAssembly.validate(code)) return { variant, module: await WebAssembly.compile(code) };
   }

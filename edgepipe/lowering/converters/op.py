@@ -13,6 +13,7 @@ from tvm import relax, te, tirx
 from tvm.ir import GenericConst
 
 from edgepipe.errors import Unsupported
+from edgepipe.lowering.integers.terms import DOMAIN
 
 #: A Relax expression. TVM ships no types, so this name is documentation.
 Expr = Any
@@ -184,7 +185,9 @@ class Op:
         def call(*tensors: Any) -> Any:
             return function(*[tensors[s] if isinstance(s, int) else s for s in slots])
 
-        return self.bb.emit_te(call, *passed, primfunc_name_hint=self.type.lower())
+        # The audit knows integer kernels by their name.
+        prefix = "integer_" if self.node.domain == DOMAIN else ""
+        return self.bb.emit_te(call, *passed, primfunc_name_hint=prefix + self.type.lower())
 
     def compute(self, dtype_shape: tuple[int, ...], f: Callable[..., Any], *args: Any) -> Expr:
         """Emit one injective kernel: ``f(index tuple, *tensors)`` for every output element."""

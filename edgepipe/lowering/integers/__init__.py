@@ -13,6 +13,7 @@ import numpy as np
 import onnx_ir as ir
 
 from edgepipe.context import Context
+from edgepipe.errors import Unsupported, UserError
 from edgepipe.lowering.integers import read
 from edgepipe.lowering.integers.terms import (
     AXES,
@@ -28,6 +29,7 @@ from edgepipe.lowering.integers.terms import (
 )
 from edgepipe.quantization import interpreter
 from edgepipe.quantization.graph import Array, constant, dims, is_op, name_of
+from edgepipe.quantization.placement import AVERAGES, BINARY
 
 __all__ = ["DOMAIN", "fold", "integer_of"]
 
@@ -50,6 +52,7 @@ class _Folder:
         self.codes: dict[ir.Value, Codes] = {}  # by the output of the QuantizeLinear
         self.floats: dict[ir.Value, ir.Value] = {}
         self.nodes: list[ir.Node] = []
+        self.fallbacks: list[ir.Node] = []
         self.names = {v.name for n in graph.all_nodes() for v in n.outputs} | {*graph.initializers}
         self.names |= {v.name for v in graph.inputs}
 
@@ -58,6 +61,7 @@ class _Folder:
             self._node(node)
         for index, value in enumerate(self.graph.outputs):
             self._output(index, value)
+        self._refuse_fallbacks()
         self._replace_nodes()
 
     # -- one node -----------------------------------------------------------------------------
@@ -77,6 +81,21 @@ class _Folder:
         else:
             self._keep(node, operands)
 
+    def _refuse_fallbacks(self) -> None:
+        """A quantized operator that computes in float must not go unnoticed."""
+        if not self.fallbacks:
+            return
+        names = ", ".join(f"{n.op_type} '{n.name}'" for n in self.fallbacks[:3])
+        more = len(self.fallbacks) - 3
+        text = f"no integer form for {names}" + (f" and {more} more" if more > 0 else "")
+        if not self.context.allow_float_fallback:
+            raise UserError(
+                f"{text}: quantized operators would compute in float",
+                where="--recipe",
+                fix="allow it with --allow-float-fallback, or keep them float with an override",
+            )
+        self.context.warn(STAGE, self.fallbacks[0].name, f"{text}: they compute in float")
+
     def _operand(self, value: ir.Value | None) -> read.Operand:
         if value is None:
             return None
@@ -86,6 +105,10 @@ class _Folder:
         """Leave a node as it is, on floats."""
         if any(isinstance(x, Sum) for x in operands):
             self.context.note(STAGE, node.name, f"{node.op_type} computes in float")
+        if any(isinstance(x, Sum) and x.codes is not None for x in operands) and is_op(
+            node, *read.LINEAR, *AVERAGES, *BINARY
+        ):
+            self.fallbacks.append(node)
         for index, value in enumerate(node.inputs):
             if value is not None:
                 node.replace_input_with(index, self._float(value))
@@ -411,8 +434,6 @@ def _check_accumulator(term: Term, names: tuple[str, ...]) -> None:
     """Refuse a product whose int32 accumulator could overflow."""
     if term.weights is None:
         return
-    from edgepipe.errors import Unsupported
-
     axis = term.weights.axis
     codes = np.abs(term.weights.codes.astype(np.float64))
     total = (

@@ -328,12 +328,16 @@ def _product(
         return "both operands are computed"
     codes = integer.term.weights.codes
     peak = int(np.abs(codes).max(initial=0))
+    if codes.max(initial=0) == 8:  # one more than four bits hold
+        peak = 9
     limit = next((bound for bound in LIMITS if peak <= bound), None)
     if limit is None:
         return "its weights do not fit int8"
     if node.op_type == "ConvTranspose":
         return "it is transposed"
-    shared = {"limits": limits_of(integer), "limit": limit, "residuals": residuals}
+    bits = 4 if limit == LIMITS[0] else 8
+    limits = limits_of(integer)
+    shared = {"limits": limits, "limit": limit, "bits": bits, "residuals": residuals}
     if node.op_type in ("MatMul", "Gemm"):
         return QConvOp(x, y, (1, 1), **shared)  # type: ignore[arg-type]
     if codes.ndim not in (3, 4):
