@@ -207,6 +207,14 @@ MOVEMENTS = {
         "y = Slice(f, s, e, a, t)",
         "int64[1] s = {1}, int64[1] e = {100}, int64[1] a = {3}, int64[1] t = {2}",
     ),
+    "slice of rows and columns": _middle(
+        "y = Slice(f, s, e, a, t)",
+        "int64[2] s = {0, 0}, int64[2] e = {100, 100}, int64[2] a = {2, 3}, int64[2] t = {2, 3}",
+    ),
+    "slice of channels": _middle(
+        "c = Slice(f, s, e, a, t)\ny = Concat<axis=1>(c, c)",
+        "int64[1] s = {1}, int64[1] e = {4}, int64[1] a = {1}, int64[1] t = {2}",
+    ),
     "split": _middle(
         "a, b = Split<axis=1, num_outputs=2>(f)\nc = Concat<axis=1>(b, a)\ny = Identity(c)"
     ),

@@ -31,8 +31,6 @@ STEPS = {
     "squeezenet_v1_0_sparse": 4,
     "vww_mobilenetv1_025": 3,
 }
-#: These slice with a step, which XNNPACK does not.
-IN_PIECES = {"cifar_resnet20"}
 MEAN, DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
@@ -71,7 +69,7 @@ def test_it_agrees_with_onnx_runtime(name: str, shared_models: Path) -> None:
     graph = quantized(shared_models, name, model)
     program = Program(tflite.write(graph))
     assert program.float_between_integers() == []
-    assert program.wholly_delegated() == (name not in IN_PIECES)
+    assert program.wholly_delegated()
     fresh = inputs(shared_models, name, model, "val2000", 16)
     expected = np.concatenate([run(graph, sample)[0] for sample in fresh])
     found = np.concatenate([program.run(sample)[0] for sample in fresh])

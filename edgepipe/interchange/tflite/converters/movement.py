@@ -9,6 +9,7 @@ import onnx_ir as ir
 
 from edgepipe.interchange.tflite import schema
 from edgepipe.interchange.tflite.converters.linear import takes_any_order
+from edgepipe.interchange.tflite.converters.pool import ones
 from edgepipe.interchange.tflite.layout import Place, same_order
 from edgepipe.interchange.tflite.reading import Result, shape_of, unsupported
 from edgepipe.interchange.tflite.translation import Step, Translation, parameter
@@ -75,7 +76,7 @@ def concatenate(t: Translation, step: Step) -> None:
 
 
 def slices(t: Translation, step: Step) -> None:
-    """Slice → SLICE, or STRIDED_SLICE where it steps."""
+    """Slice → SLICE; where it steps, a depthwise convolution over images, else STRIDED_SLICE."""
     node = step.node
     x = t.read(node.inputs[0])
     rank = len(x.shape)
@@ -172,9 +173,38 @@ def _take(t: Translation, node: ir.Node, result: Result, x: Place, ranges: list[
         return
     if any(r.step < 0 for r in stored):
         raise unsupported(node, "it steps backwards")
+    if x.channels_last and x.grid is not None and stored[0].step == stored[3].step == 1:
+        t.keep(result, _thinned(t, x, stored, like, name))
+        return
     ends = t.network.integers([r.stop for r in stored], "ends")
     strides = t.network.integers([r.step for r in stored], "strides")
     t.keep(result, t.emit("STRIDED_SLICE", [x, begins, ends, strides], like, name))
+
+
+def _thinned(t: Translation, x: Place, stored: tuple[range, ...], like: Place, name: str) -> Place:
+    """Every n-th row and column as a depthwise convolution by 1.
+
+    It moves no code, and XNNPACK takes it, where a STRIDED_SLICE would break the network apart.
+    """
+    spans = [(r.start, (len(r) - 1) * r.step + 1) for r in stored]
+    if [span for _, span in spans] != list(x.stored_shape):
+        begins = t.network.integers([start for start, _ in spans], "begins")
+        sizes = t.network.integers([span for _, span in spans], "sizes")
+        n, h, w, c = (span for _, span in spans)
+        shape = (n, c, h, w) if len(x.shape) == 4 else (n, c, w)
+        x = t.emit("SLICE", [x, begins, sizes], replace(x, shape=shape), f"{name}/span")
+    return t.emit(
+        "DEPTHWISE_CONV_2D",
+        [x, *ones(t, x, (1, 1), 1.0)],
+        like,
+        name,
+        padding=schema.VALID,
+        stride_h=stored[1].step,
+        stride_w=stored[2].step,
+        depth_multiplier=1,
+        dilation_h=1,
+        dilation_w=1,
+    )
 
 
 def _only_dense_reads(result: Result) -> bool:

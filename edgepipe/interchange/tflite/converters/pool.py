@@ -17,7 +17,7 @@ from edgepipe.interchange.tflite import schema
 from edgepipe.interchange.tflite.layout import Place
 from edgepipe.interchange.tflite.reading import unsupported
 from edgepipe.interchange.tflite.translation import LOWEST, Step, Translation, parameter
-from edgepipe.interchange.tflite.windows import Windows, padded
+from edgepipe.interchange.tflite.windows import Pair, Windows, padded
 
 
 def maximum(t: Translation, step: Step) -> None:
@@ -50,18 +50,10 @@ def average(t: Translation, step: Step) -> None:
         t.write(step, "AVERAGE_POOL_2D", [x], like, **_options(windows, schema.SAME))
         return
     x, padding = padded(t, step, x, windows)
-    channels = x.shape[1]
-    assert x.grid is not None
-    scales = np.full(channels, np.float32(1) / np.float32(counts.flat[0]), np.float32)
-    ones = np.ones((1, *windows.kernel, channels), np.int8)
-    weight = t.network.constant(ones, f"{node.name}/ones", scales, axis=3)
-    zeros = t.network.constant(
-        np.zeros(channels, np.int32), f"{node.name}/zeros", np.float32(x.grid.scale) * scales
-    )
     t.write(
         step,
         "DEPTHWISE_CONV_2D",
-        [x, weight, zeros],
+        [x, *ones(t, x, windows.kernel, float(counts.flat[0]))],
         Place(0, step.shape, step.grid, True),
         padding=padding,
         stride_h=windows.strides[0],
@@ -98,6 +90,19 @@ def mean(t: Translation, step: Step) -> None:
     index = t.network.integers(sorted(stored), "axes")
     like = Place(0, step.shape, step.grid, x.channels_last and keep)
     t.write(step, "MEAN", [x, index], like, keep_dims=keep)
+
+
+def ones(t: Translation, x: Place, kernel: Pair, divisor: float) -> tuple[int, int]:
+    """Weights and biases of a depthwise convolution that sums windows and divides."""
+    channels = x.shape[1]
+    assert x.grid is not None
+    scales = np.full(channels, np.float32(1) / np.float32(divisor), np.float32)
+    weight = np.ones((1, *kernel, channels), np.int8)
+    bias_scales = np.float32(x.grid.scale) * scales
+    return (
+        t.network.constant(weight, "ones", scales, axis=3),
+        t.network.constant(np.zeros(channels, np.int32), "zeros", bias_scales),
+    )
 
 
 def _options(windows: Windows, padding: int) -> dict[str, int]:
