@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from importlib import import_module
+from dataclasses import replace
 
 from edgepipe.context import Context
 from edgepipe.errors import UserError, did_you_mean
@@ -27,6 +27,12 @@ def check(kinds: Sequence[str], recipe: Recipe) -> None:
             where="--emit",
             fix="give a quantized recipe, such as w8a8",
         )
+    if "tflite" in kinds and not recipe.integer:
+        raise UserError(
+            f"recipe '{recipe}' computes in float, a .tflite file in integers",
+            where="--emit tflite",
+            fix="give w8a8 or w4a8",
+        )
 
 
 def files(kinds: Sequence[str], quantized: Quantized | None, context: Context) -> dict[str, bytes]:
@@ -42,12 +48,9 @@ def files(kinds: Sequence[str], quantized: Quantized | None, context: Context) -
 
 
 def _tflite(quantized: Quantized, context: Context) -> bytes:
-    try:
-        tflite = import_module("edgepipe.interchange.tflite")
-    except ModuleNotFoundError as error:
-        raise UserError(
-            f"the .tflite writer is not installed: no module {error.name}", where="--emit tflite"
-        ) from None
-    context.progress("writing .tflite")
-    content: bytes = tflite.write(quantized.graph)
-    return content
+    """The format wants a rounding behind every operator, and computes with all 8-bit weights."""
+    from edgepipe.interchange import tflite
+
+    context.progress("quantizing for .tflite")
+    graph = quantized.again(lambda config: tflite.config(replace(config, weight_limit=127)))
+    return tflite.write(graph)

@@ -22,6 +22,7 @@ from edgepipe.layer_pairs import LayerPair, match
 from edgepipe.layer_report import LayerReport, LayersReport
 from edgepipe.metrics import Array
 from edgepipe.onnx_session import open_session
+from edgepipe.quantization.config import PREPARATIONS
 from edgepipe.quantization.graph import is_op, name_of
 from edgepipe.recipe import Recipe
 from edgepipe.reference import open_reference
@@ -65,7 +66,7 @@ def validate_layers(
         samples = open_data(data, bundle.inputs, reference.preprocessing)
     config = quantize.configure(bundle.recipe, bundle.target)
     imported = bool(facts["imported"])
-    rescaled = config is not None and "equalization" in config.methods and not imported
+    rescaled = config is not None and bool({*PREPARATIONS} & {*config.methods}) and not imported
     pairs = match(exact, rounded, rescaled=rescaled, same_nodes=imported)
     runs = _run(exact, rounded, pairs, samples, step)
     return LayersReport(samples.description, samples.synthetic, runs, tuple(_reports(pairs)))

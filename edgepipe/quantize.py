@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,6 +26,9 @@ if TYPE_CHECKING:
     #: What calibration takes: SRC of the command line, arrays by input name, or opened samples.
     Calibration = str | Path | Mapping[str, Array] | Samples
 
+#: What another format asks of a configuration.
+Change = Callable[[QuantConfig], QuantConfig]
+
 #: Seeded samples that calibration takes where there are no data.
 SYNTHETIC_SAMPLES = 64
 
@@ -35,18 +38,24 @@ class Quantized:
     """``graph`` is standard ONNX with Q/DQ pairs. ``reference`` is the model that ONNX Runtime
     judges integers by: ``graph`` as bytes, or the file itself where it came quantized
     (``imported``). ``input_ranges``: smallest and largest float that each quantized input can tell
-    apart. ``manifest`` is what the bundle says about all of it."""
+    apart. ``manifest`` is what the bundle says about all of it. ``again`` quantizes the float model
+    once more, with a changed configuration, for formats that want roundings elsewhere; an imported
+    model is what it is.
+    """
 
     graph: ir.Model
     reference: bytes
     input_ranges: dict[str, tuple[float, float]]
     manifest: dict[str, Any]
+    again: Callable[[Change], ir.Model]
 
     @classmethod
-    def of(cls, graph: ir.Model, reference: bytes, **said: Any) -> Quantized:
+    def of(
+        cls, graph: ir.Model, reference: bytes, again: Callable[[Change], ir.Model], **said: Any
+    ) -> Quantized:
         """Read the rest off ``graph``: the lowering, which comes next, changes it."""
         manifest = {"output_steps": output_steps(graph), **said}
-        return cls(graph, reference, input_ranges(graph), manifest)
+        return cls(graph, reference, input_ranges(graph), manifest, again)
 
     @property
     def imported(self) -> bool:
@@ -141,7 +150,8 @@ def run(
     if config is None:
         return (half.apply(graph, context) if context.recipe.format == "fp16" else graph), None
     if implied_format(source.model) is not None:
-        return graph, Quantized.of(graph, source.proto_bytes(), imported=True)
+        reference = source.proto_bytes()
+        return graph, Quantized.of(graph, reference, lambda change: graph, imported=True)
     context.progress("calibrating")
     samples = _open(source, graph, calibration, config, context)
     _warn_of_idle_overrides(graph, context)
@@ -153,7 +163,13 @@ def run(
         "samples": min(samples.count, config.max_samples),
         "synthetic": samples.synthetic,
     }
-    return result, Quantized.of(result, onnx_bytes(result), imported=False, calibration=used)
+
+    def again(change: Change) -> ir.Model:
+        silent = replace(context, notes=[], progress=lambda line: None)
+        return quantization.apply(graph, change(config), samples, silent)
+
+    reference = onnx_bytes(result)
+    return result, Quantized.of(result, reference, again, imported=False, calibration=used)
 
 
 def input_ranges(graph: ir.Model) -> dict[str, tuple[float, float]]:

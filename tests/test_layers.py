@@ -141,7 +141,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "metrics",
         "onnx_session",
         "passes",
-        "quantization.graph",
+        "quantization",
         "quantize",
         "recipe",
         "reference",

@@ -236,6 +236,22 @@ def test_emit_belongs_to_quantized_recipes(tmp_path: Path) -> None:
         compiled(tmp_path, "w8a8", emit=("onx",))
 
 
+def test_tflite_is_refused_for_float_activations(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="--emit tflite: recipe 'w8a16' computes in float"):
+        compiled(tmp_path, "w8a16", emit=("tflite",))
+
+
+def test_a_tflite_file_comes_along(tmp_path: Path) -> None:
+    options = {"calibration": {"image": images()}}
+    bundle, _ = compiled(tmp_path, "w8a8", emit=("tflite", "onnx"), **options)
+    data = bundle.file("model.tflite").read_bytes()
+    assert data[4:8] == b"TFL3"
+    plain, _ = compiled(tmp_path / "plain", "w8a8", emit=("onnx",), **options)
+    # The other format's wishes do not reach the bundle.
+    for name in ("weights.bin", "model.qdq.onnx", "golden.npz"):
+        assert bundle.file(name).read_bytes() == plain.file(name).read_bytes(), name
+
+
 # -- models that come quantized ----------------------------------------------------------------
 
 
