@@ -111,7 +111,8 @@ class Steps:
         if finite.any() and np.asarray(reference).dtype.kind == "f":
             self.low = min(self.low, float(r[finite].min()))
             self.high = max(self.high, float(r[finite].max()))
-        difference = np.abs(y - r)[~same]
+        with np.errstate(invalid="ignore"):  # of infinities that are the same
+            difference = np.abs(y - r)[~same]
         if not np.isfinite(difference).all():
             self.largest = math.inf
             difference = difference[np.isfinite(difference)]

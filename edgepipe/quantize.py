@@ -84,6 +84,8 @@ def configure(recipe: Recipe, target: Target) -> QuantConfig | None:
 
 def check(recipe: Recipe | None, target: Target, calibration: Calibration | None) -> None:
     """Refuse what cannot be before any work is done. Raises UserError."""
+    if isinstance(calibration, str | Path):
+        data.check_source(calibration)
     if recipe is None:
         return
     target.check(recipe)

@@ -85,6 +85,38 @@ def test_every_public_name_is_there() -> None:
         (["compile", "digits", "more", "--target", "host"], "unrecognized arguments: more"),
         (["compile", "digits", "--target", "hist"], "did you mean 'host'?"),
         (["compile", "digits", "--target", "host", "--recipe", "fp3"], "did you mean 'fp32'?"),
+        (["compile", "digits", "--target", "host", "--recipe", "no.toml"], "no such recipe file"),
+        (["compile", "digits", "--target", "host", "--samples", "8"], "no recipe to calibrate"),
+        (
+            ["compile", "digits", "--target", "host", "--recipe", "w8a8", "--samples", "0"],
+            "--samples: must be at least 1",
+        ),
+        (
+            ["compile", "digits", "--target", "host", "--recipe", "fp16", "--samples", "8"],
+            "fp16 has no further settings",
+        ),
+        (
+            "compile digits --target host --quiet --recipe w8a8 --calibration x.npz".split(),
+            "x.npz: no such file",
+        ),
+        (
+            [
+                "compile",
+                "digits",
+                "--target",
+                "host",
+                "--quiet",
+                "--recipe",
+                "w8a8",
+                "--emit",
+                "pb",
+            ],
+            "unknown format 'pb'",
+        ),
+        (
+            ["compile", "digits", "--target", "host", "--quiet", "--calibration", "digits"],
+            "is not calibrated",
+        ),
         (["compile", "digits", "--target", "host", "--shape", "image"], "is not NAME=D0,D1"),
         (["compile", "digits", "--target", "host", "--set", "x"], "is not KEY=VALUE"),
         (

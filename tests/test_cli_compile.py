@@ -219,3 +219,51 @@ def test_a_full_disk_is_one_line(
     assert "No space left on device" in err
     assert err.count("\n") == 1
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_quantized_bundle_by_config_and_recipe_file(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    (tmp_path / "mine.toml").write_text(
+        "format = 'w4a8'\noverrides = [{match = 'Gemm', format = 'float'}]\n", encoding="utf-8"
+    )
+    np.savez(tmp_path / "data.npz", image=np.random.default_rng(0).random((40, 1, 8, 8)) * 16)
+    (tmp_path / "build.toml").write_text(
+        "model = 'digits'\ntarget = 'host'\noutput = 'bundle'\nrecipe = 'mine.toml'\n"
+        "calibration = 'data.npz'\nsamples = 20\nemit = ['onnx']\n",
+        encoding="utf-8",
+    )
+    arguments = ("compile", "--config", str(tmp_path / "build.toml"))
+    code, text, err = run(capsys, *arguments)
+    assert code == 0
+    assert "w4a8 with overrides, max_samples" in text
+    assert "20 samples of data.npz (40 runs)" in text
+    assert "warning" not in err
+    bundle = edgepipe.Bundle.open(tmp_path / "bundle")
+    assert (tmp_path / "bundle" / "model.qdq.onnx").is_file()
+    assert bundle.recipe.settings.max_samples == 20
+    assert bundle.recipe.settings.overrides[0].match == "Gemm"
+    result = json.loads(run(capsys, *arguments, "--json", "--explain")[1])
+    assert result["warnings"] == []
+    assert any("kept float by an override" in note["text"] for note in result["notes"])
+    assert result["manifest"]["recipe_settings"]["overrides"] == [
+        {"match": "Gemm", "format": "float"}
+    ]
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("samples = true", "'samples' cannot be true or false"),
+        ("emit = [3]", "'emit' must be a list of formats"),
+        ("calibration = 3", "'calibration' cannot be a whole number"),
+    ],
+)
+def test_mistakes_in_a_config_are_named(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, line: str, said: str
+) -> None:
+    path = tmp_path / "build.toml"
+    path.write_text(f"model = 'digits'\ntarget = 'host'\n{line}\n", encoding="utf-8")
+    code, _, err = run(capsys, "compile", "--config", str(path))
+    assert code == 2
+    assert said in err

@@ -11,7 +11,7 @@ import pytest
 from onnx import parser
 
 from edgepipe.float64 import Float64Model, to_double
-from edgepipe.metrics import Accuracy, Distance, float64_reference, snr_db
+from edgepipe.metrics import Accuracy, Distance, Steps, float64_reference, snr_db
 
 
 def distance(result: np.ndarray, reference: np.ndarray) -> Distance:
@@ -151,3 +151,42 @@ def test_the_float64_run_is_double_all_the_way() -> None:
     assert y[0] == pytest.approx(1e-9, rel=1e-6)
     assert model.graph.initializer[0].data_type == onnx.TensorProto.FLOAT  # the original is whole
     assert to_double(model).graph.initializer[0].data_type == onnx.TensorProto.DOUBLE
+
+
+def steps(result: np.ndarray, reference: np.ndarray) -> Steps:
+    s = Steps()
+    s.add(result, reference)
+    return s
+
+
+def test_steps_are_counted_once_the_step_is_known() -> None:
+    reference = np.linspace(-1, 3, 1000, dtype=np.float32)
+    result = reference.copy()
+    result[:10] += np.float32(0.1)  # one step
+    result[10:13] -= np.float32(0.21)  # more than two
+    s = steps(result, reference)
+    assert s.span == pytest.approx(4.0)
+    assert s.share_within(0.1) == pytest.approx(0.997)
+    assert s.share_within(0.05) == pytest.approx(0.987)
+    assert s.share_within(0.3) == 1.0
+    assert s.largest == pytest.approx(0.21, rel=1e-5)
+
+
+def test_steps_allow_for_the_rounding_of_a_step_but_not_for_a_tenth() -> None:
+    zero = np.zeros(4, np.float32)
+    for step in (0.1, 0.125, 1.0, 3e-5):
+        assert steps(zero + np.float32(step * (1 + 1e-6)), zero).share_within(step) == 1.0
+        assert steps(zero + np.float32(step * 1.1), zero).share_within(step) == 0.0
+
+
+def test_steps_span_zero_and_survive_what_is_not_finite() -> None:
+    reference = np.float32([2, 3, np.inf, np.nan])
+    s = steps(np.float32([2, np.nan, np.inf, np.nan]), reference)
+    assert s.span == 3.0
+    assert s.share_within(1e9) == 0.75
+    assert s.largest == math.inf
+
+
+def test_steps_of_integers_are_equality() -> None:
+    s = steps(np.int64([1, 2, 4]), np.int64([1, 2, 3]))
+    assert s.share_within(s.span) == pytest.approx(2 / 3)

@@ -60,6 +60,14 @@ def test_a_recipe_file_reaches_the_configuration() -> None:
     )
 
 
+def test_the_recipe_file_in_the_documents_is_one(repository: Path, tmp_path: Path) -> None:
+    text = (repository / "docs" / "quantization.md").read_text(encoding="utf-8")
+    (tmp_path / "mine.toml").write_text(text.split("```toml")[1].split("```")[0], encoding="utf-8")
+    recipe = Recipe.load(str(tmp_path / "mine.toml"))
+    assert quantize.configure(recipe, Target.load("wasm-simd")) is not None
+    assert len(recipe.settings.overrides) == 2
+
+
 @pytest.mark.parametrize(
     ("target", "signed", "limit"),
     [("x86-64-v3", False, 63), ("raspberry-pi-4", True, 63), ("wasm-simd", True, 127)],

@@ -71,6 +71,8 @@ def test_a_file_of_ones_own_is_a_target(tmp_path: Path) -> None:
         ('kind = "cpu"\n', "", "missing key 'kind'"),
         ("registers = 32", "register = 32", "register"),
         ("[simd]", "[simd", "not a readable TOML"),
+        ('recipes = ["fp32"', 'recipes = ["fp23"', "unknown recipe 'fp23' in 'recipes'"),
+        ('"w4gN"]', '"w4g32"]', "unknown recipe 'w4g32'"),
     ],
 )
 def test_a_mistake_in_a_file_is_named(tmp_path: Path, old: str, new: str, said: str) -> None:
@@ -90,3 +92,18 @@ def test_a_recipe_the_device_lacks_is_refused_with_what_it_offers() -> None:
     target = replace(Target.load("raspberry-pi-4"), recipes=("w8a8",))
     with pytest.raises(UserError, match="it offers w8a8"):
         target.check(Recipe("fp32"))
+
+
+@pytest.mark.parametrize("name", sorted(EXPECTED - {"host"}))
+@pytest.mark.parametrize(
+    "recipe", ["fp16", "w8a8", "w4a8", "w4a4", "w8a16", "w4a16", "w8g64", "w4g32"]
+)
+def test_every_processor_offers_every_recipe(name: str, recipe: str) -> None:
+    Target.load(name).check(Recipe(recipe))
+
+
+def test_a_group_size_is_offered_by_its_family() -> None:
+    target = replace(Target.load("raspberry-pi-4"), recipes=("fp32", "w4gN"))
+    target.check(Recipe("w4g7"))
+    with pytest.raises(UserError, match="does not offer recipe 'w8g7'; it offers fp32, w4gN"):
+        target.check(Recipe("w8g7"))

@@ -11,6 +11,9 @@ import pytest
 
 from edgepipe.bundle import Bundle
 from edgepipe.errors import UserError
+from edgepipe.judge import floor_db, judge_steps
+from edgepipe.recipe import Recipe
+from edgepipe.tally import StepTally
 from edgepipe.validation import Report, validate
 
 
@@ -142,3 +145,45 @@ def test_the_report_is_json(right: Bundle) -> None:
 
 def test_the_bundle_has_the_method(right: Bundle) -> None:
     assert right.validate(runner="local").ok
+
+
+def stepped(share_off: float, distance: float = 2.5) -> StepTally:
+    """1000 values between −1 and 3, a share of them ``distance`` steps of 8 bits off."""
+    reference = {"y": np.linspace(-1, 3, 1000, dtype=np.float32)}
+    result = {"y": reference["y"].copy()}
+    result["y"][: int(1000 * share_off)] += np.float32(distance * 4 / 255)
+    tally = StepTally({}, 8)
+    tally.add(result, reference)
+    return tally
+
+
+@pytest.mark.parametrize(
+    ("share_off", "distance", "ok"),
+    [(0.0, 0, True), (0.001, 2.5, True), (0.002, 2.5, False), (1.0, 1.0, True), (1.0, 1.1, False)],
+)
+def test_one_value_in_a_thousand_may_be_further_than_a_step(
+    share_off: float, distance: float, ok: bool
+) -> None:
+    failures = judge_steps(Recipe("w8a8"), stepped(share_off, distance).reports())
+    assert (failures == []) is ok
+    assert ok or "within one step of the Q/DQ model" in failures[0]
+
+
+def test_the_step_is_the_scale_where_that_is_known_and_wider_for_fewer_bits() -> None:
+    reference = {"y": np.float32([0, 1.5])}
+    for known, bits, step in (({"y": 0.25}, 8, 0.25), ({}, 8, 1.5 / 255), ({}, 4, 0.1)):
+        tally = StepTally(known, bits)
+        tally.add(reference, reference)
+        assert tally.reports()[0].step == pytest.approx(step)
+
+
+def test_float_activations_are_judged_by_their_noise() -> None:
+    assert judge_steps(Recipe("w8a16"), stepped(0.0).reports()) == []
+    assert "against the Q/DQ model" in judge_steps(Recipe("w8a16"), stepped(0.01, 0.5).reports())[0]
+
+
+def test_floors_by_recipe() -> None:
+    assert floor_db(Recipe("fp32"), synthetic=True) == 100
+    assert floor_db(Recipe("fp16"), synthetic=False) == 40
+    assert floor_db(Recipe("w4a4"), synthetic=False) == 10
+    assert floor_db(Recipe("w4a4"), synthetic=True) is None

@@ -139,7 +139,9 @@ def _merged(options: argparse.Namespace) -> dict[str, Any]:
     given = {
         key: value
         for key, value in vars(options).items()
-        if key not in ("config", "command", "execute", "parser") and value not in (None, False)
+        if key not in ("config", "command", "execute", "parser")
+        and value is not None
+        and value is not False
     }
     values = {**(read_config(Path(options.config)) if options.config else {}), **given}
     for needed, shown in (("model", "MODEL"), ("target", "--target")):
@@ -212,7 +214,7 @@ def summary(bundle: Bundle, stages: Sequence[tuple[str, float]], seconds: float)
 
 def _recipe_text(recipe: Recipe) -> str:
     changed = recipe.settings.to_json()
-    return f"{recipe} with {', '.join(changed)} of its file" if changed else str(recipe)
+    return f"{recipe} with {', '.join(changed)}" if changed else str(recipe)
 
 
 def _calibration_rows(facts: Mapping[str, Any] | None) -> list[tuple[str, object]]:

@@ -18,7 +18,7 @@ from edgepipe.data.synthetic import synthetic
 from edgepipe.errors import UserError, did_you_mean
 from edgepipe.zoo import Preprocessing
 
-__all__ = ["Inputs", "Samples", "from_arrays", "open_data", "synthetic"]
+__all__ = ["Inputs", "Samples", "check_source", "from_arrays", "open_data", "synthetic"]
 
 
 def open_data(
@@ -33,14 +33,22 @@ def open_data(
     """
     if isinstance(source, Mapping):
         return from_arrays(source, specs, "arrays")
+    check_source(source)
     path = Path(source)
     if path.is_dir():
         return open_folder(path, specs, preprocessing)
     if path.is_file() or path.suffix == ".npz":
         return open_npz(path, specs)
-    known = named.names()
-    if str(source) in known:
-        return named.open_named(str(source), specs)
+    return named.open_named(str(source), specs)
+
+
+def check_source(source: str | Path) -> None:
+    """Refuse a SRC that is not there, before any work. Raises UserError."""
+    path, known = Path(source), named.names()
+    if path.exists() or str(source) in known:
+        return
+    if path.suffix == ".npz":
+        raise UserError("no such file", where=str(path), fix="give an .npz, a folder or a data set")
     raise UserError(
         "no such file, folder or data set",
         where=str(source),
