@@ -96,7 +96,17 @@ def test_every_public_name_is_there() -> None:
             "fp16 has no further settings",
         ),
         (
-            "compile digits --target host --quiet --recipe w8a8 --calibration x.npz".split(),
+            [
+                "compile",
+                "digits",
+                "--target",
+                "host",
+                "--quiet",
+                "--recipe",
+                "w8a8",
+                "--calibration",
+                "x.npz",
+            ],
             "x.npz: no such file",
         ),
         (
