@@ -48,7 +48,7 @@ def images(shared: Path, name: str, network: str) -> tuple[np.ndarray, np.ndarra
 
 
 def logits(model: ir.Model, x: np.ndarray) -> np.ndarray:
-    """Outputs [N,10], image by image."""
+    """Outputs [N,classes], image by image."""
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1
     options.log_severity_level = 3
@@ -60,7 +60,8 @@ def logits(model: ir.Model, x: np.ndarray) -> np.ndarray:
         options,
         providers=["CPUExecutionProvider"],
     )
-    return np.concatenate([session.run(None, {"x": x[i : i + 1]})[0] for i in range(len(x))])
+    (name,) = [value.name for value in session.get_inputs()]
+    return np.concatenate([session.run(None, {name: x[i : i + 1]})[0] for i in range(len(x))])
 
 
 def integer_check(model: ir.Model, x: np.ndarray, expected: np.ndarray) -> str:
@@ -86,10 +87,7 @@ def main() -> None:
     parser.add_argument("--set", action="append", default=[], metavar="FIELD=VALUE")
     parser.add_argument("--interpreter", type=int, default=0, metavar="N")
     arguments = parser.parse_args()
-    changes = {}
-    for item in arguments.set:
-        field, _, value = item.partition("=")
-        changes[field] = _parsed(value)
+    changes = dict(change(item) for item in arguments.set)
     print(one_line(machine()))
     print(one_line(versions("edgepipe", "onnxruntime", "numpy", "onnx-ir")))
     print(
@@ -125,12 +123,14 @@ def main() -> None:
                 print(integer_check(model, x[:n], result[:n]), flush=True)
 
 
-def _parsed(value: str) -> object:
+def change(item: str) -> tuple[str, object]:
+    """Field and value of ``FIELD=VALUE``: a tuple where there are commas, a bool, int or str."""
+    field, _, value = item.partition("=")
     if "," in value or value == "":
-        return tuple(part for part in value.split(",") if part)
+        return field, tuple(part for part in value.split(",") if part)
     if value in ("true", "false"):
-        return value == "true"
-    return int(value) if value.lstrip("-").isdigit() else value
+        return field, value == "true"
+    return field, int(value) if value.lstrip("-").isdigit() else value
 
 
 if __name__ == "__main__":

@@ -1,9 +1,10 @@
 """Quantization: from the canonical float graph to a standard ONNX graph with Q/DQ pairs.
 
-The stages of ``apply``, each one file: samples are checked (``calibration``), channels equalised
-(``equalization``), places chosen (``placement``), ranges observed (``observers``), weights fitted
-layer by layer (``sweep``, ``weights``, ``reconstruction``), and all of it written into the graph
-(``qdq``). ``interpreter`` runs the result in integers and defines what kernels must compute.
+The stages of ``apply``, each one file: samples are checked (``calibration``), outliers migrated and
+channels equalised (``smoothquant``, ``equalization``), places chosen (``placement``), ranges
+observed (``observers``), weights fitted layer by layer (``sweep``, ``weights`` and one file per
+method: ``reconstruction``, ``gptq``, ``adaround``, ``adaquant``), and all of it written into the
+graph (``qdq``). ``interpreter`` runs the result in integers and defines what kernels must compute.
 """
 
 from __future__ import annotations
@@ -54,7 +55,7 @@ def fit(
 
     The copy's channels may be equalised; its nodes and values are those of the ``Rounding``.
     """
-    from edgepipe.quantization import calibration, equalization, sweep
+    from edgepipe.quantization import calibration, equalization, smoothquant, sweep
     from edgepipe.quantization.executor import Rounding
     from edgepipe.quantization.placement import place
 
@@ -64,6 +65,8 @@ def fit(
     result = model.clone()
     graph = result.graph
     inputs = calibration.collect(graph, samples, config, note)
+    if "smoothquant" in config.methods:
+        smoothquant.smooth(graph, inputs, note)
     if "equalization" in config.methods:
         equalization.equalize(graph, inputs, note)
     placement = place(graph, config, note)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from itertools import islice
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
@@ -31,13 +32,14 @@ def collect(
     inputs = [value for value in graph.inputs if name_of(value) not in graph.initializers]
     each = sum(4 * int(np.prod(dims(value) or (1,))) for value in inputs)
     most = max(1, min(config.max_samples, config.memory_bytes // 2 // max(each, 1)))
-    kept: dict[ir.Value, list[Array]] = {value: [] for value in inputs}
+    # One array from the start: the system hands out its pages as they are filled.
+    kept = {value: np.empty((most, *(dims(value) or ())), _dtype(value)) for value in inputs}
     stream = iter(samples)
     count = 0
     for sample in islice(stream, most):
         _check_names(sample, inputs, count)
         for value in inputs:
-            kept[value].append(_checked(np.asarray(sample[name_of(value)]), value, count))
+            kept[value][count] = _checked(np.asarray(sample[name_of(value)]), value, count)
         count += 1
     if count == 0:
         raise UserError("there are no samples", where="calibration", fix="give at least one")
@@ -45,11 +47,17 @@ def collect(
         note(None, f"only {count} samples: ranges and reconstruction rest on little")
     elif count == most and next(stream, None) is not None:
         note(None, f"calibration used the first {count} samples")
-    stacked = {value: np.stack(arrays) for value, arrays in kept.items()}
+    stacked = {value: array[:count] for value, array in kept.items()}
     for value, array in stacked.items():
         if count > 1 and array.dtype.kind == "f" and np.ptp(array) == 0.0:
             note(value.name, "every sample of this input is the same constant")
     return stacked
+
+
+def _dtype(value: ir.Value) -> np.dtype[Any]:
+    """The type that samples of an input are kept in."""
+    dtype: np.dtype[Any] = (value.dtype or ir.DataType.FLOAT).numpy()
+    return dtype
 
 
 def _check_names(sample: Mapping[str, Array], inputs: list[ir.Value], index: int) -> None:

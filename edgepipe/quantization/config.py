@@ -8,7 +8,15 @@ from dataclasses import dataclass, replace
 from edgepipe.errors import UserError, did_you_mean
 
 OBSERVERS = ("minmax", "average", "percentile", "mse", "entropy")
-METHODS = ("equalization", "bias_correction", "mean_variance", "reconstruction")
+#: Methods that change the float graph first, in this order.
+PREPARATIONS = ("smoothquant", "equalization")
+#: Methods that set weights and biases, of which one is chosen.
+FITS = (
+    "bias_correction", "mean_variance", "gptq", "adaround", "adaquant", "reconstruction", "nncf",
+)  # fmt: skip
+#: Of those, the ones that know weights alone.
+WEIGHT_ONLY_FITS = ("bias_correction", "gptq", "reconstruction")
+METHODS = PREPARATIONS + FITS
 #: Largest magnitudes of 8-bit weight codes that kernels are written for.
 WEIGHT_LIMITS = (63, 127)
 FIRST_LAST = ("same", "w8", "float")
@@ -49,7 +57,8 @@ class QuantConfig:
     int8), per tensor. ``symmetric_activations`` fixes the zero point to the middle of the range
     wherever a tensor has negative values.
     ``observer``: how ranges follow from the samples; ``percentile`` belongs to that observer.
-    ``methods``: subset of METHODS; they run in that order whatever order is given.
+    ``methods``: subset of PREPARATIONS and one of FITS at most, in any order. Without a fit,
+    weights are rounded onto the scale of least squared error.
     ``overrides``: (regular expression, format) pairs; the first that matches a node's whole name
     or its op type wins. ``first_last``: "same" as the others, "w8" or "float".
     ``fuse_residual``: an Add that follows a linear operator is computed on its accumulator, with
@@ -82,12 +91,18 @@ class QuantConfig:
         _one_of("first_last", self.first_last, FIRST_LAST)
         for method in self.methods:
             _one_of("methods", method, METHODS)
-        exclusive = {"bias_correction", "mean_variance", "reconstruction"} & set(self.methods)
+        exclusive = sorted(set(FITS) & set(self.methods))
         if len(exclusive) > 1:
             raise UserError(
-                f"methods {' and '.join(sorted(exclusive))} each set the bias",
+                f"methods {' and '.join(exclusive)} each set weights and biases",
                 where="methods",
-                fix="choose one; 'equalization' combines with any",
+                fix="choose one; 'smoothquant' and 'equalization' combine with any",
+            )
+        if self.activation_bits is None and self.fit not in (None, *WEIGHT_ONLY_FITS):
+            raise UserError(
+                f"method '{self.fit}' does not know float activations",
+                where="methods",
+                fix="for weights alone choose " + ", ".join(WEIGHT_ONLY_FITS),
             )
         if self.group_size is not None:
             if not 2 <= self.group_size <= MAX_GROUP:
@@ -138,6 +153,11 @@ class QuantConfig:
                 first_last=_ends(bits),
             )
         return replace(base, **changes)  # type: ignore[arg-type]
+
+    @property
+    def fit(self) -> str | None:
+        """The method that sets weights and biases; None rounds them."""
+        return next((method for method in self.methods if method in FITS), None)
 
     @property
     def format(self) -> Format:

@@ -212,13 +212,16 @@ class _Writer:
         if weights is not None:
             stem = name_of(node.outputs[0])
             proto.input[1] = self._constant(f"{stem}/weight", weights.float_weight())
-            if node.op_type != "MatMul":
-                bias = self._constant(f"{stem}/bias", weights.float_bias())
-                if len(proto.input) > 2:
-                    proto.input[2] = bias
-                else:
-                    proto.input.append(bias)
+            bias = self._constant(f"{stem}/bias", weights.float_bias())
+            if node.op_type == "MatMul":
+                proto.output[0] = f"{stem}/product"
+            elif len(proto.input) > 2:
+                proto.input[2] = bias
+            else:
+                proto.input.append(bias)
         self.nodes.append(proto)
+        if weights is not None and node.op_type == "MatMul":
+            self._op("Add", [f"{stem}/product", bias], stem)
         for value in node.outputs:
             if value.name:
                 self._quantize(value)

@@ -9,13 +9,14 @@ array, chosen at random.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 
 from edgepipe.quantization.graph import Array
 
 BINS = 4096
-PER_ARRAY = 1 << 16
+PER_ARRAY = 1 << 14
 #: Weight of the newest sample in the moving average.
 MOMENTUM = 0.05
 #: Shrunk ranges that MSE and entropy try, as a share of the full range.
@@ -56,7 +57,12 @@ def sample(flat: Array, most: int) -> Array:
     """
     if flat.size <= most:
         return flat
-    return flat[np.random.default_rng(0).integers(0, flat.size, most)]
+    return flat[_places(flat.size, most)]
+
+
+@lru_cache(maxsize=64)
+def _places(size: int, most: int) -> Array:
+    return np.random.default_rng(0).integers(0, size, most)
 
 
 class Histogram:

@@ -2,8 +2,8 @@
 
 Two fronts advance together, one of the float network and one of the quantized. At every layer
 the quantized front gives the input, the float front the wanted output. Samples are as many as
-memory holds at each place: where activations become small, more samples catch up through the
-part that is already done.
+memory holds from there to the end: once activations stay small, more samples catch up through
+the part that is already done.
 """
 
 from __future__ import annotations
@@ -13,17 +13,20 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import onnx_ir as ir
 
+from edgepipe.quantization.activation_aware import Rows
 from edgepipe.quantization.config import QuantConfig
 from edgepipe.quantization.executor import Program, Rounding, Values, compile_part
 from edgepipe.quantization.gram import Gram
 from edgepipe.quantization.graph import Array, bounds, dims, is_op, outer_values
 from edgepipe.quantization.layers import Layer
 from edgepipe.quantization.placement import Placement, Unit
-from edgepipe.quantization.reconstruction import Rows
 from edgepipe.quantization.scales import CodeRange
 from edgepipe.quantization.weight_only import quantize_weights
 from edgepipe.quantization.weights import Note, check_weights, quantize_layer
 
+#: Samples that 8-bit weights are fitted to, at most: more change nothing (measured). Ranges are
+#: taken from all.
+EIGHT_BIT_SAMPLES = 128
 #: Rows of the Gram matrix per column, where there are that many, and at least.
 ROWS_PER_COLUMN = 64
 LEAST_ROWS = 1 << 15
@@ -39,35 +42,36 @@ class Fronts:
 
     def __init__(
         self, units: Sequence[Unit], keep: set[ir.Value], inputs: Values, rounding: Rounding,
-        memory_bytes: int,
+        most: int, memory_bytes: int,
     ) -> None:  # fmt: skip
         self.units, self.inputs, self.rounding = units, inputs, rounding
         self.live = _live_after(units, keep)
-        self.total = len(next(iter(inputs.values())))
+        self.total = most
         # Half is for the samples themselves, the rest also for what one layer needs on the way.
         self.memory = memory_bytes // 3
+        self.rooms = self._rooms()
         self.done = 0
-        self.count = min(self.total, self._room())
+        self.count = self.rooms[0] if units else self.total
         self.exact: Values = {v: a[: self.count] for v, a in inputs.items()}
         self.rounded: Values = dict(self.exact)
 
-    def _room(self) -> int:
-        """How many samples fit while the next unit is computed."""
-        before = self.live[self.done - 1] if self.done else list(self.inputs)
-        unit = self.units[self.done] if self.done < len(self.units) else None
-        values = [*before, *(v for node in (unit.nodes if unit else ()) for v in node.outputs)]
-        each = sum(5 * int(np.prod(dims(v) or (1,))) for v in values if v not in self.inputs)
-        return max(1, self.memory // max(each, 1))
+    def _rooms(self) -> list[int]:
+        """Per unit, how many samples fit while it and every later one is computed."""
+        rooms: list[int] = []
+        least = self.total
+        for index in reversed(range(len(self.units))):
+            before = self.live[index - 1] if index else []
+            outputs = [v for node in self.units[index].nodes for v in node.outputs]
+            values = [v for v in [*before, *outputs] if v not in self.inputs]
+            each = sum(5 * int(np.prod(dims(v) or (1,))) for v in values)
+            least = max(1, min(least, self.memory // max(each, 1)))
+            rooms.append(least)
+        return rooms[::-1]
 
     def adjust(self) -> None:
-        """Drop samples that do not fit at the next unit, or let more catch up."""
-        room = min(self.total, self._room())
-        if room < self.count:
-            self.count = room
-            for front in (self.exact, self.rounded):
-                for value in front:
-                    front[value] = front[value][:room].copy()
-        elif self.done and (room >= 2 * self.count or (room == self.total > self.count)):
+        """Let more samples catch up where there is room for them from here on."""
+        room = self.rooms[self.done]
+        if room >= 2 * self.count or (room == self.total > self.count):
             start, self.count = self.count, room
             wanted = [v for v in self.live[self.done - 1] if v not in self.inputs]
             new = {v: a[start:room] for v, a in self.inputs.items()}
@@ -112,18 +116,21 @@ def fit(
     progress: Callable[[str], None],
 ) -> None:
     """Fill ``rounding.weights`` for every integer layer."""
-    method = next((m for m in config.methods if m != "equalization"), None)
+    method = config.fit
     layers = [unit for unit in placement.units if unit.linear is not None]
-    for unit in layers:
-        assert unit.linear is not None
-        check_weights(Layer.of(unit.linear), note)
+    linear = [unit.linear for unit in layers if unit.linear is not None]
+    for node in linear:
+        check_weights(Layer.of(node), note)
     if method is None:
         for unit in layers:
             _fit_layer(unit, None, rounding, None, config, note)
         return
     units = placement.units
     last = max((i for i, unit in enumerate(units) if unit.linear is not None), default=-1)
-    fronts = Fronts(units[: last + 1], set(), inputs, rounding, config.memory_bytes)
+    most = len(next(iter(inputs.values())))
+    if all(rounding.placement.formats[n].weight_bits == 8 for n in linear):
+        most = min(most, EIGHT_BIT_SAMPLES)
+    fronts = Fronts(units[: last + 1], set(), inputs, rounding, most, config.memory_bytes)
     done = 0
     for unit in units[: last + 1]:
         fronts.adjust()
@@ -170,8 +177,7 @@ def _fit_layer(
     bits = rounding.placement.formats[unit.linear].weight_bits
     span = CodeRange.of(bits, config.weight_limit)
     if config.activation_bits is None:
-        chosen = gram if method == "reconstruction" else None
-        weights = quantize_weights(layer, span, config.group_size, chosen, note)
+        weights = quantize_weights(layer, span, config.group_size, method, gram, note)
     else:
         scale = float(rounding.grid(source).scale)
         weights = quantize_layer(layer, span, method, gram, scale, note, rows)

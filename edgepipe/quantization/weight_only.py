@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from edgepipe.quantization import reconstruction, scales
+from edgepipe.quantization import gptq, reconstruction, scales
 from edgepipe.quantization.gram import Gram
 from edgepipe.quantization.graph import Array
 from edgepipe.quantization.layers import Layer
@@ -26,9 +26,14 @@ def block_size(channels: int, group_size: int | None) -> int | None:
 
 
 def quantize_weights(
-    layer: Layer, span: CodeRange, group_size: int | None, gram: Gram | None, note: Note
+    layer: Layer,
+    span: CodeRange,
+    group_size: int | None,
+    method: str | None,
+    gram: Gram | None,
+    note: Note,
 ) -> LayerWeights:
-    """Codes and scales; with ``gram`` by GPTQ and coordinate descent, else by rounding."""
+    """Codes and scales by one of config.WEIGHT_ONLY_FITS, which need ``gram``, or by rounding."""
     axis = layer.input_axis
     block = block_size(layer.weight_shape[axis], group_size)
     if group_size is not None and block != group_size:
@@ -37,22 +42,22 @@ def quantize_weights(
             f"groups of {block or 'a whole channel'} instead of {group_size}: there are"
             f" {layer.weight_shape[axis]} input channels",
         )
-    if gram is None:
-        target, hessian = layer.matrix(layer.weight), None
-    else:
-        hessian = reconstruction.unit(reconstruction.regularised(gram)).astype(np.float64)
+    target, hessian = layer.matrix(layer.weight), None
+    if gram is not None and method in ("gptq", "reconstruction"):
+        hessian = gptq.unit(gptq.regularised(gram)).astype(np.float64)
+    if gram is not None and method == "reconstruction":
         target = reconstruction.target_weights(layer.matrix(layer.weight), gram, span.bits)
     scale, spread = _scales(layer, target, hessian, span, block)
     if hessian is None:
         codes = scales.quantize(target, spread, span)
     else:
-        factor = reconstruction.inverse_factor(hessian)
-        codes = reconstruction.gptq(target, factor, spread, span)
-        codes = reconstruction.descend(codes, target, hessian.astype(np.float32), spread, span)
+        codes = gptq.Walk.of(hessian).round(target, spread, span)
+        if method == "reconstruction":
+            single = hessian.astype(np.float32)
+            codes = reconstruction.descend(codes, target, single, spread, span)
     bias = layer.bias
     if gram is not None and layer.node.op_type != "MatMul":
-        mean = np.einsum("gok,gk->go", (codes * spread).astype(np.float64), gram.mean_x)
-        bias = (gram.mean_y - mean).reshape(-1).astype(np.float32)
+        bias = gptq.centred(codes * spread, gram).reshape(-1).astype(np.float32)
     return LayerWeights(
         layer.restore(codes).astype(np.int8),
         scale,

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 
 from edgepipe.errors import UserError
-from edgepipe.quantization import reconstruction, scales
+from edgepipe.quantization import activation_aware, gptq, reconstruction, scales
+from edgepipe.quantization.activation_aware import Rows, Solver
 from edgepipe.quantization.gram import Gram
 from edgepipe.quantization.graph import Array
 from edgepipe.quantization.layers import Layer
@@ -83,18 +85,22 @@ def quantize_layer(
     gram: Gram | None,
     input_scale: float,
     note: Note,
-    rows: reconstruction.Rows | None = None,
+    rows: Rows | None = None,
 ) -> LayerWeights:
     """Quantize per output channel; ``input_scale`` is that of the quantized input.
 
-    ``method`` is one of config.METHODS that sets weights, or None for rounding onto the scale of
-    least squared error; all but None need ``gram``. ``rows`` are those of ``gram``, where an
+    ``method`` is one of config.FITS, or None for rounding onto the scale of least squared error;
+    all but None need ``gram``. ``rows`` are those of ``gram``, where an
     activation follows.
     """
     matrix = layer.matrix(layer.weight)
     grouped_bias = layer.bias.reshape(layer.groups, -1)
-    if method == "reconstruction" and gram is not None:
-        codes, scale, bias = reconstruction.solve(matrix, gram, span, rows)
+    solver = solver_of(method)
+    if solver is not None and gram is not None:
+        if rows is None:
+            codes, scale, bias = solver(matrix, gram, span)
+        else:
+            codes, scale, bias = activation_aware.solve(solver, matrix, gram, span, rows)
         # A channel that sees only constants has nothing to be fitted to.
         idle = gram.variance_y <= 0.0
         if idle.any():
@@ -106,9 +112,30 @@ def quantize_layer(
         if method in ("bias_correction", "mean_variance") and gram is not None:
             if method == "mean_variance":
                 scale = scale * _variance_ratio(codes * scale, gram)[..., None]
-            mean = np.einsum("gok,gk->go", (codes * scale).astype(np.float64), gram.mean_x)
-            bias = gram.mean_y - mean
+            bias = gptq.centred(codes * scale, gram)
     return _finish(layer, codes, scale, bias.reshape(-1), span, input_scale, note)
+
+
+def solver_of(method: str | None) -> Solver | None:
+    """What solves a layer's moments for codes, by the name of the method; None if nothing does.
+
+    Raises UserError where the method needs torch and it is not installed.
+    """
+    if method == "reconstruction":
+        return reconstruction.solve
+    if method == "gptq":
+        return gptq.solve
+    if method in ("adaround", "adaquant"):
+        if importlib.util.find_spec("torch") is None:
+            raise UserError(
+                f"method '{method}' needs torch",
+                where="methods",
+                fix="pip install 'edgepipe[torch]', or choose 'reconstruction'",
+            )
+        from edgepipe.quantization import adaquant, adaround
+
+        return adaround.solve if method == "adaround" else adaquant.solve
+    return None
 
 
 def _variance_ratio(weight: Array, gram: Gram) -> Array:

@@ -50,9 +50,14 @@ def test_activations_that_overflow() -> None:
     assert "tensor '" in text and "infinity" in text
 
 
-@pytest.mark.parametrize("recipe", ["w8a8", "w4a8", "w4a4", "w4g2"])
 @pytest.mark.parametrize(
-    "method", [(), ("bias_correction",), ("mean_variance",), ("reconstruction",)]
+    ("recipe", "method"),
+    [
+        (recipe, method)
+        for recipe in ("w8a8", "w4a8", "w4a4", "w4g2")
+        for method in ((), ("bias_correction",), ("mean_variance",), ("gptq",), ("reconstruction",))
+        if (recipe, method) != ("w4g2", ("mean_variance",))  # it does not know weights alone
+    ],
 )
 def test_dead_layers_and_channels_are_noted_and_harmless(
     recipe: str, method: tuple[str, ...]
@@ -106,7 +111,7 @@ def test_a_bias_too_large_for_int32_raises_the_scale() -> None:
         ({"activation_bits": 16}, "activation_bits"),
         ({"observer": "minmx"}, "did you mean 'minmax'"),
         ({"methods": ("bias_correction", "reconstruction")}, "choose one"),
-        ({"methods": ("adaround",)}, "methods"),
+        ({"methods": ("adarond",)}, "did you mean 'adaround'"),
         ({"group_size": 32}, "weight-only"),
         ({"group_size": 1, "activation_bits": None}, "2…"),
         ({"percentile": 10.0}, "percentile"),

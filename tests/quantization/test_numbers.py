@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from edgepipe.quantization import integer_ops, reconstruction, scales
+from edgepipe.quantization import activation_aware, gptq, integer_ops, reconstruction, scales
 from edgepipe.quantization.gram import Gram
 from edgepipe.quantization.interpreter import Sum, Term, requantize
 from edgepipe.quantization.observers import BINS, GridStyle, Histogram, choose
@@ -107,7 +107,7 @@ def test_reconstruction_beats_rounding(span: CodeRange) -> None:
 
 def test_coordinate_descent_never_grows_the_loss() -> None:
     weight, gram, _ = problem(1)
-    hessian = reconstruction.regularised(gram).astype(np.float32)
+    hessian = gptq.regularised(gram).astype(np.float32)
     scale = scales.least_error(weight, FOUR)
     codes = scales.quantize(weight, scale, FOUR)
     before = loss(weight, codes * scale, gram)
@@ -120,8 +120,8 @@ def test_coordinate_descent_never_grows_the_loss() -> None:
 
 def test_inverse_factor() -> None:
     _, gram, _ = problem(2)
-    hessian = reconstruction.regularised(gram)
-    factor = reconstruction.inverse_factor(hessian).astype(np.float64)
+    hessian = gptq.regularised(gram)
+    factor = gptq.inverse_factor(hessian).astype(np.float64)
     np.testing.assert_allclose(
         factor.transpose(0, 2, 1) @ factor, np.linalg.inv(hessian), rtol=1e-3, atol=1e-5
     )
@@ -133,16 +133,14 @@ def test_looking_behind_a_relu_helps_there() -> None:
     wanted = x @ weight.transpose(0, 2, 1) - 2.0
     gram = Gram(1, weight.shape[1], weight.shape[2])
     gram.add(x, wanted)
-    rows = reconstruction.Rows(x, wanted, None, 0.0, np.inf)
+    rows = activation_aware.Rows(x, wanted, None, 0.0, np.inf)
 
-    def error(solution: reconstruction.Solution) -> float:
-        codes, scale, bias = solution
-        output = x @ (codes * scale).transpose(0, 2, 1) + bias[:, None]
-        return float(rows.error(output.astype(np.float32)).sum())
+    def error(solution: gptq.Solution) -> float:
+        return float(rows.error(rows.output(solution)).sum())
 
-    assert error(reconstruction.solve(weight, gram, FOUR, rows)) < error(
-        reconstruction.solve(weight, gram, FOUR)
-    )
+    for solver in (reconstruction.solve, gptq.solve):
+        aware = activation_aware.solve(solver, weight, gram, FOUR, rows)
+        assert error(aware) < error(solver(weight, gram, FOUR))
 
 
 def test_gram_survives_a_large_mean() -> None:
