@@ -12,18 +12,21 @@ if TYPE_CHECKING:
     import onnxruntime
 
 _LINEAR = frozenset(("Conv", "ConvTranspose", "Gemm", "MatMul"))
-#: Weights up to here times uint8 codes, two products summed, fit int16.
+#: Weights up to here times 8-bit codes, two products summed, fit int16.
 _SEVEN_BITS = 63
 
 
-def open_session(model: bytes, severity: int = 3) -> onnxruntime.InferenceSession:
+def open_session(
+    model: bytes, severity: int = 3, integer_kernels: bool | None = None
+) -> onnxruntime.InferenceSession:
     """A session on one thread of the CPU. Raises what ONNX Runtime raises for a bad model.
 
     By itself ONNX Runtime computes Q/DQ models with integer kernels, rounding as edgepipe does.
-    Three times that is something else than the model says, and float operators between roundings
-    are asked for instead (``session.disable_quant_qdq``): it rounds float weights between Q/DQ
+    Three times that is something else than the model says: it rounds float weights between Q/DQ
     pairs to 8 bits, and float activations of dequantised weights too (MatMulNBits), and on x86
-    without VNNI its sums of uint8 × int8 products saturate.
+    without VNNI its sums of two 8-bit products saturate where weights exceed 63. Float operators
+    between roundings (``session.disable_quant_qdq``) are the other way to read the model; there
+    ties may round differently. None for ``integer_kernels`` takes them where they are exact.
     """
     import onnxruntime
 
@@ -31,7 +34,7 @@ def open_session(model: bytes, severity: int = 3) -> onnxruntime.InferenceSessio
     # The order of additions must not depend on the machine.
     options.intra_op_num_threads = options.inter_op_num_threads = 1
     options.log_severity_level = severity
-    if not _integer_kernels_are_exact(model):
+    if not (_integer_kernels_are_exact(model) if integer_kernels is None else integer_kernels):
         options.add_session_config_entry("session.disable_quant_qdq", "1")
     return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
 
@@ -52,7 +55,7 @@ def _integer_kernels_are_exact(model: bytes) -> bool:
             continue
         if data is None or weight is None:
             return False
-        if weight.input[0] in constants and not _fits(constants, data, weight):
+        if weight.input[0] in constants and not _fits(constants[weight.input[0]]):
             return False
     return True
 
@@ -61,16 +64,11 @@ def _dequantize(node: onnx.NodeProto | None) -> onnx.NodeProto | None:
     return node if node is not None and node.op_type == "DequantizeLinear" else None
 
 
-def _fits(
-    constants: dict[str, onnx.TensorProto], data: onnx.NodeProto, weight: onnx.NodeProto
-) -> bool:
-    """Whether sums of two products stay within int16, or the machine does not mind."""
+def _fits(codes: onnx.TensorProto) -> bool:
+    """Whether sums of two products with these weights fit int16, or the machine does not mind."""
     import onnx
 
-    codes = constants[weight.input[0]]
-    zero = constants.get(data.input[2]) if len(data.input) > 2 else None
-    unsigned = zero is None or zero.data_type == onnx.TensorProto.UINT8
-    if not unsigned or codes.data_type not in (onnx.TensorProto.INT8, onnx.TensorProto.UINT8):
+    if codes.data_type not in (onnx.TensorProto.INT8, onnx.TensorProto.UINT8):
         return True
     largest = np.abs(onnx.numpy_helper.to_array(codes).astype(np.int16)).max(initial=0)
     return bool(largest <= _SEVEN_BITS) or _sums_are_exact()

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from functools import cached_property
+from collections.abc import Callable
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -50,13 +51,18 @@ class Reference:
         return self._float64.run(inputs)
 
 
-def session(model: bytes) -> onnxruntime.InferenceSession:
+def session(model: bytes, integer_kernels: bool | None = None) -> onnxruntime.InferenceSession:
     """An ONNX Runtime session on one thread. Raises UserError where it refuses the model."""
     try:
-        return open_session(model)
+        return open_session(model, integer_kernels=integer_kernels)
     except Exception as error:  # its exceptions have no common public base
         said = " ".join(str(error).split())[:200]
         raise UserError(f"ONNX Runtime refuses the reference model: {said}") from None
+
+
+def quantized_runs(model: bytes) -> tuple[Callable[[Inputs], Inputs], ...]:
+    """Both ways in which ONNX Runtime executes a Q/DQ model (see ``edgepipe.onnx_session``)."""
+    return tuple(partial(run_session, session(model, kernels)) for kernels in (True, False))
 
 
 def run_session(session: onnxruntime.InferenceSession, inputs: Inputs) -> Inputs:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from edgepipe.data import Inputs
@@ -79,3 +81,9 @@ class StepTally:
                 )
             )
         return tuple(found)
+
+
+def nearest(tallies: Sequence[StepTally]) -> tuple[StepReport, ...]:
+    """The reports of the reference that a bundle is nearest to; empty where there is none."""
+    found = [tally.reports() for tally in tallies]
+    return max(found, key=lambda r: min((s.within_one, s.snr_db) for s in r), default=())

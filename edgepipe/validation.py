@@ -27,8 +27,8 @@ from edgepipe.data import Inputs, Samples, from_arrays, open_data, synthetic
 from edgepipe.errors import UserError
 from edgepipe.judge import floor_db, judge_outputs, judge_steps, judge_top1
 from edgepipe.metrics import Array
-from edgepipe.reference import Reference, find_reference, open_reference, run_session, session
-from edgepipe.tally import StepTally, Tally
+from edgepipe.reference import Reference, find_reference, open_reference, quantized_runs
+from edgepipe.tally import StepTally, Tally, nearest
 from edgepipe.validation_report import Report
 
 if TYPE_CHECKING:
@@ -42,13 +42,13 @@ _CHUNK_BYTES = 64 * 2**20
 
 @dataclass(frozen=True)
 class _Trial:
-    """What a bundle is run on and compared with. ``exact`` is the original model, ``rounded``
-    the Q/DQ model of a quantized bundle; None where it cannot be asked. ``original`` finds the
-    original model."""
+    """What a bundle is run on and compared with. ``exact`` is the original model, or None where it
+    cannot be asked; ``rounded`` the Q/DQ model of a quantized bundle, in every way that it can be
+    executed. ``original`` finds the original model."""
 
     samples: Samples
     exact: Callable[[Inputs], Inputs] | None
-    rounded: Callable[[Inputs], Inputs] | None
+    rounded: tuple[Callable[[Inputs], Inputs], ...]
     original: Callable[[], Reference]
 
 
@@ -68,31 +68,30 @@ def validate(
     Without it the bundle's golden inputs and outputs are used, which need no original model, or
     with ``model`` seeded synthetic inputs. ``model`` names the original where the manifest's
     origin does not lead to it. A quantized bundle is compared with its Q/DQ model too: on the same
-    data where that is in the bundle (``compile --emit onnx``), else on the golden inputs.
+    data where that is in the bundle (``compile --emit onnx``), else on the golden inputs. Of the
+    two ways in which ONNX Runtime executes that, the nearer one counts.
     ``max_top1_drop`` is in percentage points: of accuracy with labels, else of agreement.
     ``step`` is called with (runs done, runs in all). Raises UserError.
     """
     chosen = runners.pick(bundle.target, runner).NAME
     trial = _trial(bundle, data, model)
-    tally, steps = Tally(trial.samples.labels), _step_tally(bundle)
+    tally, steps = Tally(trial.samples.labels), [_step_tally(bundle) for _ in trial.rounded]
     done = 0
     for chunk in trial.samples.chunks(_chunk_runs(bundle)):
         results = runners.run_many(bundle, chunk, chosen)
         for inputs, result in zip(chunk, results, strict=True):
             expected = trial.exact(inputs) if trial.exact is not None else {}
             tally.add(inputs, result, expected)
-            if trial.rounded is not None:
-                same = trial.rounded == trial.exact
-                steps.add(result, expected if same else trial.rounded(inputs))
+            for one, rounded in zip(steps, trial.rounded, strict=True):
+                one.add(result, rounded(inputs))
         done += len(chunk)
         step(done, trial.samples.count)
     steps_data = trial.samples.description
-    if bundle.recipe.quantizes and trial.rounded is None:
+    if bundle.recipe.quantizes and not steps:
         golden, outputs = _golden(bundle)
-        steps_data = golden.description
-        for inputs in golden:
-            steps.add(runners.run_many(bundle, [inputs], chosen)[0], outputs)
-    found = steps.reports()
+        steps_data, steps = golden.description, [_step_tally(bundle)]
+        steps[0].add(runners.run_many(bundle, list(golden), chosen)[0], outputs)
+    found = nearest(steps)
     floor = min_snr_db
     if floor is None:
         floor = floor_db(bundle.recipe, synthetic=trial.samples.synthetic)
@@ -129,9 +128,9 @@ def _trial(
     if data is None and model is None:
         samples, outputs = _golden(bundle)
         if facts is None:
-            return _Trial(samples, lambda _: outputs, None, find)
+            return _Trial(samples, lambda _: outputs, (), find)
         floats = bundle.golden_floats()
-        return _Trial(samples, (lambda _: floats) if floats else None, lambda _: outputs, find)
+        return _Trial(samples, (lambda _: floats) if floats else None, (lambda _: outputs,), find)
     reference = open_reference(bundle, model)
     if isinstance(data, Samples):
         samples = data
@@ -139,9 +138,11 @@ def _trial(
         samples = synthetic(bundle.inputs)
     else:
         samples = open_data(data, bundle.inputs, reference.preprocessing)
-    rounded = reference.run if imported else None
-    if QDQ_FILE in bundle.manifest["files"] and not imported:
-        rounded = partial(run_session, session(bundle.file(QDQ_FILE).read_bytes()))
+    rounded: tuple[Callable[[Inputs], Inputs], ...] = ()
+    if imported:
+        rounded = quantized_runs(reference.source.proto_bytes())
+    elif QDQ_FILE in bundle.manifest["files"]:
+        rounded = quantized_runs(bundle.file(QDQ_FILE).read_bytes())
     return _Trial(samples, reference.run, rounded, lambda: reference)
 
 

@@ -23,7 +23,7 @@ def test_saturating_sums_are_avoided(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, vnni: bool
 ) -> None:
     monkeypatch.setattr(onnx_session, "_sums_are_exact", lambda: vnni)
-    proto = onnx.load(dense(tmp_path / "dense.onnx"))  # uint8 codes, weights up to 127
+    proto = onnx.load(dense(tmp_path / "dense.onnx"))  # weights up to 127
     assert uses_integer_kernels(proto.SerializeToString()) is vnni
     codes = proto.graph.initializer[0]
     halved = numpy_helper.to_array(codes) // 4
