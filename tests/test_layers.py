@@ -173,12 +173,13 @@ HEAVY: dict[str, set[str]] = {
     "wasmtime": {"runners"},
     "PIL": {"data"},
     "sklearn": {"zoo"},
+    "nncf": {"quantization"},
     "flatbuffers": {"interchange"},
     "ai_edge_litert": set(),  # only tests and benchmarks run .tflite files
 }
 
 #: Never imported at the top of a module: optional, or slow before the first word is printed.
-LAZY_EVERYWHERE = {"torch", "onnxscript", "wasmtime", "PIL", "sklearn", "onnxruntime"}
+LAZY_EVERYWHERE = {"torch", "onnxscript", "wasmtime", "PIL", "sklearn", "onnxruntime", "nncf"}
 #: Programs that are run, not imported, may import at the top what they are about; so may folders
 #: whose ``__init__`` alone is imported before they are asked for.
 PROGRAMS = {"zoo"}

@@ -3,8 +3,9 @@
 The stages of ``apply``, each one file: samples are checked (``calibration``), outliers migrated and
 channels equalised (``smoothquant``, ``equalization``), places chosen (``placement``), ranges
 observed (``observers``), weights fitted layer by layer (``sweep``, ``weights`` and one file per
-method: ``reconstruction``, ``gptq``, ``adaround``, ``adaquant``), and all of it written into the
-graph (``qdq``). ``interpreter`` runs the result in integers and defines what kernels must compute.
+method: ``reconstruction``, ``gptq``, ``adaround``, ``adaquant``; or ``nncf_ptq``), and all of
+it written into the graph (``qdq``). ``interpreter`` runs the result in integers and defines what
+kernels must compute.
 """
 
 from __future__ import annotations
@@ -55,7 +56,7 @@ def fit(
 
     The copy's channels may be equalised; its nodes and values are those of the ``Rounding``.
     """
-    from edgepipe.quantization import calibration, equalization, smoothquant, sweep
+    from edgepipe.quantization import calibration, equalization, nncf_ptq, smoothquant, sweep
     from edgepipe.quantization.executor import Rounding
     from edgepipe.quantization.placement import place
 
@@ -72,5 +73,8 @@ def fit(
     placement = place(graph, config, note)
     context.progress("observing ranges")
     rounding = Rounding(placement, calibration.ranges(graph, placement, inputs, config, note))
-    sweep.fit(placement, rounding, inputs, config, note, context.progress)
+    if config.fit == "nncf":
+        nncf_ptq.fit(result, rounding, inputs, config, note)
+    else:
+        sweep.fit(placement, rounding, inputs, config, note, context.progress)
     return result, rounding

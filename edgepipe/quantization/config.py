@@ -104,6 +104,12 @@ class QuantConfig:
                 where="methods",
                 fix="for weights alone choose " + ", ".join(WEIGHT_ONLY_FITS),
             )
+        if self.fit == "nncf" and self.weight_bits != 8:
+            raise UserError(
+                "method 'nncf' quantizes to 8 bits",
+                where="methods",
+                fix="choose 'reconstruction' for 4 bits",
+            )
         if self.group_size is not None:
             if not 2 <= self.group_size <= MAX_GROUP:
                 raise UserError(

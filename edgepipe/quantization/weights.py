@@ -113,7 +113,7 @@ def quantize_layer(
             if method == "mean_variance":
                 scale = scale * _variance_ratio(codes * scale, gram)[..., None]
             bias = gptq.centred(codes * scale, gram)
-    return _finish(layer, codes, scale, bias.reshape(-1), span, input_scale, note)
+    return finish(layer, codes, scale, bias.reshape(-1), span, input_scale, note)
 
 
 def solver_of(method: str | None) -> Solver | None:
@@ -145,7 +145,7 @@ def _variance_ratio(weight: Array, gram: Gram) -> Array:
     return np.where(found > 1e-12, np.clip(ratio, *VARIANCE_RANGE), 1.0).astype(np.float32)
 
 
-def _finish(
+def finish(
     layer: Layer,
     codes: Array,
     scale: Array,
