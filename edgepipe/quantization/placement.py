@@ -68,6 +68,9 @@ TABLES = frozenset(
         "Exp",
     ]
 )
+#: A first or last layer with more of all weights than this gets no 8 bits where groups are asked
+#: for: groups are chosen for their size, and a classifier is a quarter of some networks.
+GROUPED_SHARE = 0.05
 #: Movement operators that take several data inputs.
 ALL_INPUTS = frozenset(("Concat",))
 
@@ -189,15 +192,24 @@ def _formats(graph: ir.Graph, config: QuantConfig, note: Note) -> dict[ir.Node, 
             note(node.name, "kept float by an override")
         else:
             formats[node] = format
-    weighted = [node for node in graph if weight_of(node) is not None]
+    weighted = {node: weight for node in graph if (weight := weight_of(node)) is not None}
     if weighted and config.first_last != "same":
-        for node in {weighted[0], weighted[-1]} & formats.keys():
+        ends = list(weighted)
+        for node in {ends[0], ends[-1]} & formats.keys():
             if config.first_last == "float":
                 del formats[node]
                 note(node.name, "kept float: first or last layer")
+            elif config.group_size is not None and _share(node, weighted) > GROUPED_SHARE:
+                note(node.name, "first or last layer, but in groups as the others: it is large")
             else:
                 formats[node] = Format(8, formats[node].activation_bits)
     return formats
+
+
+def _share(node: ir.Node, weighted: dict[ir.Node, ir.Value]) -> float:
+    """How much of all weights ``node`` has."""
+    sizes = {n: float(np.prod(dims(w) or ())) for n, w in weighted.items()}
+    return sizes[node] / max(sum(sizes.values()), 1.0)
 
 
 def _integer_nodes(graph: ir.Graph, formats: dict[ir.Node, Format], note: Note) -> set[ir.Node]:
