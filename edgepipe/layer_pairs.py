@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -89,27 +89,30 @@ def match(
 ) -> list[LayerPair]:
     """Rounded tensors and outputs of the Q/DQ graph with their float values, in graph order.
 
-    They are matched by the names that the quantization gives, or where both graphs have the
-    ``same_nodes`` by what is rounded. (Otherwise an activation that the codes imply is gone.)
+    They are matched by the names that the quantization gives; where both graphs have the
+    ``same_nodes`` a rounded tensor has the same name in both.
     """
     there = {v.name: v for v in rounded.graph.inputs}
     there |= {v.name: v for node in rounded.graph for v in node.outputs}
-    by_source = _rounded_forms(rounded) if same_nodes else {}
+    restored = _restored(rounded) if same_nodes else set()
     nodes = {node.name: node for node in rounded.graph}
     outputs = {v.name for v in exact.graph.outputs}
     computed = (n for n in exact.graph if not is_op(n, "QuantizeLinear", "DequantizeLinear"))
     values = [*exact.graph.inputs, *(v for node in computed for v in node.outputs)]
+
+    def counterpart(name: str) -> ir.Value | None:
+        found = None if same_nodes else there.get(f"{name}{_ROUNDED}")
+        return there.get(name) if found is None and name in outputs | restored else found
+
     order = {node: index for index, node in enumerate(exact.graph)}
     found: list[LayerPair] = []
     known: dict[str, LayerPair] = {}
     for value in values:
         name = value.name or ""
-        other = there.get(f"{name}{_ROUNDED}") or by_source.get(name)
-        if other is None and name in outputs:
-            other = there.get(name)
+        other = counterpart(name)
         if other is None or dims(value) is None or dims(other) != dims(value):
             continue
-        layer = _layer(value, order)
+        layer = _layer(value, order, lambda name: counterpart(name) is not None)
         pair = LayerPair(
             value, other, layer, _weight_bits(nodes.get(layer.name if layer else None)),
             _sources(value, known), _codes(other), rescaled and name not in outputs,
@@ -119,29 +122,33 @@ def match(
     return found
 
 
-def _rounded_forms(rounded: ir.Model) -> dict[str, ir.Value]:
-    """Name of a tensor → what a DequantizeLinear makes of its codes."""
-    found = {}
+def _restored(rounded: ir.Model) -> set[str]:
+    """Names of activations behind a Q/DQ pair."""
+    found = set()
     for node in rounded.graph:
         before = node.inputs[0].producer() if node.inputs and node.inputs[0] else None
         if is_op(node, "DequantizeLinear") and is_op(before, "QuantizeLinear"):
-            assert before is not None and before.inputs[0] is not None
-            found[name_of(before.inputs[0])] = node.outputs[0]
+            found.add(name_of(node.outputs[0]))
     return found
 
 
-def _layer(value: ir.Value, order: Mapping[ir.Node, int]) -> ir.Node | None:
-    """The node with the weights, past what it takes along; else the one that computes it. Of two
-    that meet in an Add, the later one takes it."""
-    producer = node = value.producer()
-    while node is not None and not is_op(node, *_LINEAR):
-        if not is_op(node, "Add") and bounds(node) is None:
-            return producer
-        before = [v.producer() for v in node.inputs if v is not None and v.const_value is None]
-        inner = [n for n in before if n is not None and len(list(n.outputs[0].uses())) == 1]
-        linear = [n for n in inner if is_op(n, *_LINEAR)] or inner
-        node = max(linear, key=lambda n: order[n]) if linear else None
-    return node or producer
+def _layer(
+    value: ir.Value, order: Mapping[ir.Node, int], rounded: Callable[[str], bool]
+) -> ir.Node | None:
+    """The node that computes ``value``, past the additions and activations that it takes along: of
+    two that meet in an Add the later one. None for an input of the model."""
+    node = value.producer()
+    while node is not None and (is_op(node, "Add") or bounds(node) is not None):
+        inputs = [v for v in node.inputs if v is not None and v.const_value is None]
+        inner = [v.producer() for v in inputs if not rounded(name_of(v))]
+        if not inner:
+            return node  # what it adds is rounded before
+        made = [n for n in inner if n is not None and len(list(n.outputs[0].uses())) == 1]
+        linear = [n for n in made if is_op(n, *_LINEAR)] or made
+        if not linear:
+            return None if inner == [None] else node
+        node = max(linear, key=lambda n: order[n])
+    return node
 
 
 def _sources(value: ir.Value, known: Mapping[str, LayerPair]) -> list[str]:
@@ -165,12 +172,14 @@ def _sources(value: ir.Value, known: Mapping[str, LayerPair]) -> list[str]:
 
 
 def _weight_bits(node: ir.Node | None) -> int | None:
-    if node is None or len(node.inputs) < 2 or node.inputs[1] is None:
+    if node is None or not is_op(node, *_LINEAR) or node.inputs[1] is None:
         return None
     restore = node.inputs[1].producer()
     if not is_op(restore, "DequantizeLinear"):
         return None
     assert restore is not None and restore.inputs[0] is not None
+    if restore.inputs[0].const_value is None:
+        return None  # a product of two activations
     dtype = restore.inputs[0].dtype
     return int(dtype.bitwidth) if dtype is not None else None
 

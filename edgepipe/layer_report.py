@@ -18,6 +18,9 @@ MUCH_SATURATION = 0.002
 #: Below this share of codes in use, outliers stretch the range.
 FEW_CODES = 0.25
 
+#: A model that came quantized keeps its scales.
+FOR_IMPORTED = "quantizing the float model here, with more bits for this layer in a recipe file"
+
 
 @dataclass(frozen=True)
 class LayerReport:
@@ -62,12 +65,14 @@ class LayerReport:
 
 @dataclass(frozen=True)
 class LayersReport:
-    """All layers in graph order, on ``runs`` runs of ``data``."""
+    """All layers in graph order, on ``runs`` runs of ``data``. Of an ``imported`` model, which
+    came quantized, a recipe can change nothing."""
 
     data: str
     synthetic: bool
     runs: int
     layers: tuple[LayerReport, ...]
+    imported: bool = False
 
     @property
     def worst(self) -> list[LayerReport]:
@@ -75,10 +80,14 @@ class LayersReport:
         losing = [x for x in self.layers if x.loss_db is not None and x.loss_db >= SMALL_LOSS_DB]
         return sorted(losing, key=lambda x: -(x.loss_db or 0.0))[:NAMED]
 
+    def advice(self, layer: LayerReport) -> list[str]:
+        """What to try for one of the layers."""
+        return [FOR_IMPORTED] if self.imported else layer.advice
+
     def to_json(self) -> dict[str, Any]:
         """For ``json.dumps``; infinities are strings."""
         fields: dict[str, Any] = plain(asdict(self))
-        fields["worst"] = [{"layer": x.layer, "try": x.advice} for x in self.worst]
+        fields["worst"] = [{"layer": x.layer, "try": self.advice(x)} for x in self.worst]
         return fields
 
     def __str__(self) -> str:
@@ -95,6 +104,8 @@ class LayersReport:
         noise = " – synthetic: says little of real data" if self.synthetic else ""
         lines = [f"layers, float against quantized, on {self.data}{noise}", table(headers, rows)]
         for x in self.worst:
-            lines.append(f"{x.layer} loses {x.loss_db:.1f} dB; try")
-            lines += [f"  {text}" for text in x.advice]
+            lines.append(
+                f"{x.layer} loses {x.loss_db:.1f} dB" + ("; try" if self.advice(x) else "")
+            )
+            lines += [f"  {text}" for text in self.advice(x)]
         return "\n".join(lines)

@@ -23,7 +23,7 @@ from edgepipe.layer_report import LayerReport, LayersReport
 from edgepipe.metrics import Array
 from edgepipe.onnx_session import open_session
 from edgepipe.quantization.config import PREPARATIONS
-from edgepipe.quantization.graph import is_op, name_of
+from edgepipe.quantization.graph import code_range, is_op, name_of
 from edgepipe.recipe import Recipe
 from edgepipe.reference import open_reference
 
@@ -69,7 +69,8 @@ def validate_layers(
     rescaled = config is not None and bool({*PREPARATIONS} & {*config.methods}) and not imported
     pairs = match(exact, rounded, rescaled=rescaled, same_nodes=imported)
     runs = _run(exact, rounded, pairs, samples, step)
-    return LayersReport(samples.description, samples.synthetic, runs, tuple(_reports(pairs)))
+    layers = tuple(_reports(pairs))
+    return LayersReport(samples.description, samples.synthetic, runs, layers, imported)
 
 
 def _emitted(bundle: Bundle) -> ir.Model:
@@ -87,16 +88,27 @@ def _emitted(bundle: Bundle) -> ir.Model:
 
 
 def _without_roundings(model: ir.Model) -> ir.Model:
-    """A copy in which readers of a rounded activation read what was rounded."""
+    """A copy that rounds no activation: a Clip without bounds instead of each Q/DQ pair, or a Relu
+    where the codes start at zero, since exporters leave out the Relu that the codes imply."""
+    import onnx_ir as ir
+
     result = model.clone()
     for node in list(result.graph):
-        quantize_node = node.inputs[0].producer() if node.inputs and node.inputs[0] else None
-        if not is_op(node, "DequantizeLinear") or not is_op(quantize_node, "QuantizeLinear"):
+        rounding = node.inputs[0].producer() if node.inputs and node.inputs[0] else None
+        if not is_op(node, "DequantizeLinear") or not is_op(rounding, "QuantizeLinear"):
             continue
-        assert quantize_node is not None
-        source = quantize_node.inputs[0]
-        for use in tuple(node.outputs[0].uses()):
-            use.node.replace_input_with(use.idx, source)
+        assert rounding is not None
+        limits = code_range(rounding)
+        kind = "Relu" if limits is not None and limits[0] == 0.0 else "Clip"
+        replaced = ir.node(kind, [rounding.inputs[0]], name=node.name)
+        old, new = node.outputs[0], replaced.outputs[0]
+        new.shape, new.type, name = old.shape, old.type, old.name
+        result.graph.insert_before(node, replaced)
+        ir.convenience.replace_all_uses_with(old, new, replace_graph_outputs=True)
+        result.graph.remove(node, safe=True)
+        if not rounding.outputs[0].uses():
+            result.graph.remove(rounding, safe=True)
+        new.name = name
     return result
 
 

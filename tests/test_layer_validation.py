@@ -93,7 +93,8 @@ def test_an_imported_model_is_compared_with_itself_unrounded(tmp_path: Path) -> 
     made, _ = compiled(tmp_path, None, model=path)
     x = np.random.default_rng(0).standard_normal((20, 8)).astype(np.float32)
     report = validate_layers(made, {"x": x}, model=path)
-    assert [layer.tensor for layer in report.layers] == ["x", "y"]
+    assert [layer.tensor for layer in report.layers] == ["xr", "y"]
+    assert [layer.op_type for layer in report.layers] == ["input", "MatMul"]
     assert 40 < report.layers[0].snr_db < 60
     assert 30 < report.layers[1].snr_db < 60
 
