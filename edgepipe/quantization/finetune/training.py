@@ -47,13 +47,16 @@ def train(
     per_epoch = steps_per_epoch(len(examples), settings)
     total = settings.epochs * per_epoch
     network.train()
+    losses: list[float] = []
     while step < total:
         for group in optimizer.param_groups:
             group["lr"] = group["first_lr"] * share_of_rate(step / total, settings.schedule)
-        loss = _step(network, teacher, optimizer, examples, step, settings)
+        losses.append(_step(network, teacher, optimizer, examples, step, settings))
         step += 1
         if step % per_epoch == 0:
-            progress(f"fine-tuning epoch {step // per_epoch} of {settings.epochs}: loss {loss:.4f}")
+            mean = sum(losses) / len(losses)
+            progress(f"fine-tuning epoch {step // per_epoch} of {settings.epochs}: loss {mean:.4f}")
+            losses.clear()
         if checkpoint is not None and (step == total or checkpoint.due()):
             checkpoint.save(
                 step=step, network=network.state_dict(), optimizer=optimizer.state_dict()

@@ -41,7 +41,7 @@ def test_it_learns(recipe: str | None, ranges: str) -> None:
     tuned, lines = tune(model, recipe, (x, labels), epochs=12, ranges=ranges)
     assert accuracy(tuned, x, labels) > accuracy(model, x, labels) + 0.2
     found = losses(lines)
-    assert len(found) == 12 and min(found[-3:]) < found[0]
+    assert len(found) == 12 and found[-1] < found[0]
 
 
 def test_without_epochs_it_is_what_calibration_gives() -> None:
@@ -133,7 +133,7 @@ sys.path.insert(0, sys.argv[1])
 from quantization.finetune.tasks import SMALL, learnable, tune
 from quantization.networks import build
 model = build(SMALL)
-tune(model, "w4a8", learnable(model), epochs=400, checkpoint=Path(sys.argv[2]),
+tune(model, "w4a8", learnable(model), epochs=50, checkpoint=Path(sys.argv[2]),
      checkpoint_seconds=0.0)
 """
 
@@ -158,8 +158,8 @@ def test_a_killed_process_leaves_a_state_to_go_on_from(tmp_path: Path, repositor
         process.send_signal(signal.SIGKILL)
         process.wait()
         steps.append(torch.load(state, weights_only=True)["step"])
-    assert steps == sorted(set(steps)) and steps[-1] < 400 * 8
-    same = {"epochs": 400, "checkpoint_seconds": 0.0}
+    assert steps == sorted(set(steps)) and steps[-1] < 50 * 8
+    same = {"epochs": 50, "checkpoint_seconds": 0.0}
     resumed, lines = tune(model, "w4a8", data, checkpoint=folder, **same)
     assert any("goes on at step" in line for line in lines)
     whole, _ = tune(model, "w4a8", data, **same)
