@@ -1,8 +1,11 @@
 """What quantization costs in accuracy: three CIFAR-10 networks, calibrated on other images.
 
     python benchmarks/accuracy_cifar.py [--shared DIR] [--networks a,b] [--recipes w8a8,w4a8]
+    python benchmarks/accuracy_cifar.py --methods all        # the methods side by side
 
-Calibration: the first 512 images of cifar10_train5000; figures: all of cifar10_val2000. The
+Calibration: the first 512 images of cifar10_train5000; figures: all of cifar10_val2000, or with
+``--held-back`` training images that calibration did not see, by which settings are chosen (the
+networks were trained on them: their accuracy there says little, agreement and SNR do). The
 quantized graph runs in ONNX Runtime on its Q/DQ form (``--interpreter N``: the first N images in
 the integer interpreter too, compared code by code). Seconds are CPU seconds of
 ``quantization.apply``, one thread, everything included.
@@ -13,6 +16,7 @@ from __future__ import annotations
 import argparse
 import os
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -24,6 +28,7 @@ import onnxruntime
 
 from edgepipe import importer, passes, quantization
 from edgepipe.context import Context
+from edgepipe.errors import UserError
 from edgepipe.machine import machine, one_line, versions
 from edgepipe.metrics import Distance
 from edgepipe.quantization import QuantConfig
@@ -33,6 +38,12 @@ from edgepipe.target import Target
 NETWORKS = ("ic_resnet8", "ic_resnet8_large", "cifar_resnet20")
 RECIPES = ("w8a8", "w4a8", "w4a4")
 SAMPLES = 512
+HELD_BACK = 2500
+#: What ``--methods all`` sets side by side.
+COMPARED = (
+    (), ("bias_correction",), ("mean_variance",), ("gptq",), ("adaround",), ("adaquant",),
+    ("nncf",), ("equalization", "reconstruction"), ("reconstruction",),
+)  # fmt: skip
 MEAN, DEVIATION = (
     np.array(v, np.float32).reshape(1, 3, 1, 1)
     for v in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
@@ -76,51 +87,77 @@ def integer_check(model: ir.Model, x: np.ndarray, expected: np.ndarray) -> str:
     return f"  integers: top-1 equal {same:.2%}, SNR to ONNX Runtime {distance.snr_db:.1f} dB"
 
 
-def main() -> None:
-    """Print one line per network and recipe."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument(
-        "--shared", type=Path, default=Path(os.environ.get("EDGEPIPE_SHARED", "../shared"))
-    )
-    parser.add_argument("--networks", default=",".join(NETWORKS))
-    parser.add_argument("--recipes", default=",".join(RECIPES))
-    parser.add_argument("--set", action="append", default=[], metavar="FIELD=VALUE")
-    parser.add_argument("--interpreter", type=int, default=0, metavar="N")
-    arguments = parser.parse_args()
-    changes = dict(change(item) for item in arguments.set)
-    print(one_line(machine()))
-    print(one_line(versions("edgepipe", "onnxruntime", "numpy", "onnx-ir")))
-    print(
-        "network            recipe  float  quantized  change  agreement   SNR dB  CPU s", flush=True
-    )
-    for network in arguments.networks.split(","):
-        calibration, _ = images(arguments.shared, "cifar10_train5000", network)
-        samples = [{"x": calibration[i : i + 1]} for i in range(SAMPLES)]
-        x, labels = images(arguments.shared, "cifar10_val2000", network)
-        context = Context(Target.load("host"), Recipe())
-        source = importer.load(arguments.shared / "models" / f"{network}.onnx", None)
-        graph = passes.run(source.model, context)
-        reference = logits(graph, x)
-        exact = 100 * np.mean(reference.argmax(1) == labels)
-        for recipe in arguments.recipes.split(","):
-            start = time.process_time()
-            model = quantization.apply(
-                graph, QuantConfig.parse(recipe, **changes), samples, context
-            )
+def network_lines(network: str, arguments: argparse.Namespace) -> Iterator[str]:
+    """The lines of one network: every recipe by every method."""
+    training, trained_labels = images(arguments.shared, "cifar10_train5000", network)
+    samples = [{"x": training[i : i + 1]} for i in range(SAMPLES)]
+    x, labels = images(arguments.shared, "cifar10_val2000", network)
+    if arguments.held_back:
+        last = SAMPLES + HELD_BACK
+        x, labels = training[SAMPLES:last], trained_labels[SAMPLES:last]
+    context = Context(Target.load("host"), Recipe())
+    source = importer.load(arguments.shared / "models" / f"{network}.onnx", None)
+    graph = passes.run(source.model, context)
+    reference = logits(graph, x)
+    exact = 100 * np.mean(reference.argmax(1) == labels)
+    for recipe in arguments.recipes.split(","):
+        for methods in chosen_methods(arguments.methods):
+            changes = dict(change(item) for item in arguments.set)
+            if methods is not None:
+                changes["methods"] = methods
+            try:
+                config = QuantConfig.parse(recipe, **changes)
+                start = time.process_time()
+                model = quantization.apply(graph, config, samples, context)
+            except UserError as error:
+                yield f"{network:16} {recipe:6} {'+'.join(methods or ()):28} {error}"
+                continue
             seconds = time.process_time() - start
             result = logits(model, x)
             distance = Distance()
             distance.add(result, reference)
             top1 = 100 * np.mean(result.argmax(1) == labels)
             agreement = 100 * distance.agreeing / distance.rows
-            print(
-                f"{network:18} {recipe:7} {exact:5.2f}  {top1:9.2f}  {top1 - exact:+6.2f}"
-                f"  {agreement:8.2f}%  {distance.snr_db:7.2f}  {seconds:5.1f}",
-                flush=True,
+            yield (
+                f"{network:16} {recipe:6} {'+'.join(config.methods) or 'rounding':28}"
+                f" {exact:5.2f}  {top1:9.2f}  {top1 - exact:+6.2f}"
+                f"  {agreement:8.2f}%  {distance.snr_db:7.2f}  {seconds:5.1f}"
             )
             if arguments.interpreter:
                 n = arguments.interpreter
-                print(integer_check(model, x[:n], result[:n]), flush=True)
+                yield integer_check(model, x[:n], result[:n])
+
+
+def chosen_methods(text: str) -> list[tuple[str, ...] | None]:
+    """``all``, or lists of methods joined by ``+`` and separated by commas; None: the default."""
+    if text == "all":
+        return list(COMPARED)
+    return [tuple(part.split("+")) for part in text.split(",")] if text else [None]
+
+
+def main() -> None:
+    """Print one line per network, recipe and method."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument(
+        "--shared", type=Path, default=Path(os.environ.get("EDGEPIPE_SHARED", "../shared"))
+    )
+    parser.add_argument("--networks", default=",".join(NETWORKS))
+    parser.add_argument("--recipes", default=",".join(RECIPES))
+    parser.add_argument("--methods", default="", help="all, or e.g. gptq,equalization+gptq")
+    parser.add_argument("--set", action="append", default=[], metavar="FIELD=VALUE")
+    parser.add_argument("--held-back", action="store_true")
+    parser.add_argument("--interpreter", type=int, default=0, metavar="N")
+    arguments = parser.parse_args()
+    print(one_line(machine()))
+    print(one_line(versions("edgepipe", "onnxruntime", "numpy", "onnx-ir", "torch", "nncf")))
+    print(
+        f"{'network':16} {'recipe':6} {'methods':28}"
+        " float  quantized  change  agreement   SNR dB  CPU s",
+        flush=True,
+    )
+    for network in arguments.networks.split(","):
+        for line in network_lines(network, arguments):
+            print(line, flush=True)
 
 
 def change(item: str) -> tuple[str, object]:

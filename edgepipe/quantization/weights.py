@@ -163,7 +163,8 @@ def finish(
     if raised.any():
         note(
             layer.node.name,
-            f"{int(raised.sum())} weight scales raised so that the int32 bias does not overflow",
+            f"{int(raised.sum())} weight scales raised: the int32 bias would overflow, or the"
+            " product with the input's scale underflow",
         )
         ratio = np.where(raised, flat / needed, 1.0).reshape(scale.shape)
         codes = np.clip(np.rint(codes * ratio), span.low, span.high)

@@ -91,6 +91,40 @@ def test_extreme_ranges_stay_finite(factor: float) -> None:
         assert np.isfinite(run(result, batch[0])[0]).all()
 
 
+def notes(batch: list[dict[str, Any]], **weights: np.ndarray) -> list[str]:
+    used = context()
+    result = quantization.apply(build(MIXED, **weights), QuantConfig(), batch, used)
+    assert np.isfinite(run(result, batch[0])[0]).all()
+    return [f"{n.subject}: {n.text}" for n in used.notes]
+
+
+def test_good_input_is_no_reason_for_a_warning() -> None:
+    doubts = ("underflow", "never change", "for every sample", "zero weights", "samples:")
+    found = notes(samples(build(MIXED)))
+    assert not [text for text in found if any(doubt in text for doubt in doubts)]
+
+
+def test_ranges_that_underflow_are_named() -> None:
+    batch = [{"x": s["x"] * np.float32(1e-37)} for s in samples(build(MIXED))]
+    found = notes(batch)
+    assert any(text.startswith("x: its range underflows") for text in found)
+
+
+def test_weights_whose_product_with_the_input_scale_underflows_are_named() -> None:
+    tiny = np.full((4, 8, 1, 1), 1e-36, np.float32)
+    batch = [{"x": s["x"] * np.float32(1e-3)} for s in samples(build(MIXED))]
+    found = notes(batch, w3=tiny)
+    assert any("weight scales raised" in text and "underflow" in text for text in found)
+
+
+def test_constant_channels_and_dead_layers_are_named() -> None:
+    """A layer that its Relu switches off, and layers that see only constants."""
+    off = np.full(8, -1e4, np.float32)
+    found = notes(samples(build(MIXED)), b0=off)
+    assert any(text.startswith("r0: this tensor is 0 for every sample") for text in found)
+    assert any("8 output channels never change" in text for text in found)
+
+
 def test_a_bias_too_large_for_int32_raises_the_scale() -> None:
     weight = np.random.default_rng(1).standard_normal((8, 8, 1, 1)).astype(np.float32)
     weight[1] *= 1e-12
