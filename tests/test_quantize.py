@@ -260,6 +260,49 @@ def test_a_tflite_file_comes_along(tmp_path: Path) -> None:
         assert bundle.file(name).read_bytes() == plain.file(name).read_bytes(), name
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "target",
+    [
+        pytest.param("raspberry-pi-4", marks=pytest.mark.needs_qemu),
+        pytest.param("raspberry-pi-5", marks=pytest.mark.needs_qemu),
+        pytest.param("raspberry-pi-3-32", marks=pytest.mark.needs_qemu),
+        pytest.param("wasm-simd", marks=pytest.mark.needs_node),
+        pytest.param("wasm-relaxed", marks=pytest.mark.needs_wasmtime),
+    ],
+)
+def test_every_kind_of_target_computes_its_model(tmp_path: Path, target: str) -> None:
+    bundle = edgepipe.compile(
+        "digits", target=target, recipe="w8a8", calibration={"image": images(300)},
+        output=tmp_path / "bundle", emit=("onnx",),
+    )  # fmt: skip
+    report = bundle.validate(data="digits", max_top1_drop=0.5)
+    assert report.ok, report
+    assert report.outputs[0].snr_db > 30
+
+
+@pytest.mark.slow
+@pytest.mark.needs_shared
+def test_a_trained_network_by_its_own_data(shared_models: Path, tmp_path: Path) -> None:
+    data = shared_models.parent / "data"
+
+    def cifar(name: str, count: int) -> dict[str, np.ndarray]:
+        with np.load(data / f"{name}.npz") as held:
+            x = held["images"][:count].transpose(0, 3, 1, 2).astype(np.float32)
+            return {"x": x, "labels": held["labels"][:count].ravel().astype(np.int64)}
+
+    path = shared_models / "ic_resnet8.onnx"
+    bundle, notes = compiled(
+        tmp_path, "w8a8", model=path, calibration=cifar("cifar10_train5000", 256), emit=("onnx",)
+    )
+    assert not [note for note in notes if note.warning]
+    report = bundle.validate(
+        data=cifar("cifar10_val2000", 300), model=path, min_snr_db=30, max_top1_drop=2
+    )
+    assert report.ok, report
+    assert report.steps[0].within_one >= 0.999
+
+
 # -- models that come quantized ----------------------------------------------------------------
 
 
