@@ -234,6 +234,42 @@ seed = 3
         named.open_named("set", [IMAGE], tmp_path)
 
 
+def test_calibration_digits_are_none_of_those_held_out() -> None:
+    spec = [Spec("image", (1, 1, 8, 8))]
+    train, held = (gather(open_data(name, spec), "image") for name in ("digits-train", "digits"))
+    assert len(train) == 256
+    assert train.max() == held.max() == 16
+    assert not {image.tobytes() for image in train} & {image.tobytes() for image in held}
+
+
+def test_a_file_of_ones_own_says_how_images_become_inputs(tmp_path: Path) -> None:
+    from PIL import Image
+
+    (tmp_path / "images").mkdir()
+    raw = np.random.default_rng(0).integers(0, 256, (4, 5, 3), dtype=np.uint8)
+    Image.fromarray(raw).save(tmp_path / "images" / "a.png")
+    path = tmp_path / "mine.toml"
+    text = """
+name = "mine"
+summary = "one image"
+source = "images"
+[preprocessing]
+raw = "BGR, 0…255"
+mean = [127.5]
+std = [127.5]
+"""
+    path.write_text(text, encoding="utf-8")
+    samples = open_data(path, [IMAGE])
+    assert samples.description.startswith("data set 'mine': images/ (1 files")
+    expected = ((raw[..., ::-1].astype(np.float32) - 127.5) / 127.5).transpose(2, 0, 1)
+    np.testing.assert_allclose(gather(samples)[0], expected, atol=1e-6)
+    path.write_text(text + "[sampler]\ncount = 1\n", encoding="utf-8")
+    with pytest.raises(UserError, match=r"'sampler' and 'images' belong to an \.npz"):
+        open_data(path, [IMAGE])
+    with pytest.raises(UserError, match=r"nowhere\.toml: no such file"):
+        open_data(tmp_path / "nowhere.toml", [IMAGE])
+
+
 def test_synthetic_inputs_are_seeded_and_say_so() -> None:
     specs = [Spec("x", (1, 5)), Spec("ids", (1, 5), "int64"), Spec("mask", (1, 5), "bool")]
     first, again = list(synthetic(specs, runs=3)), list(synthetic(specs, runs=3))

@@ -13,7 +13,8 @@ if TYPE_CHECKING:
 
 EPILOG = (
     "SRC is an .npz (keys: the input names, optionally labels), a folder of .npy files or images, "
-    "or a name in calibration/. Without it the golden inputs in the bundle are used."
+    "a name in calibration/, or a .toml like those. Without it the golden inputs in the bundle are "
+    "used."
 )
 
 

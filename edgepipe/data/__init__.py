@@ -1,7 +1,8 @@
 """Data to run a model on: SRC on the command line, as a stream of single runs.
 
 SRC is an ``.npz`` whose keys are the input names (plus optional ``labels``), a folder of
-``.npy`` files or images, or a name in ``calibration/``. Without one the data are synthetic.
+``.npy`` files or images, a name in ``calibration/``, or a ``.toml`` of the same kind (``named``),
+which also says how images become inputs. Without one the data are synthetic.
 """
 
 from __future__ import annotations
@@ -37,6 +38,8 @@ def open_data(
     path = Path(source)
     if path.is_dir():
         return open_folder(path, specs, preprocessing)
+    if path.suffix == ".toml":
+        return named.open_named(path.stem, specs, path.parent)
     if path.is_file() or path.suffix == ".npz":
         return open_npz(path, specs)
     return named.open_named(str(source), specs)
@@ -47,7 +50,7 @@ def check_source(source: str | Path) -> None:
     path, known = Path(source), named.names()
     if path.exists() or str(source) in known:
         return
-    if path.suffix == ".npz":
+    if path.suffix in (".npz", ".toml"):
         raise UserError("no such file", where=str(path), fix="give an .npz, a folder or a data set")
     raise UserError(
         "no such file, folder or data set",

@@ -1,6 +1,8 @@
 """Data sets by name: ``calibration/*.toml`` says where the data are and how they become inputs.
 
-Keys: ``name``, ``summary``, ``source`` (an ``.npz``, relative to the TOML's folder), ``sha256``;
+A file of the same kind may be anywhere. Keys: ``name``, ``summary``, ``source`` (an ``.npz``, or a
+folder of images or ``.npy``, relative to the TOML's folder), ``sha256`` of an ``.npz`` (checked
+where it is given);
 ``images``, the key of uint8 images [N, H, W, C] that ``[preprocessing]`` (as in ``models/*.toml``)
 turns into the single input, for an ``.npz`` without the input's own name; and ``[sampler]`` with
 ``order`` ("file" or "shuffled"), ``count`` (samples to take) and ``seed``.
@@ -11,14 +13,14 @@ from __future__ import annotations
 import hashlib
 import tomllib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from edgepipe.codegen.plan import TensorSpec
-from edgepipe.data.folder import apply
+from edgepipe.data.folder import apply, open_folder
 from edgepipe.data.npz import open_npz
 from edgepipe.data.samples import Array, Inputs, Samples, check_labels, from_arrays, runs_in
 from edgepipe.errors import UserError, did_you_mean
@@ -55,7 +57,7 @@ class DataSet:
     name: str
     summary: str
     source: str
-    sha256: str
+    sha256: str = ""
     images: str = ""
     preprocessing: Preprocessing | None = None
     sampler: Sampler = Sampler()
@@ -99,10 +101,15 @@ def open_named(name: str, specs: Sequence[TensorSpec], folder: Path | None = Non
     """Samples of the data set ``name`` for a model with inputs ``specs``. Raises UserError."""
     entry = describe(name, folder)
     path = ((folder or data_folder("calibration")) / entry.source).resolve()
+    if path.is_dir():
+        if entry.sampler != Sampler() or entry.images:
+            raise UserError("'sampler' and 'images' belong to an .npz", where=f"data set '{name}'")
+        samples = open_folder(path, specs, entry.preprocessing)
+        return replace(samples, description=f"data set '{name}': {samples.description}")
     if not path.is_file():
         raise UserError(f"its source '{entry.source}' is not there", where=f"data set '{name}'")
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
-    if digest != entry.sha256:
+    if entry.sha256 and digest != entry.sha256:
         raise UserError(
             f"{path.name} has sha256 {digest[:12]}…, not {entry.sha256[:12]}…",
             where=f"data set '{name}'",

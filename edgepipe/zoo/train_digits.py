@@ -2,8 +2,9 @@
 
 Data: scikit-learn's handwritten digits (1797 images of 8×8, ``load_digits``; UCI Optical
 Recognition of Handwritten Digits). A fixed, stratified quarter is held out. Writes
-``digits.onnx`` (BatchNorms kept) and ``digits_test.npz`` (the held-out images and labels) into
-FOLDER (``models/``), and prints the accuracy to put into ``digits.toml``.
+``digits.onnx`` (BatchNorms kept), ``digits_test.npz`` (the held-out images and labels) and
+``digits_train.npz`` (images to calibrate with) into FOLDER (``models/``), and prints the accuracy
+to put into ``digits.toml``.
 """
 
 # mypy: allow-subclassing-any
@@ -23,7 +24,7 @@ from torch import nn
 from edgepipe.resources import data_folder
 from edgepipe.zoo.mobilenet import conv_bn
 
-_SEED, _EPOCHS, _BATCH, _HELD_OUT = 0, 60, 64, 450
+_SEED, _EPOCHS, _BATCH, _HELD_OUT, _CALIBRATION = 0, 60, 64, 450, 256
 
 Array = np.ndarray[Any, Any]
 Shapes = Mapping[str, list[int | str]]
@@ -154,8 +155,14 @@ class _GraphWriter:
         return content
 
 
+def write_calibration(folder: Path, train_images: Array) -> None:
+    """The first images that the network was trained on; bytes hold 0…16."""
+    chosen = train_images[:_CALIBRATION].astype(np.uint8)
+    np.savez_compressed(folder / "digits_train.npz", image=chosen)
+
+
 def main(folder: Path) -> None:
-    """Train, export, and write both files into ``folder``."""
+    """Train, export, and write the files into ``folder``."""
     train_images, train_labels, test_images, test_labels = split()
     model = train(train_images, train_labels)
     with torch.no_grad():
@@ -165,6 +172,7 @@ def main(folder: Path) -> None:
     np.savez_compressed(
         folder / "digits_test.npz", image=test_images, labels=test_labels.astype(np.int64)
     )
+    write_calibration(folder, train_images)
     print(f"accuracy = {(predicted == test_labels).mean():.4f} on {len(test_labels)} images")
 
 
