@@ -14,9 +14,8 @@ from edgepipe import importer, passes
 from edgepipe.quantization import QuantConfig
 from edgepipe.quantization.finetune import FinetuneSettings, run
 from edgepipe.quantization.interpreter import Interpreter
-from quantization.finetune.tasks import SMALL, learnable, losses, tune
+from quantization.finetune.tasks import SMALL, learnable, losses, outputs, tune
 from quantization.networks import MIXED, build, context, samples, snr_db
-from quantization.networks import run as evaluate
 
 torch = pytest.importorskip("torch")
 
@@ -66,24 +65,23 @@ def traced(
     with torch.no_grad():
         rounded = network.trace(values)
     codes = {v.name: network.grid(v).grid.codes(array.numpy()) for v, array in rounded.items()}
-    outputs = [values[v].numpy() for v in network.graph.outputs]
+    computed = [values[v].numpy() for v in network.graph.outputs]
     result.write(trained, network)
-    return trained, codes, outputs
+    return trained, codes, computed
 
 
 def onnx_codes(model: ir.Model, x: np.ndarray) -> tuple[dict[str, np.ndarray], list[np.ndarray]]:
     """Codes by name of the tensor, and outputs, of ONNX Runtime sample by sample."""
     probe = model.clone()
-    outputs = len(probe.graph.outputs)
+    count = len(probe.graph.outputs)
     codes = [n.outputs[0] for n in probe.graph if n.op_type == "QuantizeLinear"]
     probe.graph.outputs.extend(codes)
-    found = [evaluate(probe, {"x": x[i : i + 1]}) for i in range(len(x))]
-    arrays = [np.concatenate(parts) for parts in zip(*found, strict=True)]
+    arrays = outputs(probe, x)
     named = {
         v.name.removesuffix("/codes"): array.astype(np.int32)
-        for v, array in zip(codes, arrays[outputs:], strict=True)
+        for v, array in zip(codes, arrays[count:], strict=True)
     }
-    return named, arrays[:outputs]
+    return named, arrays[:count]
 
 
 def differing(ours: dict[str, np.ndarray], theirs: dict[str, np.ndarray]) -> tuple[float, float]:
@@ -109,13 +107,13 @@ def test_onnx_runtime_computes_what_torch_trained(
 ) -> None:
     model = build(text)
     x = np.concatenate([s["x"] for s in samples(model, 48)])
-    trained, codes, outputs = traced(model, recipe, x, **changes)
+    trained, codes, computed = traced(model, recipe, x, **changes)
     onnx.checker.check_model(ir.serde.serialize_model(trained), full_check=True)
     found, expected = onnx_codes(trained, x)
     assert codes.keys() == found.keys(), "every quantized tensor is compared"
     different, far = differing(codes, found)
     assert different <= MOST_DIFFERENT and far == 0.0
-    for ours, theirs in zip(outputs, expected, strict=True):
+    for ours, theirs in zip(computed, expected, strict=True):
         assert snr_db(theirs, ours) > 40
 
 
@@ -251,6 +249,6 @@ def test_a_torch_module_takes_the_same_way(tmp_path: Path, monkeypatch: pytest.M
     wanted = np.stack([x[:, i % 3].mean((1, 2)) for i in range(4)], 1)
     tuned, lines = tune(model, "w4a8", ({name: x}, wanted), loss="squared_error", epochs=15)
     assert losses(lines)[-1] < 0.5 * losses(lines)[0]
-    found = np.concatenate([evaluate(tuned, {name: x[i : i + 1]})[0] for i in range(len(x))])
+    (found,) = outputs(tuned, x)
     error = np.square(found - wanted).mean() / np.square(wanted).mean()
     assert error == pytest.approx(losses(lines)[-1], rel=0.2)
