@@ -199,8 +199,12 @@ class _Assigner:
         """A node over codes: images NHWC with a border, rows as they are."""
         node, output = group.anchor, group.output
         view = kernels.view_of(node)
-        y = kernels.layout(output, view, self.lanes, self.borders[output])
-        layouts = [self._seen_by(node, v, view) for v in group.inputs]
+        pads = self.borders[output] if view == kernels.IMAGE else NO_PADS
+        y = kernels.layout(output, view, self.lanes, pads)
+        borders = [kernels.border(node), *[NO_PADS] * len(group.inputs)]
+        layouts = [
+            self._seen_by(v, view, pads) for v, pads in zip(group.inputs, borders, strict=False)
+        ]
         op = kernels.describe(node, layouts, y)
         assert not isinstance(op, str), op
         own, names = len(group.inputs), [node.name or node.op_type]
@@ -225,13 +229,12 @@ class _Assigner:
             self._emit(kernel, sources, shape_of(output), f"{output.name}_rows", output.dtype),
         )
 
-    def _seen_by(self, node: ir.Node, value: ir.Value, view: str) -> Blocked:
-        """The layout in which a node over codes reads ``value``."""
+    def _seen_by(self, value: ir.Value, view: str, pads: Pads) -> Blocked:
+        """The layout in which a node over codes reads ``value``; an image needs ``pads``."""
         if view == kernels.IMAGE and value in self.layout:
             return self.layout[value]
         if not kernels.is_codes(value):
             return kernels.plain(value, view)
-        pads = kernels.border(node) if value is node.inputs[0] else NO_PADS
         return kernels.layout(value, view, self.lanes, pads if view == kernels.IMAGE else NO_PADS)
 
     def _rename(self, old: ir.Value, new: ir.Value) -> None:

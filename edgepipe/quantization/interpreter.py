@@ -159,11 +159,13 @@ class Interpreter:
             )
             spread = np.repeat(scale, size, axis).take(range(codes.shape[axis]), axis)
             return codes.astype(np.float32) * spread
+        shape = [1] * codes.ndim
+        if codes.ndim:
+            shape[node.attributes.get_int("axis", 1) % codes.ndim] = -1
         if len(inputs) > 2 and inputs[2] is not None:
-            codes = codes - inputs[2].astype(np.int32)
+            zero = inputs[2].astype(np.int32)
+            codes = codes - (zero.reshape(shape) if zero.ndim else zero)
         if scale.ndim == 1:
-            shape = [1] * codes.ndim
-            shape[node.attributes.get_int("axis", 1)] = -1
             scale = scale.reshape(shape)
         result = Sum((Term(codes, scale),))
         if constant(source) is not None:
@@ -226,7 +228,23 @@ def _integer(node: ir.Node, inputs: list[Tensor]) -> list[Tensor] | None:
     return move(node, term, inputs)
 
 
+def _biased(x: Sum, bias: Sum) -> list[Tensor] | None:
+    """A bias added to a product of its own scale: on the accumulator, as Conv and Gemm have it."""
+    term, held = x.terms[0], bias.terms[0]
+    vector = held.integers.ndim == 1 and term.integers.ndim > 1
+    if len(x.terms) > 1 or not vector or x.low > -np.inf or x.high < np.inf:
+        return None
+    if not np.array_equal(np.broadcast_to(term.scale.reshape(-1), held.scale.shape), held.scale):
+        return None
+    sums = term.integers.astype(np.int64) + held.integers
+    return [Sum((Term(integer_ops.to_int32(sums, None), term.scale),))]
+
+
 def _add(first: Sum, second: Sum) -> list[Tensor] | None:
+    for x, bias in ((first, second), (second, first)):
+        found = _biased(x, bias)
+        if found is not None:
+            return found
     cut = [x for x in (first, second) if x.low > -np.inf or x.high < np.inf]
     if cut:
         return None

@@ -76,6 +76,9 @@ def view_of(node: ir.Node) -> str:
     if node.op_type in ("MatMul", "Gemm"):
         return ROWS
     rank = len(shape(node.inputs[0]))
+    if rank == 3:  # a sequence of channels where a convolution reads it
+        readers = [use.node for use in node.outputs[0].uses()]
+        return IMAGE if any(r.op_type == "Conv" for r in readers) else ROWS
     return IMAGE if rank == 4 else ROWS
 
 

@@ -1,0 +1,121 @@
+"""Integer lowering and kernels: bit for bit what the interpreter computes, on every target."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+
+from edgepipe import importer, passes, pipeline
+from edgepipe.bundle import Bundle
+from edgepipe.context import Context
+from edgepipe.errors import UserError
+from edgepipe.quantization.interpreter import Interpreter
+from edgepipe.recipe import Recipe
+from edgepipe.target import Target
+from tests.lowering import integer_graphs
+
+Array = np.ndarray[Any, np.dtype[Any]]
+
+HOST = "host"
+OTHERS = [
+    pytest.param("wasm-simd", "node", marks=pytest.mark.needs_node),
+    pytest.param("wasm-relaxed", "wasmtime", marks=pytest.mark.needs_wasmtime),
+    pytest.param("wasm-relaxed", "node", marks=pytest.mark.needs_node),
+    pytest.param("raspberry-pi-4", "qemu", marks=pytest.mark.needs_qemu),
+    pytest.param("raspberry-pi-5", "qemu", marks=pytest.mark.needs_qemu),
+    pytest.param("raspberry-pi-3-32", "qemu", marks=pytest.mark.needs_qemu),
+]
+
+
+def expected(path: Path, inputs: dict[str, Array]) -> dict[str, Array]:
+    """What the integer interpreter answers to the model as the compiler sees it."""
+    context = Context(Target.load(HOST), Recipe())
+    graph = passes.run(importer.load(path, None).model, context)
+    return Interpreter(graph).run(inputs)
+
+
+def compiled(path: Path, target: str, folder: Path) -> Bundle:
+    return pipeline.compile(path, target=target, output=folder / "bundle")
+
+
+def differences(wanted: dict[str, Array], got: dict[str, Array]) -> list[str]:
+    return [
+        f"{name}: {int((wanted[name] != got[name]).sum())} of {wanted[name].size} differ"
+        for name in wanted
+        if not np.array_equal(wanted[name], got[name])
+    ]
+
+
+def check(seed: int, target: str, runner: str, folder: Path) -> None:
+    model, inputs = integer_graphs.build(seed)
+    path = folder / "model.onnx"
+    onnx.save(model, path)
+    bundle = compiled(path, target, folder)
+    assert not differences(expected(path, inputs), bundle.run(inputs, runner))
+
+
+@pytest.mark.parametrize("seed", [1, 2])
+def test_every_layer_on_this_machine(seed: int, tmp_path: Path) -> None:
+    check(seed, HOST, "local", tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(3, 9))
+def test_more_layers_on_this_machine(seed: int, tmp_path: Path) -> None:
+    check(seed, HOST, "local", tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", [11, 12])
+@pytest.mark.parametrize(("target", "runner"), OTHERS)
+def test_every_layer_on_other_targets(seed: int, target: str, runner: str, tmp_path: Path) -> None:
+    check(seed, target, runner, tmp_path)
+
+
+def test_one_code_off_is_seen(tmp_path: Path) -> None:
+    """The positive control: the model that is judged by has one weight that is one more."""
+    model, inputs = integer_graphs.build(1)
+    onnx.save(model, tmp_path / "model.onnx")
+    bundle = compiled(tmp_path / "model.onnx", HOST, tmp_path)
+    for tensor in model.graph.initializer:
+        if tensor.data_type == onnx.TensorProto.INT8 and len(tensor.dims) == 4:
+            array = onnx.numpy_helper.to_array(tensor).copy()
+            array.flat[0] += -1 if array.flat[0] > 0 else 1
+            tensor.CopyFrom(onnx.numpy_helper.from_array(array, tensor.name))
+    onnx.save(model, tmp_path / "changed.onnx")
+    assert differences(expected(tmp_path / "changed.onnx", inputs), bundle.run(inputs))
+
+
+def test_the_audit_names_integers(tmp_path: Path) -> None:
+    model, _ = integer_graphs.build(1)
+    onnx.save(model, tmp_path / "model.onnx")
+    kernels = compiled(tmp_path / "model.onnx", HOST, tmp_path).manifest["kernels"]
+    products = [k for k in kernels if k["macs"]]
+    assert products
+    assert all(k["arithmetic"].startswith("int8") for k in products)
+    assert all(k["accumulator"] == "int32" for k in products)
+
+
+def test_a_quantized_product_in_float_is_refused(tmp_path: Path) -> None:
+    """A bias whose scale is not the product's cannot join the accumulator."""
+    g = integer_graphs.Graph(0)
+    weight, scale = g.weights([8, 4, 1, 1], 0, 63)
+    bias = g.const(np.ones(8, np.float32))
+    g.finish(g.op("Conv", [g.codes(1, 4, 3, 3), weight, bias]), rounds=True)
+    onnx.save(g.model(), tmp_path / "model.onnx")
+    del scale
+    bundle = compiled(tmp_path / "model.onnx", HOST, tmp_path)  # written in the product's scale
+    assert all(k["arithmetic"] != "float32" or not k["macs"] for k in bundle.manifest["kernels"])
+    g = integer_graphs.Graph(0)
+    x = g.codes(1, 4, 3, 3)
+    g.finish(g.op("Conv", [x, g.const(np.ones((8, 4, 1, 1), np.float32))]), rounds=True)
+    onnx.save(g.model(), tmp_path / "float.onnx")
+    with pytest.raises(UserError, match="would compute in float"):
+        pipeline.compile(tmp_path / "float.onnx", target=HOST, output=tmp_path / "float")
+    pipeline.compile(
+        tmp_path / "float.onnx", target=HOST, output=tmp_path / "float", allow_float_fallback=True
+    )
