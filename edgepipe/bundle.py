@@ -107,6 +107,10 @@ class Bundle:
         """The float model's outputs for the golden inputs of a quantized bundle; else empty."""
         return self._golden("float", self.outputs)
 
+    def golden_integers(self) -> dict[str, Any]:
+        """What integers give for the golden inputs, by definition; else empty."""
+        return self._golden("integer", self.outputs)
+
     def _golden(self, stem: str, tensors: tuple[TensorSpec, ...]) -> dict[str, Any]:
         import numpy as np
 
@@ -221,8 +225,10 @@ def _golden_file(
     source: Source, plan: Plan, quantized: Quantized | None
 ) -> tuple[bytes, dict[str, str]]:
     """The file, and what computed it. Of a quantized model: what its Q/DQ form answers
-    (``output_i``), and the float model where there is one (``float_i``)."""
+    (``output_i``), the float model where there is one (``float_i``), and the definition of the
+    integer arithmetic (``integer_i``)."""
     from edgepipe import golden
+    from edgepipe.integer_reference import integer_run
 
     proto = source.proto_bytes() if quantized is None else quantized.reference
     ranges = {} if quantized is None else quantized.input_ranges
@@ -235,6 +241,8 @@ def _golden_file(
             source.proto_bytes(), inputs, plan.outputs
         )
         arrays |= _numbered("float", floats, plan)
+    if quantized is not None and quantized.manifest["integer"]:
+        arrays |= _numbered("integer", integer_run(quantized.definition)(inputs), plan)
     return golden.npz_bytes(arrays), references
 
 

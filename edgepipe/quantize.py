@@ -37,25 +37,38 @@ SYNTHETIC_SAMPLES = 64
 class Quantized:
     """``graph`` is standard ONNX with Q/DQ pairs. ``reference`` is the model that ONNX Runtime
     judges integers by: ``graph`` as bytes, or the file itself where it came quantized
-    (``imported``). ``input_ranges``: smallest and largest float that each quantized input can tell
-    apart. ``manifest`` is what the bundle says about all of it. ``again`` quantizes the float model
-    once more, with a changed configuration, for formats that want roundings elsewhere; an imported
-    model is what it is.
+    (``imported``); ``definition`` is ``graph`` as bytes in any case. ``input_ranges``: smallest and
+    largest float that each quantized input can tell apart. ``manifest`` is what the bundle says
+    about all of it. ``again`` quantizes the float model once more, with a changed configuration,
+    for formats that want roundings elsewhere; an imported model is what it is.
     """
 
     graph: ir.Model
     reference: bytes
+    definition: bytes
     input_ranges: dict[str, tuple[float, float]]
     manifest: dict[str, Any]
     again: Callable[[Change], ir.Model]
 
     @classmethod
     def of(
-        cls, graph: ir.Model, reference: bytes, again: Callable[[Change], ir.Model], **said: Any
+        cls,
+        graph: ir.Model,
+        again: Callable[[Change], ir.Model],
+        reference: bytes | None = None,
+        *,
+        integer: bool,
+        imported: bool,
+        calibration: Mapping[str, Any] | None = None,
     ) -> Quantized:
         """Read the rest off ``graph``: the lowering, which comes next, changes it."""
-        manifest = {"output_steps": output_steps(graph), **said}
-        return cls(graph, reference, input_ranges(graph), manifest, again)
+        manifest: dict[str, Any] = {
+            "output_steps": output_steps(graph), "integer": integer, "imported": imported,
+        }  # fmt: skip
+        if calibration is not None:
+            manifest["calibration"] = dict(calibration)
+        whole = onnx_bytes(graph)
+        return cls(graph, reference or whole, whole, input_ranges(graph), manifest, again)
 
     @property
     def imported(self) -> bool:
@@ -151,9 +164,12 @@ def run(
     config = configure(context.recipe, context.target)
     if config is None:
         return (half.apply(graph, context) if context.recipe.format == "fp16" else graph), None
+    integer = context.recipe.integer
     if implied_format(source.model) is not None:
         reference = source.proto_bytes()
-        return graph, Quantized.of(graph, reference, lambda change: graph, imported=True)
+        return graph, Quantized.of(
+            graph, lambda change: graph, reference, integer=integer, imported=True
+        )
     context.progress("calibrating")
     samples = _open(source, graph, calibration, config, context)
     _warn_of_idle_overrides(graph, context)
@@ -170,8 +186,7 @@ def run(
         silent = replace(context, notes=[], progress=lambda line: None)
         return quantization.apply(graph, change(config), samples, silent)
 
-    reference = onnx_bytes(result)
-    return result, Quantized.of(result, reference, again, imported=False, calibration=used)
+    return result, Quantized.of(result, again, integer=integer, imported=False, calibration=used)
 
 
 def input_ranges(graph: ir.Model) -> dict[str, tuple[float, float]]:

@@ -13,6 +13,8 @@ from edgepipe import importer, zoo
 from edgepipe.data import Inputs
 from edgepipe.errors import UserError
 from edgepipe.onnx_session import open_session
+from edgepipe.recipe import Recipe
+from edgepipe.target import Target
 from edgepipe.zoo import Preprocessing
 
 if TYPE_CHECKING:
@@ -45,6 +47,15 @@ class Reference:
     def run(self, inputs: Inputs) -> Inputs:
         """Outputs by name for one run's inputs."""
         return run_session(self.session, inputs)
+
+    def integers(self) -> Callable[[Inputs], Inputs]:
+        """Of a Q/DQ model: its integer arithmetic by definition."""
+        from edgepipe import passes, quantize
+        from edgepipe.context import Context
+        from edgepipe.integer_reference import integer_run
+
+        context = Context(Target.load("x86-64-v3"), Recipe())  # no pass asks for the target
+        return integer_run(quantize.onnx_bytes(passes.run(self.source.model, context)))
 
     def run_float64(self, inputs: Inputs) -> Inputs:
         """The same in double precision."""

@@ -25,6 +25,7 @@ import numpy as np
 from edgepipe import runners
 from edgepipe.data import Inputs, Samples, from_arrays, open_data, synthetic
 from edgepipe.errors import UserError
+from edgepipe.integer_reference import integer_run
 from edgepipe.judge import floor_db, judge_outputs, judge_steps, judge_top1
 from edgepipe.metrics import Array
 from edgepipe.reference import Reference, find_reference, open_reference, quantized_runs
@@ -44,12 +45,13 @@ _CHUNK_BYTES = 64 * 2**20
 class _Trial:
     """What a bundle is run on and compared with. ``exact`` is the original model, or None where it
     cannot be asked; ``rounded`` the Q/DQ model of a quantized bundle, in every way that it can be
-    executed. ``original`` finds the original model."""
+    executed. ``original`` finds the original model, ``integers`` how its integers are defined."""
 
     samples: Samples
     exact: Callable[[Inputs], Inputs] | None
     rounded: tuple[Callable[[Inputs], Inputs], ...]
     original: Callable[[], Reference]
+    integers: Callable[[], Callable[[Inputs], Inputs] | None]
 
 
 def validate(
@@ -69,7 +71,8 @@ def validate(
     with ``model`` seeded synthetic inputs. ``model`` names the original where the manifest's
     origin does not lead to it. A quantized bundle is compared with its Q/DQ model too: on the same
     data where that is in the bundle (``compile --emit onnx``), else on the golden inputs. Of the
-    two ways in which ONNX Runtime executes that, the nearer one counts.
+    two ways in which ONNX Runtime executes that, the nearer one counts; where that is too far, the
+    definition of the integer arithmetic decides, on the first runs.
     ``max_top1_drop`` is in percentage points: of accuracy with labels, else of agreement.
     ``step`` is called with (runs done, runs in all). Raises UserError.
     """
@@ -87,17 +90,24 @@ def validate(
         done += len(chunk)
         step(done, trial.samples.count)
     steps_data = trial.samples.description
+    kept = [(inputs, result) for inputs, result, _ in tally.first]
     if bundle.recipe.quantizes and not steps:
         golden, outputs = _golden(bundle)
         steps_data, steps = golden.description, [_step_tally(bundle)]
-        steps[0].add(runners.run_many(bundle, list(golden), chosen)[0], outputs)
-    found = nearest(steps)
+        kept = list(zip(golden, runners.run_many(bundle, list(golden), chosen), strict=True))
+        steps[0].add(kept[0][1], outputs)
+    found, exact = nearest(steps), _step_tally(bundle)
+    doubts = judge_steps(bundle.recipe, found)
+    if doubts and (integers := trial.integers()) is not None:
+        for inputs, result in kept:
+            exact.add(result, integers(inputs))
+        doubts = judge_steps(bundle.recipe, exact.reports())
     floor = min_snr_db
     if floor is None:
         floor = floor_db(bundle.recipe, synthetic=trial.samples.synthetic)
     arbiter = trial.original if min_snr_db is None and bundle.recipe.format == "fp32" else None
     reports, failures = judge_outputs(tally, floor, arbiter)
-    failures = judge_steps(bundle.recipe, found) + failures
+    failures = doubts + failures
     if max_top1_drop is not None:
         failures += judge_top1(tally, max_top1_drop)
     return Report(
@@ -114,6 +124,7 @@ def validate(
         failures=tuple(failures),
         steps=found,
         steps_data=steps_data if found else None,
+        integer_steps=exact.reports(),
     )
 
 
@@ -124,13 +135,14 @@ def _trial(
 ) -> _Trial:
     facts = bundle.manifest.get("quantization")
     imported = facts is not None and facts["imported"]
-    find = partial(find_reference, bundle)
+    find, kept = partial(find_reference, bundle), partial(_golden_integers, bundle)
     if data is None and model is None:
         samples, outputs = _golden(bundle)
         if facts is None:
-            return _Trial(samples, lambda _: outputs, (), find)
+            return _Trial(samples, lambda _: outputs, (), find, kept)
         floats = bundle.golden_floats()
-        return _Trial(samples, (lambda _: floats) if floats else None, (lambda _: outputs,), find)
+        exact = (lambda _: floats) if floats else None
+        return _Trial(samples, exact, (lambda _: outputs,), find, kept)
     reference = open_reference(bundle, model)
     if isinstance(data, Samples):
         samples = data
@@ -138,12 +150,23 @@ def _trial(
         samples = synthetic(bundle.inputs)
     else:
         samples = open_data(data, bundle.inputs, reference.preprocessing)
-    rounded: tuple[Callable[[Inputs], Inputs], ...] = ()
+
+    def original() -> Reference:
+        return reference
+
     if imported:
         rounded = quantized_runs(reference.source.proto_bytes())
-    elif QDQ_FILE in bundle.manifest["files"]:
-        rounded = quantized_runs(bundle.file(QDQ_FILE).read_bytes())
-    return _Trial(samples, reference.run, rounded, lambda: reference)
+        return _Trial(samples, reference.run, rounded, original, reference.integers)
+    if QDQ_FILE in bundle.manifest["files"]:
+        qdq = bundle.file(QDQ_FILE).read_bytes()
+        defined = partial(integer_run, qdq)
+        return _Trial(samples, reference.run, quantized_runs(qdq), original, defined)
+    return _Trial(samples, reference.run, (), original, kept)
+
+
+def _golden_integers(bundle: Bundle) -> Callable[[Inputs], Inputs] | None:
+    outputs = bundle.golden_integers()
+    return (lambda _: outputs) if outputs else None
 
 
 def _golden(bundle: Bundle) -> tuple[Samples, Inputs]:

@@ -12,7 +12,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 import edgepipe
-from edgepipe import quantize
+from edgepipe import quantize, validation
 from edgepipe.cli import main
 from edgepipe.context import Note
 from edgepipe.errors import UserError
@@ -167,6 +167,38 @@ def test_validation_asks_both_questions(calibrated) -> None:
     assert "against the Q/DQ model:" in text
     assert "against the original model:" in text
     assert json.loads(json.dumps(report.to_json()))["steps"][0]["name"] == "logits"
+
+
+def test_where_the_engine_is_far_the_definition_decides(
+    calibrated, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bundle, _ = calibrated
+    data = {"image": images(6)}
+
+    def off(share: float):
+        """What a model answers that is off by a share of its range."""
+        right = bundle.golden_integers()["logits"]
+        shift = np.float32(share * np.ptp(right))
+        return lambda inputs: {"logits": bundle.run(inputs)["logits"] + shift}
+
+    monkeypatch.setattr(validation, "quantized_runs", lambda model: (off(0.1),))
+    report = bundle.validate(data=data)
+    assert report.ok, report
+    assert report.steps[0].within_one == 0.0
+    assert report.integer_steps[0].max_steps < 1e-3
+    assert "its integers by definition" in str(report)
+    monkeypatch.setattr(validation, "integer_run", lambda model: off(0.1))  # positive control
+    report = bundle.validate(data=data)
+    assert not report.ok
+    assert "within one step of the Q/DQ model" in report.failures[0]
+
+
+def test_golden_integers_are_what_the_bundle_computes(calibrated) -> None:
+    bundle, _ = calibrated
+    inputs, outputs = bundle.golden()
+    defined = bundle.golden_integers()["logits"]
+    assert defined.dtype == outputs["logits"].dtype
+    np.testing.assert_allclose(bundle.run(inputs)["logits"], defined, rtol=1e-5, atol=1e-5)
 
 
 def test_golden_data_need_no_floor_against_the_original(calibrated) -> None:

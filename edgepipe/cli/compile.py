@@ -25,7 +25,8 @@ if TYPE_CHECKING:
 
 EPILOG = (
     "SRC is an .npz (keys: the input names), a folder of .npy files or images, a name in "
-    "calibration/, or a .toml like those. Exit codes: 0 fine, 2 your input or environment is at fault, 3 a bug in edgepipe"
+    "calibration/, or a .toml like those. "
+    "Exit codes: 0 fine, 2 your input or environment is at fault, 3 a bug in edgepipe"
 )
 
 
