@@ -24,9 +24,11 @@ from edgepipe.quantization.scales import CodeRange
 from edgepipe.quantization.weight_only import quantize_weights
 from edgepipe.quantization.weights import Note, check_weights, quantize_layer
 
-#: Samples that 8-bit weights are fitted to, at most: more change nothing (measured). Ranges are
-#: taken from all.
+#: 8-bit weights are fitted to fewer samples where inputs are large: 128, or as many as have this
+#: many elements (128 instead of 512 cost 0.2 dB on ResNet20, and save MobileNetV2 half the time).
+#: Ranges are taken from all.
 EIGHT_BIT_SAMPLES = 128
+EIGHT_BIT_ELEMENTS = 1 << 22
 #: Rows of the Gram matrix per column, where there are that many, and at least.
 ROWS_PER_COLUMN = 64
 LEAST_ROWS = 1 << 15
@@ -129,7 +131,8 @@ def fit(
     last = max((i for i, unit in enumerate(units) if unit.linear is not None), default=-1)
     most = len(next(iter(inputs.values())))
     if all(rounding.placement.formats[n].weight_bits == 8 for n in linear):
-        most = min(most, EIGHT_BIT_SAMPLES)
+        each = sum(array[0].size for array in inputs.values())
+        most = min(most, max(EIGHT_BIT_SAMPLES, EIGHT_BIT_ELEMENTS // each))
     fronts = Fronts(units[: last + 1], set(), inputs, rounding, most, config.memory_bytes)
     done = 0
     for unit in units[: last + 1]:
