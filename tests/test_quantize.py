@@ -56,7 +56,6 @@ def test_a_recipe_file_reaches_the_configuration() -> None:
         methods=("equalization",),
         symmetric_activations=True,
         max_samples=77,
-        weight_limit=63,
     )
 
 
@@ -76,6 +75,9 @@ def test_the_target_decides_codes_and_weights(target: str, signed: bool, limit: 
     config = quantize.configure(Recipe("w8a8"), Target.load(target))
     assert config is not None
     assert (config.signed_activations, config.weight_limit) == (signed, limit)
+    ends = quantize.configure(Recipe("w4a8"), Target.load(target))
+    assert ends is not None
+    assert (ends.signed_activations, ends.weight_limit) == (signed, 127)
     weight_only = quantize.configure(Recipe("w4g32"), Target.load(target))
     assert weight_only is not None
     assert (weight_only.group_size, weight_only.weight_limit) == (32, 127)
