@@ -1,0 +1,119 @@
+"""Number formats beside float32: size of the weights and latency, whole networks, one thread.
+
+formats.py [--models mobilenet-v1,…] [--recipes w8a8,…] [--targets host,wasm-simd] [--runs 200]
+
+The bundles of a network take turns, a fraction of the inferences each; the ratio is taken from
+medians, below 1 the format is faster than float32. Weights are rounded to nearest and ranges taken
+from a few synthetic inputs, which changes neither size nor latency (accuracy: accuracy_*.py).
+"""
+
+from __future__ import annotations
+
+import statistics
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+from harness import (
+    arguments,
+    bundle_folder,
+    chosen_models,
+    chosen_targets,
+    finish,
+    head,
+    progress,
+)
+
+from edgepipe import pipeline, runners
+from edgepipe.bundle import Bundle
+from edgepipe.recipe import Recipe, Settings
+
+HEADERS = [
+    "model",
+    "target",
+    "recipe",
+    "weights MB",
+    "of fp32",
+    "median ms",
+    "min",
+    "ratio to fp32",
+]
+ROUNDS = 10
+
+
+def main() -> int:
+    options = arguments(
+        __doc__,
+        models="mobilenet-v1,ad_autoencoder",
+        recipes="w8a8,w4a8,w8a16,w4g32,fp16",
+        targets="host",
+        runs="200",
+    )
+    head("Number formats beside float32, one thread")
+    rows: list[list[str]] = []
+    results: list[dict[str, object]] = []
+    with bundle_folder(options.out) as folder:
+        for target in chosen_targets(options.targets):
+            for name, model in chosen_models(options.models).items():
+                progress(f"compiling {name} for {target}")
+                bundles = [
+                    pipeline.compile(
+                        model, target=target, recipe=plain(recipe),
+                        output=folder / f"{name}-{target}-{recipe}",
+                    )
+                    for recipe in ("fp32", *options.recipes.split(","))
+                ]  # fmt: skip
+                compare(name, bundles, options.runs, rows, results)
+    finish(HEADERS, rows, results, options.json)
+    return 0
+
+
+def plain(line: str) -> Recipe:
+    """The recipe with the cheapest fit and calibration."""
+    recipe = Recipe.parse(line)
+    if not recipe.quantizes:
+        return recipe
+    return replace(recipe, settings=Settings(methods=(), max_samples=4))
+
+
+def compare(
+    name: str, bundles: list[Bundle], runs: int, rows: list[list[str]],
+    results: list[dict[str, object]],
+) -> None:  # fmt: skip
+    """Measure the bundles of one network, the first being float32, and add a row for each."""
+    medians, minima = in_turn(bundles, runs)
+    for bundle, median, least in zip(bundles, medians, minima, strict=True):
+        size = [weight_bytes(b) for b in (bundle, bundles[0])]
+        target, recipe = bundle.target.name, str(bundle.recipe)
+        rows.append([
+            name, target, recipe, f"{size[0] / 1e6:.2f}", f"{size[0] / size[1]:.3f}",
+            f"{median:.3f}", f"{least:.3f}", f"{median / medians[0]:.2f}",
+        ])  # fmt: skip
+        results.append({"model": name, "recipe": recipe, "target": target,
+                        "weights_bytes": size[0], "median_ms": median,
+                        "min_ms": least})  # fmt: skip
+        progress("  ".join(rows[-1]))
+
+
+def in_turn(bundles: list[Bundle], runs: int) -> tuple[list[float], list[float]]:
+    """Median over the rounds' medians and minimum, in ms, of each bundle."""
+    executor = runners.pick(bundles[0].target)
+    rounds = min(ROUNDS, runs)
+    timings = [
+        [executor.bench(bundle, runs // rounds, max(3, runs // rounds // 4)) for bundle in bundles]
+        for _ in range(rounds)
+    ]
+    each = list(zip(*timings, strict=True))
+    return (
+        [statistics.median(t.p50_ms for t in own) for own in each],
+        [min(t.min_ms for t in own) for own in each],
+    )
+
+
+def weight_bytes(bundle: Bundle) -> int:
+    """Size of everything constant: weights, scales, biases, tables."""
+    return Path(bundle.file("weights.bin")).stat().st_size
+
+
+if __name__ == "__main__":
+    sys.exit(main())
