@@ -11,7 +11,7 @@ import tvm
 from tvm import relax
 
 from edgepipe.codegen.memory import Lifetime, align, peak_live, plan
-from edgepipe.codegen.plan import Call, KernelAudit, Place, Plan, TensorSpec
+from edgepipe.codegen.plan import ALIGNMENT, Call, KernelAudit, Place, Plan, TensorSpec
 from edgepipe.kernels.builder import kernel, load, loop, store
 from edgepipe.lowering import Program
 
@@ -143,6 +143,8 @@ class Flattener:
             calls.append(RawCall(call.function, tuple(arguments)))
         lifetimes = [Lifetime(b.size, b.first, b.last) for b in tensors]
         offsets, arena_bytes = plan(lifetimes)
+        if any(call.function.startswith("q_") for call in calls):
+            arena_bytes += ALIGNMENT  # integer kernels read on, up to a vector, and ignore it
         for buffer, offset in zip(tensors, offsets, strict=True):
             buffer.place = Place("arena", offset)
         audits = {name: list(entries) for name, entries in self.program.audits.items()}

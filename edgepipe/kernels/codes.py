@@ -33,7 +33,8 @@ def default(op: Any, target: Target) -> Knobs:
     codes, plain = (op.y, op.x) if isinstance(op, QuantizeOp) else (op.x, op.y)
     lanes = min(width(codes.lanes), width(plain.lanes)) if codes.blocks == 1 else 1
     pixels = 0
-    if isinstance(op, QuantizeOp) and plain.lanes == 1 and codes.lanes == 4:
+    image = plain.lanes == 1 and (codes.lanes == 4 or codes.lanes == codes.c == 1)
+    if isinstance(op, QuantizeOp) and image:
         pixels = next(v for v in (8, 4, 2, 1) if v <= min(codes.w, target.simd.lanes_f32))
     return {"lanes": lanes, "pixels": pixels, "arch": target.arch}
 
@@ -99,24 +100,33 @@ def _over(layout: Blocked, lanes: int, visit: Any) -> None:
 
 
 def _quantize_pixels(op: QuantizeOp, knobs: Knobs, source: Any, target: Any) -> None:
-    """Images: from planes to pixels of four bytes, several pixels at a time."""
+    """Images: from planes to pixels of one or four bytes, several pixels at a time."""
     x, y, pixels = op.x, op.y, knobs["pixels"]
     low, high = (end - y.zero for end in _RANGE[y.dtype])
-    words = f"int32x{pixels}" if pixels > 1 else "int32"
-    with loop(y.n) as n, loop(y.h) as row, loop(-(-y.w // pixels)) as tile:
-        column = minimum(tile * pixels, y.w - pixels)
-        word: Any = None
+
+    def codes(place: Any, channel: int) -> Any:
+        n, row, column = place
+        value = load(source, x.offset(n, channel, row, column), pixels)
+        value = value / splat(float32(op.scale), pixels)
+        return rounded(cut(value, low, high, pixels), y.zero, pixels, knobs["arch"])
+
+    def word(place: Any) -> Any:
+        result: Any = None
         for channel in range(x.c):
-            value = load(source, x.offset(n, channel, row, column), pixels)
-            value = value / splat(float32(op.scale), pixels)
-            code = rounded(cut(value, low, high, pixels), y.zero, pixels, knobs["arch"])
-            byte = tirx.bitwise_and(code, splat(tirx.const(255, "int32"), pixels))
+            byte = tirx.bitwise_and(codes(place, channel), splat(tirx.const(255, "int32"), pixels))
             if channel:
                 byte = tirx.shift_left(byte, splat(tirx.const(8 * channel, "int32"), pixels))
-            word = byte if word is None else tirx.bitwise_or(word, byte)
-        assert words
-        packed = reinterpret(f"{y.dtype}x{4 * pixels}", word)
-        store(target, y.offset(n, 0, row, column), packed, 4 * pixels)
+            result = byte if result is None else tirx.bitwise_or(result, byte)
+        return reinterpret(f"{y.dtype}x{4 * pixels}", result)
+
+    with loop(y.n) as n, loop(y.h) as row, loop(-(-y.w // pixels)) as tile:
+        place = (n, row, minimum(tile * pixels, y.w - pixels))
+        if y.lanes == 1:
+            kind = f"{y.dtype}x{pixels}" if pixels > 1 else y.dtype
+            value = tirx.Cast(kind, codes(place, 0))
+        else:
+            value = word(place)
+        store(target, y.offset(n, 0, row, place[2]), value, y.lanes * pixels)
 
 
 def _dequantize(op: DequantizeOp, knobs: Knobs, source: Any, target: Any) -> None:

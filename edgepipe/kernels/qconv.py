@@ -2,8 +2,9 @@
 
 Activations are NHWC, so the bytes of neighbouring taps of a row follow one another: a *run*. A
 register tile of ``pixels`` x ``groups * lanes`` channels accumulates over runs; weights are packed
-``[tile][run][step][group][lane][step bytes]`` and streamed. The last tile of pixels, and of
-channels where they do not fill it, is moved back to overlap its neighbour.
+``[tile][run][step][group][lane][step bytes]`` and streamed; where a run does not fill its last
+step, that step reads on, against weights of zero. The last tile of pixels, and of channels where
+they do not fill it, is moved back to overlap its neighbour.
 """
 
 from __future__ import annotations
@@ -38,11 +39,18 @@ def matches(op: Any, target: Target) -> str | None:
     lanes = dot.choose(target, op.limit, op.y.c).lanes
     if op.y.lanes * op.y.blocks < lanes:
         return f"{op.y.c} output channels do not fill a vector of {lanes}"
-    if op.x.lanes % 4 or op.x.blocks > 1:
-        return "its input is not in NHWC with channels in fours"
+    if op.x.blocks > 1:
+        return "its input is not in NHWC"
+    if op.x.lanes % 4 and not merges(op):
+        return "the channels of a tap are not a multiple of four"
     if op.groups > 1 and ((op.x.c // op.groups) % 4 or (op.y.c // op.groups) % lanes):
         return f"channels per group do not fill vectors of {lanes}"
     return None
+
+
+def merges(op: QConvOp) -> bool:
+    """Whether the taps of a row follow one another without a gap."""
+    return op.groups == 1 and op.dilations[1] == 1
 
 
 #: Register tiles ``(pixels, groups of channels)`` by way of summing, the best first.
@@ -111,7 +119,7 @@ class Geometry:
         self.op = op
         self.dot: Dot = dot.named(knobs["dot"], knobs["lanes"], knobs["signed"])
         kh, kw = op.kernel
-        self.merged = op.groups == 1 and op.dilations[1] == 1
+        self.merged = merges(op)
         ci = op.x.lanes if op.groups == 1 else op.x.c // op.groups
         self.run_bytes = kw * ci if self.merged else ci
         self.runs = kh if self.merged else kh * kw

@@ -46,6 +46,7 @@ class _Assigner:
         self.inside = {node for g in groups for node in g.nodes}
         self.layout: dict[ir.Value, Blocked] = {}  # of values that groups compute blocked
         self.stored: dict[tuple[ir.Value, Blocked], ir.Value] = {}
+        self.plain: dict[ir.Value, ir.Value] = {}  # blocked values in ONNX's own order
         self.renamed: dict[ir.Value, ir.Value] = {}  # outputs of matrix products
         self.nodes: list[ir.Node] = []
         self.borders: dict[ir.Value, Pads] = defaultdict(lambda: NO_PADS)
@@ -122,18 +123,16 @@ class _Assigner:
 
     def _plain(self, value: ir.Value) -> ir.Value:
         """A blocked value back in plain NCHW, with its ONNX shape."""
-        layout, wanted = self.layout[value], self._plain_layout(value)
-        key = (value, wanted)
-        if key in self.stored:
-            return self.stored[key]
-        source = self.stored[value, layout]
-        if layout.h == layout.w == 1 and not layout.padded and layout.c % layout.lanes == 0:
-            self.stored[key] = self._reshape(source, shape_of(value), f"{value.name}_plain")
-            return self.stored[key]
-        kernel = self._copy(layout, wanted, value.name)
-        name, dtype = f"{value.name}_plain", value.dtype
-        self.stored[key] = self._emit(kernel, [source], shape_of(value), name, dtype)
-        return self.stored[key]
+        if value not in self.plain:
+            layout, wanted = self.layout[value], self._plain_layout(value)
+            source, name = self.stored[value, layout], f"{value.name}_plain"
+            row = layout.h == layout.w == 1 and layout.c % layout.lanes == 0
+            if layout == wanted or (row and not layout.padded):
+                self.plain[value] = self._reshape(source, shape_of(value), name)
+            else:
+                kernel = self._copy(layout, wanted, value.name)
+                self.plain[value] = self._emit(kernel, [source], shape_of(value), name, value.dtype)
+        return self.plain[value]
 
     def _reshape(self, source: ir.Value, shape: tuple[int, ...], name: str) -> ir.Value:
         """The same elements under another shape; costs nothing at run time."""

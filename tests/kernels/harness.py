@@ -61,11 +61,12 @@ class Kernels:
         weights: list[np.ndarray],
         residuals: list[np.ndarray],
         elements: int,
+        dtype: str = "float32",
     ) -> np.ndarray:
-        """Call kernel ``index``; the output starts as NaN so that a hole shows."""
+        """Call kernel ``index``; a float output starts as NaN so that a hole shows."""
         packed = self.templates[index].pack(self.ops[index], self.knobs[index], weights)
         arrays = [aligned(a) for a in [*inputs, *packed, *residuals]]
-        out = aligned(np.full(elements, np.nan, np.float32))
+        out = aligned(np.full(elements, np.nan if dtype == "float32" else 77, dtype))
         pointers = [ctypes.c_void_p(a.ctypes.data) for a in [*arrays, out]]
         getattr(self.library, f"k{index}")(*pointers)
         return out

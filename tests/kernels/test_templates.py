@@ -25,7 +25,7 @@ from edgepipe.kernels.ops import (
     SoftmaxOp,
     UpsampleOp,
 )
-from tests.kernels import reference
+from tests.kernels import reference, test_integer_templates
 from tests.kernels.harness import Kernels, snr_db, target_with
 
 #: float32 accumulation over up to a few thousand terms against float64.
@@ -314,5 +314,6 @@ def test_every_template_is_reached_by_these_tests() -> None:
         "relayout",
         "matmul",
         "rows",
+        *test_integer_templates.TEMPLATES,
     }
     assert {t.name for t in templates()} == covered

@@ -100,7 +100,8 @@ def layout(value: ir.Value, view: str, lanes: int, pads: Pads = NO_PADS) -> Bloc
     if view == ROWS:
         lanes = c
     elif is_codes(value):
-        lanes = 4 if c <= 4 else -(-c // 8) * 8
+        # One or two channels are packed as they are: four bytes are then several taps of a row.
+        lanes = c if c <= 2 else 4 if c <= 4 else -(-c // 8) * 8
     dtype = "float32"
     if is_codes(value):
         assert value.dtype is not None

@@ -1,0 +1,229 @@
+"""Integer templates against NumPy, code by code, borders included; other targets run whole layers
+in tests/lowering/test_integers.py."""
+
+from __future__ import annotations
+
+import dataclasses
+import random
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from edgepipe.kernels.integer_ops import (
+    DequantizeOp,
+    Limits,
+    MoveOp,
+    QAddOp,
+    QConvOp,
+    QMulOp,
+    QPoolOp,
+    QTableOp,
+    QuantizeOp,
+    Residual,
+)
+from edgepipe.kernels.layout import Blocked
+from edgepipe.target import Integer, Target
+from tests.kernels.harness import Kernels
+
+Array = np.ndarray[Any, np.dtype[Any]]
+
+TEMPLATES = {"codes", "q_conv", "q_depthwise", "q_elementwise", "q_pool"}
+
+#: What the host is told to sum products with: its own way, and int16 pairs for weights beyond 7.
+HOST = Target.load("host")
+PAIRS = dataclasses.replace(HOST, integer=Integer("maddubs", "uint8", 4))
+
+
+def codes(
+    n: int, c: int, h: int, w: int, zero: int, pads: tuple[int, int, int, int] = (0, 0, 0, 0)
+) -> Blocked:
+    lanes = c if c <= 2 else 4 if c <= 4 else -(-c // 8) * 8
+    return Blocked(n, c, h, w, lanes, pads, "uint8", zero)
+
+
+def draw(rng: np.random.Generator, layout: Blocked) -> Array:
+    shape = (layout.n, layout.c, layout.h, layout.w)
+    return rng.integers(0, 256, shape).astype(np.uint8)
+
+
+def rounded(total: Array, limits: Limits, zero: int) -> Array:
+    return (np.clip(np.rint(total), limits.low, limits.high) + zero).astype(np.uint8)
+
+
+def centred(x: Array, layout: Blocked) -> Array:
+    return x.astype(np.int32) - layout.zero
+
+
+def check(
+    kernels: Kernels, index: int, y: Blocked, inputs: list[Array], weights: list[Array],
+    residuals: list[Array], expected: Array,
+) -> None:  # fmt: skip
+    """Exact equality inside, the zero point in the border; one code off must be seen."""
+    out = kernels.run(index, inputs, weights, residuals, y.elements, y.dtype)
+    got = y.unpack(out)
+    assert np.array_equal(got, expected), kernels.ops[index]
+    outside = np.ones(y.shape, bool)
+    top, left, bottom, right = y.pads
+    outside[:, :, top : y.rows - bottom, left : y.cols - right] = False
+    assert (out.reshape(y.shape)[outside] == y.zero).all()
+    wrong = got.copy()
+    wrong.flat[0] = wrong.flat[0] + 1
+    assert not np.array_equal(wrong, expected)
+
+
+def conv_op(rng: random.Random, kind: str, limit: int) -> QConvOp:
+    kernel = (1, 1) if kind == "pointwise" else (rng.choice([1, 2, 3]), rng.choice([1, 3, 4]))
+    strides = (rng.choice([1, 2]), rng.choice([1, 2]))
+    dilations = (1, 1) if kind == "pointwise" else (rng.choice([1, 2]), rng.choice([1, 1, 2]))
+    pads = (*(rng.randrange(k) for k in kernel), *(rng.randrange(k) for k in kernel))
+    groups, c, co = 1, rng.choice([1, 3, 16, 20, 33]), rng.choice([8, 24, 41])
+    if kind == "grouped":
+        groups, c, co = 2, 16, 2 * rng.choice([8, 24])
+    if kind == "depthwise":
+        groups = c = co = rng.choice([5, 16, 24])
+    if c == 1:  # its taps are read four at a time
+        dilations = (dilations[0], 1)
+    h, w = rng.randint(6, 9), rng.randint(9, 14)
+    size = [
+        (s + pads[a] + pads[a + 2] - (kernel[a] - 1) * dilations[a] - 1) // strides[a] + 1
+        for a, s in enumerate((h, w))
+    ]
+    x = codes(rng.choice([1, 2]), c, h, w, rng.randrange(256), pads)
+    y = codes(x.n, co, *size, rng.randrange(256), rng.choice([(0, 0, 0, 0), (1, 2, 0, 1)]))
+    residuals = ()
+    if rng.random() < 0.5:
+        residuals = (Residual(codes(x.n, co, *size, 9), float(np.float32(0.37))),)
+    limits = Limits(-y.zero, 255 - y.zero, rng.random() < 0.5)
+    if rng.random() < 0.3:
+        y = Blocked(x.n, co, *size, 8)
+        limits = Limits(-np.inf, np.inf)
+    return QConvOp(x, y, kernel, limits, strides, dilations, pads[:2], groups,
+                   4 if limit == 8 else 8, limit, residuals)  # fmt: skip
+
+
+def convolved(op: QConvOp, x: Array, w: Array) -> Array:
+    """int64 [n, co, h, w]."""
+    top, left, bottom, right = op.x.pads
+    grown = np.pad(centred(x, op.x).astype(np.int64),
+                   ((0, 0), (0, 0), (top, bottom), (left, right)))  # fmt: skip
+    total = np.zeros((op.y.n, op.y.c, op.y.h, op.y.w), np.int64)
+    per_in, per_out = op.x.c // op.groups, op.y.c // op.groups
+    for ky in range(op.kernel[0]):
+        for kx in range(op.kernel[1]):
+            first, second = ky * op.dilations[0], kx * op.dilations[1]
+            rows = slice(first, first + (op.y.h - 1) * op.strides[0] + 1, op.strides[0])
+            columns = slice(second, second + (op.y.w - 1) * op.strides[1] + 1, op.strides[1])
+            for g in range(op.groups):
+                part = grown[:, g * per_in : (g + 1) * per_in, rows, columns]
+                weight = w[g * per_out : (g + 1) * per_out, :, ky, kx].astype(np.int64)
+                total[:, g * per_out : (g + 1) * per_out] += np.einsum(
+                    "nchw,oc->nohw", part, weight
+                )
+    return total
+
+
+@pytest.mark.parametrize("kind", ["pointwise", "regular", "grouped", "depthwise"])
+@pytest.mark.parametrize(
+    ("target", "limit"),
+    [(HOST, 8), (HOST, 63), (HOST, 127), (PAIRS, 8)],
+    ids=["4-bit", "7-bit", "8-bit", "4-bit-pairs"],
+)
+def test_convolution(kind: str, target: Target, limit: int, tmp_path: Path) -> None:
+    choices, rng = random.Random(f"{kind}{limit}"), np.random.default_rng(7)
+    ops = [conv_op(choices, kind, limit) for _ in range(8)]
+    kernels = Kernels(list(ops), target, tmp_path)
+    for index, op in enumerate(ops):
+        x = draw(rng, op.x)
+        low, high = (-8, 7) if limit == 8 else (-limit, limit)
+        shape = (op.y.c, op.x.c // op.groups, *op.kernel)
+        w = rng.integers(low, high + 1, shape).astype(np.int8)
+        b = rng.integers(-2000, 2000, op.y.c).astype(np.int32)
+        m = rng.uniform(0.5, 2, op.y.c) * 100 / (limit * 70 * np.sqrt(w[0].size))
+        m = m.astype(np.float32)
+        added = [draw(rng, r.layout) for r in op.residuals]
+        total = (convolved(op, x, w) + b[:, None, None]).astype(np.float32) * m[:, None, None]
+        for r, a in zip(op.residuals, added, strict=True):
+            total = total + centred(a, r.layout).astype(np.float32) * np.float32(r.multiplier)
+        float_out = op.y.dtype == "float32"
+        expected = total if float_out else rounded(total, op.limits, op.y.zero)
+        packed = [r.layout.pack(a) for r, a in zip(op.residuals, added, strict=True)]
+        check(kernels, index, op.y, [op.x.pack(x)], [w, b, m], packed, expected)
+
+
+def test_sums_products_and_tables(tmp_path: Path) -> None:
+    rng = np.random.default_rng(3)
+    a, b = codes(1, 24, 5, 6, 7), codes(1, 24, 5, 6, 200, (1, 0, 0, 1))
+    y, gate = codes(1, 24, 5, 6, 30, (1, 1, 1, 1)), codes(1, 24, 1, 1, 3)
+    limits = Limits(-30, 225, True)
+    first, second, scale = (np.float32(v) for v in (0.31, -0.7, 0.004))
+    ops = [
+        QAddOp((Residual(a, float(first)), Residual(b, float(second))), y, limits),
+        QMulOp(a, gate, y, float(scale), limits),
+        QTableOp(a, y),
+    ]
+    kernels = Kernels(list(ops), HOST, tmp_path)
+    xa, xb, xg = draw(rng, a), draw(rng, b), draw(rng, gate)
+    total = centred(xa, a).astype(np.float32) * first + centred(xb, b).astype(np.float32) * second
+    check(kernels, 0, y, [a.pack(xa), b.pack(xb)], [], [], rounded(total, limits, y.zero))
+    product = (centred(xa, a) * centred(xg, gate)).astype(np.float32) * scale
+    check(kernels, 1, y, [a.pack(xa), gate.pack(xg)], [], [], rounded(product, limits, y.zero))
+    table = rng.integers(0, 256, 256).astype(np.uint8)
+    check(kernels, 2, y, [a.pack(xa)], [table], [], table[xa])
+
+
+def test_pooling(tmp_path: Path) -> None:
+    rng = np.random.default_rng(4)
+    x, y = codes(1, 24, 8, 9, 100, (1, 1, 0, 0)), codes(1, 24, 4, 4, 20, (0, 1, 1, 0))
+    one, limits = codes(1, 24, 1, 1, 20), Limits(-20, 235)
+    scale = np.float32(0.21)
+    ops = [
+        QPoolOp("max", x, dataclasses.replace(y, zero=100), (3, 3), (2, 2), (1, 1)),
+        QPoolOp("average", x, y, (2, 3), (2, 2), (1, 1), float(scale), limits),
+        QPoolOp("average", x, one, (8, 9), (1, 1), (0, 0), float(scale), limits),
+    ]
+    kernels = Kernels(list(ops), HOST, tmp_path)
+    values = draw(rng, x)
+    grown = np.pad(centred(values, x), ((0, 0), (0, 0), (1, 0), (1, 0)))
+    low = np.pad(values.astype(int), ((0, 0), (0, 0), (1, 1), (1, 1)), constant_values=-1)
+
+    def windows(array: Array, size: tuple[int, int]) -> Array:
+        view = np.lib.stride_tricks.sliding_window_view(array, size, (2, 3))
+        return view[:, :, ::2, ::2][:, :, :4, :4]
+
+    largest = windows(low, (3, 3)).max((-1, -2)).astype(np.uint8)
+    check(kernels, 0, ops[0].y, [x.pack(values)], [], [], largest)
+    mean = windows(grown, (2, 3)).sum((-1, -2)).astype(np.float32) * scale
+    check(kernels, 1, y, [x.pack(values)], [], [], rounded(mean, limits, 20))
+    whole = centred(values, x).sum((2, 3), keepdims=True).astype(np.float32) * scale
+    check(kernels, 2, one, [x.pack(values)], [], [], rounded(whole, limits, 20))
+
+
+@pytest.mark.parametrize("c", [1, 3, 16, 19])
+def test_quantisation_and_copies(c: int, tmp_path: Path) -> None:
+    rng = np.random.default_rng(c)
+    plain, padded = Blocked(1, c, 5, 13, 1), codes(1, c, 5, 13, 40, (1, 0, 1, 2))
+    flat = Blocked(1, c, 5, 13, 1, (0, 0, 0, 0), "uint8", 40)
+    both, large = codes(1, 2 * c, 5, 13, 40), codes(1, c, 10, 26, 40)
+    scale = np.float32(0.05)
+    ops = [
+        QuantizeOp(plain, padded, float(scale)),
+        DequantizeOp(padded, plain, float(scale)),
+        MoveOp((padded,), flat),
+        MoveOp((flat,), padded),
+        MoveOp((padded, padded), both),
+        MoveOp((padded,), large, (2, 2)),
+    ]
+    kernels = Kernels(list(ops), HOST, tmp_path)
+    x = (rng.standard_normal((1, c, 5, 13)) * 6).astype(np.float32)
+    x.flat[:4] = [1e30, -1e30, 0.025, 0.075]
+    q = (np.clip(np.rint(x / scale), -40, 215) + 40).astype(np.uint8)
+    check(kernels, 0, padded, [plain.pack(x)], [], [], q)
+    check(
+        kernels, 1, plain, [padded.pack(q)], [], [], centred(q, padded).astype(np.float32) * scale
+    )
+    check(kernels, 2, flat, [padded.pack(q)], [], [], q)
+    check(kernels, 3, padded, [flat.pack(q)], [], [], q)
+    check(kernels, 4, both, [padded.pack(q)] * 2, [], [], np.concatenate([q, q], 1))
+    check(kernels, 5, large, [padded.pack(q)], [], [], q.repeat(2, 2).repeat(2, 3))
