@@ -69,7 +69,7 @@ def fit(
     if "smoothquant" in config.methods:
         smoothquant.smooth(graph, inputs, note)
     if "equalization" in config.methods:
-        equalization.equalize(graph, inputs, note)
+        equalization.equalize(graph, inputs, config.activation_bits, note)
     placement = place(graph, config, note)
     context.progress("observing ranges")
     rounding = Rounding(placement, calibration.ranges(graph, placement, inputs, config, note))

@@ -38,7 +38,7 @@ def test_equalisation_keeps_the_function() -> None:
         changed = model.clone()
         batch = samples(model, 8)
         inputs = {changed.graph.inputs[0]: np.stack([s["x"] for s in batch])}
-        equalization.equalize(changed.graph, inputs, lambda subject, text: None)
+        equalization.equalize(changed.graph, inputs, 8, lambda subject, text: None)
         assert snr_db(run(model, batch[0])[0], run(changed, batch[0])[0]) > 110
         assert any("equalised" in name for name in changed.graph.initializers)
 
@@ -51,6 +51,14 @@ def test_equalisation_helps_uneven_channels() -> None:
     expected = np.concatenate([run(model, s)[0] for s in fresh])
     results = [np.concatenate([run(m, s)[0] for s in fresh]) for m in (plain, equal)]
     assert snr_db(expected, results[1]) > snr_db(expected, results[0]) + 3
+
+
+@pytest.mark.parametrize(
+    ("recipe", "equal"), [("w8a8", True), ("w4a4", True), ("w4a8", False), ("w8a16", False)]
+)
+def test_equalisation_is_a_default_where_activations_are_coarse(recipe: str, equal: bool) -> None:
+    result, _ = quantize(build(RELU, **uneven()), recipe)
+    assert any("equalised" in name for name in result.graph.initializers) is equal
 
 
 def test_equalisation_leaves_clip_alone() -> None:
