@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgepipe.cli.settings import apply_settings, parse_settings, parse_shapes, read_config
-from edgepipe.display import Progress, pairs, size_text
+from edgepipe.display import Progress, pairs, size_text, table
 from edgepipe.errors import UserError
 
 if TYPE_CHECKING:
@@ -75,7 +75,11 @@ def add_arguments(parser: Parser) -> None:
     )
     parser.add_argument("-o", "--output", metavar="DIR", help="bundle folder to write")
     parser.add_argument("--prefix", metavar="P", help="prefix of C symbols and file names")
-    parser.add_argument("--explain", action="store_true", help="say why a fusion did not apply")
+    parser.add_argument(
+        "--explain",
+        action="store_true",
+        help="say what executes each operator, and why a fusion did not apply",
+    )
     parser.add_argument("--dump", metavar="DIR", help="keep the program after every stage")
     parser.add_argument("--config", metavar="FILE.toml", help="a file with these options")
 
@@ -180,10 +184,20 @@ def _report(
             print(f"{note.stage}: {note.subject}: {note.text}")
         if not notes:
             print("nothing to explain: every fusion and template that was tried applied")
+        print(audit(bundle.manifest["kernels"]) + "\n")
     if not values.get("quiet"):
         for warning in warnings:
             print(f"warning: {warning}", file=sys.stderr)
         print(summary(bundle, stages, seconds))
+
+
+def audit(kernels: Sequence[Mapping[str, Any]]) -> str:
+    """What executes each operator, in order: kernel, arithmetic, accumulator, products."""
+    rows = [
+        [k["op"], k["op_type"], k["kernel"], k["arithmetic"], k["accumulator"], k["macs"] or "–"]
+        for k in kernels
+    ]
+    return table(["operator", "type", "kernel", "arithmetic", "accumulator", "products"], rows)
 
 
 def summary(bundle: Bundle, stages: Sequence[tuple[str, float]], seconds: float) -> str:
