@@ -68,9 +68,9 @@ TABLES = frozenset(
         "Exp",
     ]
 )
-#: A first or last layer with more of all weights than this gets no 8 bits where groups are asked
-#: for: groups are chosen for their size, and a classifier is a quarter of some networks.
-GROUPED_SHARE = 0.05
+#: A first or last layer with more of all weights than this gets no 8 bits: a classifier is a third
+#: of some networks, and 4 bits are chosen for their size, groups still more so.
+LARGE_SHARE, LARGE_SHARE_GROUPED = 0.2, 0.05
 #: Movement operators that take several data inputs.
 ALL_INPUTS = frozenset(("Concat",))
 
@@ -195,12 +195,13 @@ def _formats(graph: ir.Graph, config: QuantConfig, note: Note) -> dict[ir.Node, 
     weighted = {node: weight for node in graph if (weight := weight_of(node)) is not None}
     if weighted and config.first_last != "same":
         ends = list(weighted)
+        large = LARGE_SHARE if config.group_size is None else LARGE_SHARE_GROUPED
         for node in {ends[0], ends[-1]} & formats.keys():
             if config.first_last == "float":
                 del formats[node]
                 note(node.name, "kept float: first or last layer")
-            elif config.group_size is not None and _share(node, weighted) > GROUPED_SHARE:
-                note(node.name, "first or last layer, but in groups as the others: it is large")
+            elif formats[node].weight_bits < 8 and _share(node, weighted) > large:
+                note(node.name, "first or last layer, but with the bits of the others: it is large")
             else:
                 formats[node] = Format(8, formats[node].activation_bits)
     return formats
