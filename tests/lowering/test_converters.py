@@ -450,7 +450,9 @@ def test_quantise_and_back(dtype: str) -> None:
 
 def test_integer_products_are_exact() -> None:
     a, b = _i("uint8", 5, 33, high=255), _i("int8", 33, 20, low=-128, high=127)
-    _check(Node("MatMulInteger", [a, b], [np.array(7, np.uint8), np.array(-3, np.int8)]))
+    # ONNX Runtime saturates u8 x s8 products on x86 without VNNI.
+    products = Node("MatMulInteger", [a, b], [np.array(7, np.uint8), np.array(-3, np.int8)])
+    _check(products, oracle=_definition)
     x, w = _i("uint8", 1, 3, 11, 12, high=255), _i("uint8", 4, 3, 3, 3, high=255)
     zeros: list[Array | None] = [np.array(5, np.uint8), np.array(9, np.uint8)]
     _check(Node("ConvInteger", [x, w], zeros, {"pads": [1, 1, 1, 1]}))

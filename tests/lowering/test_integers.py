@@ -58,13 +58,13 @@ def check(seed: int, target: str, runner: str, folder: Path) -> None:
     assert not differences(expected(path, inputs), bundle.run(inputs, runner))
 
 
-@pytest.mark.parametrize("seed", [1, 2])
+@pytest.mark.parametrize("seed", [1])
 def test_every_layer_on_this_machine(seed: int, tmp_path: Path) -> None:
     check(seed, HOST, "local", tmp_path)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("seed", range(3, 9))
+@pytest.mark.parametrize("seed", range(2, 9))
 def test_more_layers_on_this_machine(seed: int, tmp_path: Path) -> None:
     check(seed, HOST, "local", tmp_path)
 
@@ -76,6 +76,7 @@ def test_every_layer_on_other_targets(seed: int, target: str, runner: str, tmp_p
     check(seed, target, runner, tmp_path)
 
 
+@pytest.mark.slow
 def test_one_code_off_is_seen(tmp_path: Path) -> None:
     """The positive control: the model that is judged by has one weight that is one more."""
     model, inputs = integer_graphs.build(1)
@@ -90,6 +91,7 @@ def test_one_code_off_is_seen(tmp_path: Path) -> None:
     assert differences(expected(tmp_path / "changed.onnx", inputs), bundle.run(inputs))
 
 
+@pytest.mark.slow
 def test_the_audit_names_integers(tmp_path: Path) -> None:
     model, _ = integer_graphs.build(1)
     onnx.save(model, tmp_path / "model.onnx")

@@ -56,6 +56,7 @@ def test_the_walk_keeps_columns_in_place() -> None:
     np.testing.assert_allclose(found, weight, atol=0.02)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "method",
     [
@@ -102,6 +103,7 @@ def test_methods_that_need_torch_say_so(monkeypatch: pytest.MonkeyPatch) -> None
         weights.solver_of("adaround")
 
 
+@pytest.mark.slow
 def test_weight_only_fits() -> None:
     model = build(MIXED)
     fresh = samples(model, 16, seed=4)

@@ -20,7 +20,7 @@ from quantization.networks import build, context
 
 torch = pytest.importorskip("torch")
 
-pytestmark = pytest.mark.needs_torch
+pytestmark = [pytest.mark.needs_torch, pytest.mark.slow]
 
 
 class Interrupted(Exception):
