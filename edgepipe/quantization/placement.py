@@ -68,8 +68,9 @@ TABLES = frozenset(
         "Exp",
     ]
 )
-#: A first or last layer with more of all weights than this gets no 8 bits: a classifier is a third
-#: of some networks, and 4 bits are chosen for their size, groups still more so.
+#: A last layer with more of all weights than this gets no 8 bits: a classifier is a third of some
+#: networks, and 4 bits are chosen for their size. With groups, which lose less, the first neither
+#: (an embedding).
 LARGE_SHARE, LARGE_SHARE_GROUPED = 0.2, 0.05
 #: Movement operators that take several data inputs.
 ALL_INPUTS = frozenset(("Concat",))
@@ -200,7 +201,11 @@ def _formats(graph: ir.Graph, config: QuantConfig, note: Note) -> dict[ir.Node, 
             if config.first_last == "float":
                 del formats[node]
                 note(node.name, "kept float: first or last layer")
-            elif formats[node].weight_bits < 8 and _share(node, weighted) > large:
+            elif (
+                formats[node].weight_bits < 8
+                and (node is ends[-1] or config.group_size is not None)
+                and _share(node, weighted) > large
+            ):
                 note(node.name, "first or last layer, but with the bits of the others: it is large")
             else:
                 formats[node] = Format(8, formats[node].activation_bits)

@@ -94,9 +94,11 @@ comptime {
 }
 
 // Conversions of 64-bit integers by the names LLVM uses for armv7 Linux; compiler-rt only has the
-// __aeabi ones there. Like those they take floats in core registers. Written over 32-bit halves, so that they cannot be compiled to themselves.
+// __aeabi ones there, which take floats in core registers: these take them in VFP registers, as
+// kernels compiled for the hard-float ABI pass them. Written over 32-bit halves, so that they
+// cannot be compiled to themselves.
 const long = struct {
-    const aapcs: std.builtin.CallingConvention = .{ .arm_aapcs = .{} };
+    const aapcs: std.builtin.CallingConvention = .{ .arm_aapcs_vfp = .{} };
     const two32: f64 = 4294967296.0;
 
     fn floatundidf(x: u64) callconv(aapcs) f64 {
