@@ -14,7 +14,8 @@ from tvm import tirx
 
 from edgepipe.kernels.builder import Registers, kernel, load, loop, minimum, zero_border
 from edgepipe.kernels.integer_ops import QConvOp
-from edgepipe.kernels.requantize import addend, put, scaled
+from edgepipe.kernels.qproduct import arguments, finished, vectors
+from edgepipe.kernels.requantize import put
 from edgepipe.kernels.template import KernelTemplate, Knobs
 from edgepipe.target import Target
 
@@ -50,30 +51,20 @@ def default(op: QConvOp, target: Target) -> Knobs:
 
 def pack(op: QConvOp, knobs: Knobs, arrays: Sequence[np.ndarray]) -> list[np.ndarray]:
     """``w[c, 1, kh, kw]``, ``b[c]``, ``m[c]`` → ``[chunk][kh][kw][lane]`` and padded vectors."""
-    weight, bias, multiplier = arrays
+    weight = arrays[0]
     c, _, kh, kw = weight.shape
     lanes = knobs["lanes"]
     channels = op.x.lanes
     grown = np.zeros((channels, kh, kw), knobs["weights"])
     grown[:c] = weight[:, 0]
     blocked = grown.reshape(channels // lanes, lanes, kh, kw).transpose(0, 2, 3, 1)
-    padded_bias, padded = np.zeros(channels, np.int32), np.zeros(channels, np.float32)
-    padded_bias[:c] = bias.astype(np.int64) - op.x.zero * weight.sum((1, 2, 3), dtype=np.int64)
-    padded[:c] = np.broadcast_to(multiplier, (c,))
-    return [np.ascontiguousarray(blocked), padded_bias, padded]
+    return [np.ascontiguousarray(blocked), *vectors(op, arrays, channels)]
 
 
 def emit(op: QConvOp, knobs: Knobs) -> Any:
     (kh, kw), channels = op.kernel, op.x.lanes
-    arguments = [
-        ("x", op.x.elements, op.x.dtype),
-        ("w", channels * kh * kw, knobs["weights"]),
-        ("b", channels, "int32"),
-        ("m", channels, "float32"),
-        *((f"r{i}", r.layout.elements, r.layout.dtype) for i, r in enumerate(op.residuals)),
-        ("y", op.y.elements, op.y.dtype),
-    ]
-    return kernel("q_depthwise", arguments, lambda *buffers: _Emission(op, knobs, buffers).run())
+    buffers = arguments(op, (channels * kh * kw, knobs["weights"]), channels)
+    return kernel("q_depthwise", buffers, lambda *held: _Emission(op, knobs, held).run())
 
 
 class _Emission:
@@ -110,7 +101,7 @@ class _Emission:
                     total = product if total is None else total + product
                 acc[i] = acc[i] + tirx.Cast(self.long, total)
         for i in range(self.columns):
-            self.finish(acc[i], (n, row, column + i), channel)
+            self.store(acc[i], (n, row, column + i), channel)
 
     def product(self, place: Any, chunk: Any, tap: tuple[int, int]) -> Any:
         """Input times weight of one tap, int16."""
@@ -124,24 +115,10 @@ class _Emission:
             weight = tirx.Cast(self.short, weight)
         return tirx.Cast(self.short, load(self.source, at, self.lanes)) * weight
 
-    def finish(self, total: Any, place: Any, channel: Any) -> None:
+    def store(self, total: Any, place: Any, channel: Any) -> None:
         op, lanes = self.op, self.lanes
-        multiplier = load(self.multipliers, channel, lanes)
-        value = scaled(total, multiplier, lanes, bool(op.residuals))
-        n, row, column = place
-        for buffer, residual in zip(self.rest, op.residuals, strict=True):
-            value = value + addend(buffer, residual, (n, 0, row, column), channel, lanes)
-        arch = self.knobs["arch"]
-        put(
-            self.target,
-            op.y,
-            place,
-            channel,
-            [value],
-            op.limits,
-            arch,
-            lanes,
-        )
+        value = finished(op, total, self.multipliers, self.rest, place, channel, lanes)
+        put(self.target, op.y, place, channel, [value], op.limits, self.knobs["arch"], lanes)
 
 
 TEMPLATE = KernelTemplate(

@@ -73,16 +73,7 @@ def emit(op: Any, knobs: Knobs) -> Any:
                 value = _sum(op.addends, sources, place, channel, lanes)
             else:
                 value = _product(op, sources, place, channel, lanes)
-            put(
-                target,
-                op.y,
-                place,
-                channel,
-                [value],
-                op.limits,
-                arch,
-                lanes,
-            )
+            put(target, op.y, place, channel, [value], op.limits, arch, lanes)
 
         over_channels(op.y, lanes, visit)
         zero_border(op.y, target)

@@ -67,16 +67,7 @@ def emit(op: QPoolOp, knobs: Knobs) -> Any:
             with loop(kh) as ky, loop(kw) as kx:
                 acc[0] = acc[0] + tirx.Cast(wide, tap(place, channel, ky, kx))
             value = scaled(acc[0], splat(float32(op.multiplier), lanes), lanes, fence=False)
-            put(
-                target,
-                op.y,
-                place,
-                channel,
-                [value],
-                op.limits,
-                arch,
-                lanes,
-            )
+            put(target, op.y, place, channel, [value], op.limits, arch, lanes)
 
         over_channels(op.y, lanes, largest if op.kind == "max" else mean)
         zero_border(op.y, target)

@@ -15,7 +15,7 @@ from edgepipe.context import Context
 from edgepipe.kernels.epilogue import Step
 from edgepipe.lowering import anchors
 from edgepipe.lowering.elementwise import binary_step, constant, unary_step
-from edgepipe.lowering.integers import kernels
+from edgepipe.lowering.integers import geometry, kernels
 
 STAGE = "lowering.fuse"
 
@@ -112,8 +112,8 @@ class _Finder:
                 STAGE, node.name, f"{node.op_type} runs in the general form: {reason}"
             )
             return
-        blocked = kernels.view_of(node) == kernels.IMAGE
-        inputs, output = kernels.data(node), node.outputs[0]
+        blocked = geometry.view_of(node) == geometry.IMAGE
+        inputs, output = geometry.data(node), node.outputs[0]
         self.by_output[output] = Group("integer", [node], inputs, output, blocked)
 
     def _fold_elementwise(self, node: ir.Node) -> bool:

@@ -29,7 +29,7 @@ from edgepipe.lowering.describe import (
 )
 from edgepipe.lowering.elementwise import attribute, constant
 from edgepipe.lowering.groups import Group, nchw, shape_of
-from edgepipe.lowering.integers import kernels
+from edgepipe.lowering.integers import geometry, kernels
 from edgepipe.lowering.integers.terms import DOMAIN, integer_of
 
 
@@ -53,7 +53,7 @@ class _Assigner:
         for group in groups:
             if group.blocked:
                 integer = group.kind == "integer"
-                need = kernels.border(group.anchor) if integer else border_needed(group)
+                need = geometry.border(group.anchor) if integer else border_needed(group)
                 value = group.inputs[0]
                 have = self.borders[value]
                 merged = tuple(max(a, b) for a, b in zip(have, need, strict=True))
@@ -98,8 +98,8 @@ class _Assigner:
         return Blocked(*four_dims(value), self.lanes, self.borders[value])
 
     def _plain_layout(self, value: ir.Value) -> Blocked:
-        if kernels.is_codes(value):
-            return kernels.plain(value, kernels.IMAGE)
+        if geometry.is_codes(value):
+            return geometry.plain(value, geometry.IMAGE)
         return Blocked(*four_dims(value), 1)
 
     @staticmethod
@@ -197,10 +197,10 @@ class _Assigner:
     def _integer_kernel(self, group: Group) -> None:
         """A node over codes: images NHWC with a border, rows as they are."""
         node, output = group.anchor, group.output
-        view = kernels.view_of(node)
-        pads = self.borders[output] if view == kernels.IMAGE else NO_PADS
-        y = kernels.layout(output, view, self.lanes, pads)
-        borders = [kernels.border(node), *[NO_PADS] * len(group.inputs)]
+        view = geometry.view_of(node)
+        pads = self.borders[output] if view == geometry.IMAGE else NO_PADS
+        y = geometry.layout(output, view, self.lanes, pads)
+        borders = [geometry.border(node), *[NO_PADS] * len(group.inputs)]
         layouts = [
             self._seen_by(v, view, pads) for v, pads in zip(group.inputs, borders, strict=False)
         ]
@@ -214,7 +214,7 @@ class _Assigner:
         weights = kernels.weights_of(node)
         others: list[np.ndarray | None] = [None] * (len(group.inputs) - own)
         kernel = KernelNode(op, node.op_type, names, weights, [None] * own, others)
-        if view == kernels.IMAGE:
+        if view == geometry.IMAGE:
             pairs = zip(group.inputs, layouts, strict=True)
             sources = [self._as(v, wanted) for v, wanted in pairs]
             self.layout[output] = y
@@ -230,11 +230,11 @@ class _Assigner:
 
     def _seen_by(self, value: ir.Value, view: str, pads: Pads) -> Blocked:
         """The layout in which a node over codes reads ``value``; an image needs ``pads``."""
-        if view == kernels.IMAGE and value in self.layout:
+        if view == geometry.IMAGE and value in self.layout:
             return self.layout[value]
-        if not kernels.is_codes(value):
-            return kernels.plain(value, view)
-        return kernels.layout(value, view, self.lanes, pads if view == kernels.IMAGE else NO_PADS)
+        if not geometry.is_codes(value):
+            return geometry.plain(value, view)
+        return geometry.layout(value, view, self.lanes, pads if view == geometry.IMAGE else NO_PADS)
 
     def _rename(self, old: ir.Value, new: ir.Value) -> None:
         """Let ``new`` stand for the output ``old`` of a group that stores it in plain order."""

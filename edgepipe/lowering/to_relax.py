@@ -13,7 +13,7 @@ from edgepipe.errors import EdgepipeError, Unsupported
 from edgepipe.lowering import converters
 from edgepipe.lowering.converters import integers
 from edgepipe.lowering.converters.op import Op, constant_of, dtype_of_expr, product, shape_of_expr
-from edgepipe.lowering.integers import DOMAIN
+from edgepipe.lowering.integers.terms import DOMAIN
 
 #: Emits a node of domain ``edgepipe``: (block builder, node, inputs) → outputs.
 EmitKernel = Callable[[Any, ir.Node, list[Any]], list[Any]]

@@ -1,7 +1,6 @@
 """Nodes over codes described as kernel ops: which have one, over which layouts, with what weights.
 
-A tensor is seen as an *image* [n, c, h, w], stored NHWC with a border, or as *rows* of its last
-dimension, which is how it is stored anyway. What has no template here runs in the general form.
+What has no template here runs in the general form.
 """
 
 from __future__ import annotations
@@ -24,27 +23,27 @@ from edgepipe.kernels.integer_ops import (
     QuantizeOp,
     Residual,
 )
-from edgepipe.kernels.layout import NO_PADS, Blocked, Pads
+from edgepipe.kernels.layout import Blocked
 from edgepipe.kernels.template import select
 from edgepipe.lowering.anchors import ints
-from edgepipe.lowering.integers.terms import AXES, DOMAIN, ZERO, Integer, integer_of
-from edgepipe.quantization.graph import Array, constant, dims, is_op
+from edgepipe.lowering.integers.geometry import (
+    begin,
+    data,
+    four,
+    is_codes,
+    layout,
+    pair,
+    plain,
+    shape,
+    view_of,
+    window,
+)
+from edgepipe.lowering.integers.terms import AXES, DOMAIN, Integer, integer_of
+from edgepipe.quantization.graph import Array, constant, is_op
 from edgepipe.target import Target
 
-CODES = (ir.DataType.INT8, ir.DataType.UINT8)
 #: Largest magnitudes that kernels tell apart.
 LIMITS = (8, 63, 127)
-IMAGE, ROWS = "image", "rows"
-
-
-def zero_of(value: ir.Value) -> int:
-    """The zero point of a tensor of codes."""
-    return int(value.meta.get(ZERO, 0))
-
-
-def is_codes(value: ir.Value | None) -> bool:
-    """Whether ``value`` holds codes of the integer lowering."""
-    return value is not None and value.dtype in CODES and ZERO in value.meta
 
 
 def handles(node: ir.Node) -> bool:
@@ -54,67 +53,6 @@ def handles(node: ir.Node) -> bool:
     return is_codes(node.inputs[0]) and is_op(
         node, "DequantizeLinear", "MaxPool", "Concat", "Resize"
     )
-
-
-def shape(value: ir.Value | None) -> tuple[int, ...]:
-    """Static shape; every value has one."""
-    assert value is not None
-    found = dims(value)
-    assert found is not None, value.name
-    return found
-
-
-def view_of(node: ir.Node) -> str:
-    """How a node sees its tensors."""
-    if is_op(node, "MaxPool", "Resize", "Concat") or node.op_type in (
-        "Conv",
-        "AveragePool",
-        "GlobalAveragePool",
-        "ReduceMean",
-    ):
-        return IMAGE
-    if node.op_type in ("MatMul", "Gemm"):
-        return ROWS
-    rank = len(shape(node.inputs[0]))
-    if rank == 3:  # a sequence of channels where a convolution reads it
-        readers = [use.node for use in node.outputs[0].uses()]
-        return IMAGE if any(r.op_type == "Conv" for r in readers) else ROWS
-    return IMAGE if rank == 4 else ROWS
-
-
-def four(value: ir.Value, view: str) -> tuple[int, int, int, int] | None:
-    """[n, c, h, w] of a tensor under a view; None where it has none."""
-    full = shape(value)
-    if view == ROWS:
-        return (1, full[-1], 1, int(np.prod(full[:-1]))) if full else None
-    if len(full) == 3:
-        return full[0], full[1], 1, full[2]
-    return full if len(full) == 4 else None
-
-
-def layout(value: ir.Value, view: str, lanes: int, pads: Pads = NO_PADS) -> Blocked:
-    """How a group stores ``value``; ``lanes`` of float32."""
-    found = four(value, view)
-    assert found is not None
-    n, c, h, w = found
-    if view == ROWS:
-        lanes = c
-    elif is_codes(value):
-        # One or two channels are packed as they are: four bytes are then several taps of a row.
-        lanes = c if c <= 2 else 4 if c <= 4 else -(-c // 8) * 8
-    dtype = "float32"
-    if is_codes(value):
-        assert value.dtype is not None
-        dtype = str(value.dtype.numpy())
-    return Blocked(n, c, h, w, lanes, pads, dtype, zero_of(value) if is_codes(value) else 0)
-
-
-def plain(value: ir.Value, view: str) -> Blocked:
-    """How ``value`` is stored in ONNX's own order."""
-    if view == ROWS:
-        return layout(value, view, 1)
-    own = layout(value, view, 1)
-    return Blocked(own.n, own.c, own.h, own.w, 1, NO_PADS, own.dtype, own.zero)
 
 
 def refuse(node: ir.Node, target: Target) -> str | None:
@@ -132,12 +70,6 @@ def refuse(node: ir.Node, target: Target) -> str | None:
         return op
     template, reasons = select(op, target)
     return None if template is not None else "; ".join(reasons) or "there is no template"
-
-
-def data(node: ir.Node) -> list[ir.Value]:
-    """The tensors a node computes on."""
-    values = node.inputs if node.domain == DOMAIN or is_op(node, "Concat") else node.inputs[:1]
-    return [v for v in values if v is not None]
 
 
 def _unfit(node: ir.Node) -> str | None:
@@ -193,44 +125,6 @@ def _pool_unfit(node: ir.Node) -> str | None:
     return None
 
 
-def _pair(node: ir.Node, name: str, default: int) -> tuple[int, int]:
-    rank = len(shape(node.inputs[0])) - 2
-    values = ints(node, name, (default,) * rank)
-    return (values[0], values[1]) if rank == 2 else (default, values[0])
-
-
-def _begin(node: ir.Node) -> tuple[int, int]:
-    rank = len(shape(node.inputs[0])) - 2
-    pads = ints(node, "pads", (0,) * 2 * rank)
-    return (pads[0], pads[1]) if rank == 2 else (0, pads[0])
-
-
-def _kernel(node: ir.Node) -> tuple[int, int]:
-    if node.domain == DOMAIN and node.op_type == "Conv":
-        weights = integer_of(node).term.weights
-        assert weights is not None
-        *_, kh, kw = (1, *weights.codes.shape[2:])
-        return kh, kw
-    return _pair(node, "kernel_shape", 1)
-
-
-def border(node: ir.Node) -> Pads:
-    """The border that a convolution or average reads around its input."""
-    if node.domain != DOMAIN or node.op_type not in ("Conv", "AveragePool"):
-        return NO_PADS
-    (kh, kw), (sy, sx), (dy, dx) = (
-        _kernel(node),
-        _pair(node, "strides", 1),
-        _pair(node, "dilations", 1),
-    )
-    top, left = _begin(node)
-    source, result = four(data(node)[0], IMAGE), four(node.outputs[0], IMAGE)
-    assert source is not None and result is not None
-    below = (result[2] - 1) * sy + (kh - 1) * dy + 1 - top - source[2]
-    right = (result[3] - 1) * sx + (kw - 1) * dx + 1 - left - source[3]
-    return top, left, max(below, 0), max(right, 0)
-
-
 def describe(node: ir.Node, inputs: list[Blocked], y: Blocked) -> IntegerOp | str:
     """The op of ``node`` over these layouts, or why there is none."""
     if node.domain == DOMAIN:
@@ -241,8 +135,8 @@ def describe(node: ir.Node, inputs: list[Blocked], y: Blocked) -> IntegerOp | st
     if is_op(node, "DequantizeLinear"):
         return DequantizeOp(x, y, float(_scalar(node.inputs[1])))
     if is_op(node, "MaxPool"):
-        kernel, strides = _pair(node, "kernel_shape", 1), _pair(node, "strides", 1)
-        return QPoolOp("max", x, y, kernel, strides, _begin(node))
+        kernel, strides = pair(node, "kernel_shape", 1), pair(node, "strides", 1)
+        return QPoolOp("max", x, y, kernel, strides, begin(node))
     factors = (y.h // x.h, y.w // x.w) if is_op(node, "Resize") else (1, 1)
     return MoveOp(tuple(inputs), y, factors)
 
@@ -286,7 +180,7 @@ def _arithmetic(node: ir.Node, inputs: list[Blocked], y: Blocked) -> IntegerOp |
         return _multiply(inputs, y, multiplier, limits)
     x = inputs[0]
     if node.op_type == "AveragePool":
-        kernel, strides, offset = _kernel(node), _pair(node, "strides", 1), _begin(node)
+        kernel, strides, offset = window(node), pair(node, "strides", 1), begin(node)
         return QPoolOp("average", x, y, kernel, strides, offset, multiplier, limits)
     return QPoolOp("average", x, y, (x.h, x.w), (1, 1), (0, 0), multiplier, limits)
 
@@ -349,10 +243,10 @@ def _product(
     return QConvOp(
         x,
         y,
-        _kernel(node),
-        strides=_pair(node, "strides", 1),
-        dilations=_pair(node, "dilations", 1),
-        offset=_begin(node),
+        window(node),
+        strides=pair(node, "strides", 1),
+        dilations=pair(node, "dilations", 1),
+        offset=begin(node),
         groups=node.attributes.get_int("group", 1),
         **shared,  # type: ignore[arg-type]
     )
