@@ -7,6 +7,10 @@ A runner module has
 - ``run_many(bundle, samples) -> list of outputs``: one process or instance for all samples
 - ``bench(bundle, runs, warmup) -> Timing``
 
+A runner that reaches somewhere else, a board or a browser, is named ``NAME:WHERE,KEY=VALUE``. Its
+module has ``at(address) -> Runner`` instead, which returns an object with the above. Where no sign
+of life comes for ``timeout=SECONDS`` it gives up with an error, and it leaves nothing behind.
+
 Samples and outputs are ``{tensor name: array}`` with exactly the model's shapes and dtypes.
 """
 
@@ -18,7 +22,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
 from edgepipe.errors import UserError, did_you_mean
-from edgepipe.runners._base import Availability, Timing
+from edgepipe.runners._base import Address, Availability, Timing
 from edgepipe.target import Target
 
 if TYPE_CHECKING:
@@ -26,13 +30,15 @@ if TYPE_CHECKING:
 
     from edgepipe.bundle import Bundle
 
-__all__ = ["Availability", "Runner", "Timing", "names", "pick", "run", "run_many", "run_samples"]
+__all__ = ["Address", "Availability", "Runner", "Timing", "names", "pick", "run", "run_many", "run_samples"]
 
 
 class Runner(Protocol):
-    """What every module of this package that does not start with an underscore offers."""
+    """What every module of this package that does not start with an underscore offers, or what
+    its ``at`` returns. ``NAME`` is what the user named it by."""
 
-    NAME: str
+    @property
+    def NAME(self) -> str: ...  # noqa: N802 - a module's constant
 
     def available(self, target: Target) -> Availability: ...
 
@@ -49,12 +55,19 @@ def names() -> list[str]:
 
 
 def get(name: str) -> Runner:
-    """The runner called ``name``. Raises UserError."""
-    if name not in names():
+    """The runner called ``name``, ``NAME`` or ``NAME:WHERE,KEY=VALUE…``. Raises UserError."""
+    stem, address = Address.parse(name)
+    if stem not in names():
         raise UserError(
-            f"unknown runner '{name}'", where="--runner", fix=did_you_mean(name, names())
+            f"unknown runner '{stem}'", where="--runner", fix=did_you_mean(stem, names())
         )
-    return cast(Runner, importlib.import_module(f"edgepipe.runners.{name}"))
+    module = importlib.import_module(f"edgepipe.runners.{stem}")
+    if hasattr(module, "at"):
+        return cast(Runner, module.at(address))
+    if address != Address():
+        raise UserError(f"runner '{stem}' takes no address and no options", where="--runner",
+                        fix=f"--runner {stem}")  # fmt: skip
+    return cast(Runner, module)
 
 
 def candidates(target: Target) -> list[str]:
