@@ -32,11 +32,17 @@ def _has_shared() -> str | None:
     return None if shared_folder() else "no trained networks: set EDGEPIPE_SHARED to their folder"
 
 
+def _has_browser() -> str | None:
+    missing = [name for name in ("chromium", "chromedriver") if shutil.which(name) is None]
+    return f"{missing[0]} is not installed" if missing else None
+
+
 #: Marker → probe that returns why the capability is missing, or None. Probes never raise.
 PROBES: dict[str, Callable[[], str | None]] = {
     "needs_qemu": _has_program("qemu-aarch64-static", "qemu-aarch64"),
     "needs_node": _has_program("node"),
     "needs_wasmtime": _has_module("wasmtime"),
+    "needs_browser": _has_browser,
     "needs_torch": _has_module("torch"),
     "needs_litert": _has_module("ai_edge_litert"),
     "needs_shared": _has_shared,

@@ -114,7 +114,7 @@ def native_files(plan: Plan, prefix: str) -> dict[str, str]:
 
 
 def wasm_files(plan: Plan, prefix: str, variants: Sequence[str]) -> dict[str, str]:
-    """The loader, its types and the bench program of a wasm bundle.
+    """The loader, its types, and the bench program and page of a wasm bundle.
 
     ``variants`` are the further builds (``model.VARIANT.wasm``), the preferred one first.
     """
@@ -129,7 +129,10 @@ def wasm_files(plan: Plan, prefix: str, variants: Sequence[str]) -> dict[str, st
         "input_types": _typescript(plan.inputs),
         "output_types": _typescript(plan.outputs),
     }
-    return {name: _fill(name, values) for name in ("model.mjs", "model.d.mts", "bench.mjs")}
+    return {name: _fill(name, values) for name in _WASM_FILES}
+
+
+_WASM_FILES = ("model.mjs", "model.d.mts", "measure.mjs", "bench.mjs", "bench.html")
 
 
 def c_string(text: str) -> str:

@@ -30,7 +30,17 @@ if TYPE_CHECKING:
 
     from edgepipe.bundle import Bundle
 
-__all__ = ["Address", "Availability", "Runner", "Timing", "names", "pick", "run", "run_many", "run_samples"]
+__all__ = [
+    "Address",
+    "Availability",
+    "Runner",
+    "Timing",
+    "names",
+    "pick",
+    "run",
+    "run_many",
+    "run_samples",
+]
 
 
 class Runner(Protocol):
@@ -38,7 +48,7 @@ class Runner(Protocol):
     its ``at`` returns. ``NAME`` is what the user named it by."""
 
     @property
-    def NAME(self) -> str: ...  # noqa: N802 - a module's constant
+    def NAME(self) -> str: ...
 
     def available(self, target: Target) -> Availability: ...
 

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from edgepipe.codegen.plan import ALIGNMENT, TensorSpec
-from edgepipe.errors import UserError, did_you_mean
+from edgepipe.errors import EdgepipeError, UserError, did_you_mean
 
 Array = npt.NDArray[Any]
 
@@ -77,17 +76,15 @@ def aligned(shape: tuple[int, ...], dtype: str) -> Array:
     return memory[start : start + size].view(dtype).reshape(shape)
 
 
-def write_raw(path: Path, samples: Iterable[Mapping[str, Array]]) -> None:
-    """Write samples as ``bench run`` reads them: raw tensors, per sample in the mapping's order."""
-    with path.open("wb") as stream:
-        for sample in samples:
-            for array in sample.values():
-                stream.write(np.ascontiguousarray(array).tobytes())
+def to_raw(samples: Iterable[Mapping[str, Array]]) -> bytes:
+    """Samples as ``bench run`` reads them: raw tensors, per sample in the mapping's order."""
+    return b"".join(np.ascontiguousarray(a).tobytes() for s in samples for a in s.values())
 
 
-def read_raw(path: Path, specs: Sequence[TensorSpec], count: int) -> list[dict[str, Array]]:
-    """Read ``count`` samples of outputs as ``bench run`` writes them."""
-    data = path.read_bytes()
+def from_raw(data: bytes, specs: Sequence[TensorSpec], count: int) -> list[dict[str, Array]]:
+    """``count`` samples of outputs, as ``bench run`` writes them. Raises EdgepipeError."""
+    if len(data) != (expected := count * sum(map(tensor_bytes, specs))):
+        raise EdgepipeError(f"the outputs have {len(data)} bytes instead of {expected}")
     results, at = [], 0
     for _ in range(count):
         sample = {}

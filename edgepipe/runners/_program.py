@@ -6,7 +6,7 @@ import json
 import signal
 import subprocess
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,12 +29,20 @@ def run_many(
 
     One process takes as many samples as fit 256 MB of temporary files.
     """
-    size = sum(_io.tensor_bytes(t) for t in (*bundle.inputs, *bundle.outputs))
-    chunk = max(1, _CHUNK_BYTES // max(size, 1))
     results = []
-    for start in range(0, len(samples), chunk):
-        results += _run_chunk(bundle, command, samples[start : start + chunk])
+    for part in chunks(bundle, samples):
+        results += _run_chunk(bundle, command, part)
     return results
+
+
+def chunks(
+    bundle: Bundle, samples: Sequence[Mapping[str, npt.NDArray[Any]]]
+) -> Iterator[Sequence[Mapping[str, npt.NDArray[Any]]]]:
+    """``samples`` in parts whose inputs and outputs have 256 MB at most."""
+    size = sum(_io.tensor_bytes(t) for t in (*bundle.inputs, *bundle.outputs))
+    count = max(1, _CHUNK_BYTES // max(size, 1))
+    for start in range(0, len(samples), count):
+        yield samples[start : start + count]
 
 
 def _run_chunk(
@@ -42,9 +50,9 @@ def _run_chunk(
 ) -> list[dict[str, npt.NDArray[Any]]]:
     with tempfile.TemporaryDirectory(prefix="edgepipe-run-") as name:
         source, result = Path(name) / "in.bin", Path(name) / "out.bin"
-        _io.write_raw(source, samples)
+        source.write_bytes(_io.to_raw(samples))
         _execute(bundle, command, ["run", str(source), str(result), str(len(samples))])
-        return _io.read_raw(result, bundle.outputs, len(samples))
+        return _io.from_raw(result.read_bytes(), bundle.outputs, len(samples))
 
 
 def bench(
@@ -54,15 +62,18 @@ def bench(
     """Measure latency with the bench program and return what it printed."""
     options = ["--runs", str(runs), "--warmup", str(warmup), "--json"]
     raw = json.loads(_execute(bundle, command, options))
+    return timing(raw, runner, engine, emulated=emulated)
+
+
+def timing(raw: Mapping[str, Any], runner: str, engine: str, *, emulated: bool) -> Timing:
+    """What a bench program printed as a Timing; keys that it does not know are left out."""
+    given = {"runner", "engine", "emulated"}
+    known = {key: raw[key] for key in raw if key in Timing.__dataclass_fields__.keys() - given}
+    known["round_p50_ms"] = tuple(raw.get("round_p50_ms", ()))
     if emulated:
-        raw["peak_rss_bytes"] = None  # the emulator's own memory, mostly
-    return Timing(
-        runner=runner,
-        engine=engine,
-        emulated=emulated,
-        variant=raw.pop("variant", ""),
-        **{key: raw[key] for key in raw if key in Timing.__dataclass_fields__ and key != "engine"},
-    )
+        known["peak_rss_bytes"] = None  # the emulator's own memory, mostly
+        known["board"] = {}
+    return Timing(runner=runner, engine=engine, emulated=emulated, **known)
 
 
 def _execute(bundle: Bundle, command: Sequence[str], arguments: Sequence[str]) -> str:

@@ -60,6 +60,10 @@ def bench(bundle: Bundle, runs: int, warmup: int) -> Timing:
         runner=NAME, engine=f"wasmtime {_version()}", emulated=False, runs=runs, warmup=warmup,
         min_ms=float(times.min()), p50_ms=float(p50), p90_ms=float(p90), p99_ms=float(p99),
         mean_ms=float(times.mean()), variant=instance.variant or "simd",
+        round_p50_ms=tuple(
+            float(np.percentile(part, 50, method="inverted_cdf"))
+            for part in np.array_split(times, 5)
+        ) if runs >= 5 else (),
     )  # fmt: skip
 
 

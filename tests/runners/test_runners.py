@@ -35,6 +35,7 @@ CASES = [
     pytest.param("wasm-relaxed", "wasmtime", marks=pytest.mark.needs_wasmtime),
     pytest.param("wasm-simd", "node", marks=pytest.mark.needs_node),
     pytest.param("wasm-relaxed", "node", marks=pytest.mark.needs_node),
+    pytest.param("wasm-relaxed", "browser", marks=pytest.mark.needs_browser),
 ]
 
 
@@ -62,7 +63,7 @@ def test_timing(made: Made, target: str, runner: str) -> None:
     assert timing.min_ms <= timing.mean_ms <= timing.p99_ms
     assert timing.emulated == (runner == "qemu")
     assert timing.engine
-    if runner in ("node", "wasmtime"):
+    if runner in ("node", "wasmtime", "browser"):
         assert timing.variant == ("relaxed" if target == "wasm-relaxed" else "simd")
     if runner in ("local", "node"):
         assert timing.peak_rss_bytes and timing.peak_rss_bytes > 50_000

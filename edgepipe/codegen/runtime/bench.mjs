@@ -6,26 +6,18 @@
 //   node bench.mjs repeat N                           N inferences, silently
 
 import { closeSync, openSync, readFileSync, readSync, writeSync } from "node:fs";
+import { empty, measure, raw, sample } from "./measure.mjs";
 import { load } from "./model.mjs";
 
 const USE = "use: bench.mjs [--runs N] [--warmup W] [--json] | run IN OUT COUNT | repeat N";
 
 class Usage extends Error {}
 
-const ARRAYS = {
-  bool: Uint8Array, int8: Int8Array, uint8: Uint8Array, int16: Int16Array, uint16: Uint16Array,
-  float16: Uint16Array, int32: Int32Array, uint32: Uint32Array, float32: Float32Array,
-  float64: Float64Array, int64: BigInt64Array, uint64: BigUint64Array,
-};
-
 function number(text, what, least) {
   const value = Number(text);
   if (!/^\d+$/.test(text ?? "") || value < least) throw new Usage(`${what}: expected a whole number`);
   return value;
 }
-
-const empty = ({ shape, dtype }) => new ARRAYS[dtype](shape.reduce((n, extent) => n * extent, 1));
-const raw = (array) => new Uint8Array(array.buffer, array.byteOffset, array.byteLength);
 
 function readFully(file, target, name) {
   for (let done = 0; done < target.length; ) {
@@ -54,21 +46,6 @@ function execute(model, inPath, outPath, samples) {
   closeSync(output);
 }
 
-// Float inputs get values in [-1, 1), the same in every run.
-function sample(model) {
-  let state = 1;
-  const values = {};
-  for (const tensor of model.inputs) {
-    const array = (values[tensor.name] = empty(tensor));
-    if (tensor.dtype !== "float32") continue;
-    for (let k = 0; k < array.length; k++) {
-      state = (Math.imul(state, 1664525) + 1013904223) >>> 0;
-      array[k] = (state >>> 8) / 8388608 - 1;
-    }
-  }
-  return values;
-}
-
 // The kernel's high-water mark where there is one; resourceUsage's can be the parent's.
 function peakRssBytes() {
   try {
@@ -80,34 +57,21 @@ function peakRssBytes() {
   return process.resourceUsage().maxRSS * 1024;
 }
 
-function measure(model, runs, warmup, json) {
+async function report(model, runs, warmup, json) {
   const values = sample(model);
-  for (let i = 0; i < warmup; i++) model.run(values);
-  const ms = new Float64Array(runs);
-  for (let i = 0; i < runs; i++) {
-    const start = performance.now();
-    model.run(values);
-    ms[i] = performance.now() - start;
-  }
-  const mean = ms.reduce((sum, value) => sum + value, 0) / runs;
-  ms.sort();
-  const percentile = (p) => ms[Math.max(0, Math.ceil((runs * p) / 100) - 1)];
+  const { ms, ...times } = await measure(() => model.run(values), { runs, warmup });
   const result = {
-    runs, warmup, min_ms: ms[0], p50_ms: percentile(50), p90_ms: percentile(90),
-    p99_ms: percentile(99), mean_ms: mean,
-    peak_rss_bytes: peakRssBytes(), cpu_governor: "",
+    ...times, peak_rss_bytes: peakRssBytes(), cpu_governor: "",
     engine: `node ${process.versions.node}`, variant: model.variant || "simd",
   };
-  if (json) console.log(JSON.stringify(result));
-  else {
-    const part = (name, value) => `${name} ${value.toFixed(3)}`;
-    console.log(
-      `${result.engine}, ${result.variant}: ${part("min", ms[0])} ms, ` +
-      `${part("median", result.p50_ms)}, ${part("p90", result.p90_ms)}, ` +
-      `${part("p99", result.p99_ms)}, ${part("mean", mean)} (${runs} runs); ` +
-      `peak memory ${(result.peak_rss_bytes / 1e6).toFixed(1)} MB`,
-    );
-  }
+  if (json) return console.log(JSON.stringify(result));
+  const part = (name, value) => `${name} ${value.toFixed(3)}`;
+  console.log(
+    `${result.engine}, ${result.variant}: ${part("min", result.min_ms)} ms, ` +
+    `${part("median", result.p50_ms)}, ${part("p90", result.p90_ms)}, ` +
+    `${part("p99", result.p99_ms)}, ${part("mean", result.mean_ms)} (${result.runs} runs); ` +
+    `peak memory ${(result.peak_rss_bytes / 1e6).toFixed(1)} MB`,
+  );
 }
 
 async function main(argv) {
@@ -126,7 +90,7 @@ async function main(argv) {
   else if (words[0] === "repeat" && words.length === 2) {
     const values = sample(model);
     for (let left = number(words[1], "repeat", 0); left > 0; left--) model.run(values);
-  } else if (words.length === 0) measure(model, runs, warmup, json);
+  } else if (words.length === 0) await report(model, runs, warmup, json);
   else throw new Usage(USE);
 }
 

@@ -1,0 +1,50 @@
+// The page that the runner `browser` opens: does the job it fetches, and posts what came of it.
+
+const base = new URL("./", import.meta.url);
+const at = (name) => new URL(name, base);
+
+async function post(name, body) {
+  const response = await fetch(at(name), { method: "POST", body });
+  if (!response.ok) throw new Error(`${name}: HTTP ${response.status}`);
+}
+
+async function execute(model, raw, empty, samples, alive) {
+  const given = new Uint8Array(await (await fetch(at("inputs.bin"))).arrayBuffer());
+  const results = [];
+  let from = 0;
+  let seen = performance.now();
+  for (let sample = 0; sample < samples; sample++) {
+    const values = {};
+    for (const tensor of model.inputs) {
+      const bytes = raw((values[tensor.name] = empty(tensor)));
+      bytes.set(given.subarray(from, (from += bytes.length)));
+    }
+    const got = model.run(values);
+    for (const { name } of model.outputs) results.push(raw(got[name]));
+    if (performance.now() - seen > 1000) {
+      await alive();
+      seen = performance.now();
+    }
+  }
+  await post("result", new Blob(results));
+}
+
+async function main() {
+  const job = await (await fetch(at("job.json"))).json();
+  const alive = () => post("alive", "");
+  const { load } = await import(at("bundle/model.mjs"));
+  const { empty, features, measure, raw, sample } = await import(at("bundle/measure.mjs"));
+  await alive();
+  const model = await load();
+  await alive();
+  if (job.samples !== undefined) return execute(model, raw, empty, job.samples, alive);
+  const values = sample(model);
+  const { ms, ...times } = await measure(() => model.run(values), { ...job, alive });
+  const brand = navigator.userAgentData?.brands.find(({ brand }) => !/not/i.test(brand));
+  const engine = brand ? `${brand.brand} ${brand.version}`
+    : navigator.userAgent.match(/(Firefox|Version)\/\S+/)?.[0] ?? navigator.userAgent;
+  await post("result", JSON.stringify(
+    { ...times, engine, variant: model.variant || "simd", features: features() }));
+}
+
+main().catch((error) => post("error", String(error.stack ?? error)));
