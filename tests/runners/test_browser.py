@@ -140,4 +140,4 @@ def test_the_page_notices_wrong_outputs(made: Made, tmp_path: Path) -> None:
     with browsing.served(folder) as address, browsing.chromium() as driver:
         driver.get(f"{address}/bench.html?run")
         WebDriverWait(driver, 60).until(lambda d: driver.execute_script("return window.result"))
-        assert "WRONG: 40.0 dB" in driver.execute_script("return document.body.innerText")
+        assert "WRONG: 40.1 dB" in driver.execute_script("return document.body.innerText")

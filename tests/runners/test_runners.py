@@ -58,7 +58,9 @@ def test_samples_run_one_by_one(made: Made, target: str, runner: str) -> None:
 @pytest.mark.parametrize(("target", "runner"), CASES)
 def test_timing(made: Made, target: str, runner: str) -> None:
     timing = runners.get(runner).bench(made(target), runs=7, warmup=2)
-    assert (timing.runner, timing.runs, timing.warmup) == (runner, 7, 2)
+    assert (timing.runner, timing.warmup) == (runner, 2)
+    # A coarse clock reads several inferences at a time.
+    assert timing.runs == 7 or (timing.inferences_per_timing > 1 and timing.runs > 7)
     assert 0 < timing.min_ms <= timing.p50_ms <= timing.p90_ms <= timing.p99_ms < 1000
     assert timing.min_ms <= timing.mean_ms <= timing.p99_ms
     assert timing.emulated == (runner == "qemu")
