@@ -55,7 +55,10 @@ class Latency:
 
 @dataclass(frozen=True)
 class Benchmark:
-    """The result: ``ours`` and ``peers`` with the conditions they were measured under."""
+    """The result: ``ours`` and ``peers`` with the conditions they were measured under.
+
+    ``timing`` is the runner's own of the last round: percentiles, memory, what the board told.
+    """
 
     bundle: str
     runner: str
@@ -65,6 +68,7 @@ class Benchmark:
     rounds: int
     machine: dict[str, str]
     versions: dict[str, str]
+    timing: runners.Timing | None = None
 
     @property
     def ratios(self) -> dict[str, float]:
@@ -72,6 +76,16 @@ class Benchmark:
         if self.ours.emulated:
             return {}
         return {peer.engine: self.ours.median_ms / peer.median_ms for peer in self.peers}
+
+    def _board(self) -> list[str]:
+        """A line on percentiles and on what the device told of its state."""
+        if self.timing is None or self.ours.emulated:
+            return []
+        told = {"p90_ms": self.timing.p90_ms, "p99_ms": self.timing.p99_ms, **self.timing.board}
+        parts = [f"{name.rpartition('_')[0]} {v:.4g} {name.rpartition('_')[2]}"
+                 for name, v in told.items()]  # fmt: skip
+        governor = self.timing.cpu_governor
+        return [", ".join([*parts, *([f"governor {governor}"] if governor else [])])]
 
     def to_json(self) -> dict[str, Any]:
         """The result for ``json.dumps``."""
@@ -99,6 +113,7 @@ class Benchmark:
                 "",
                 f"{self.bundle}, {self.rounds} rounds of {self.runs // self.rounds} inferences, "
                 "one thread",
+                *self._board(),
                 one_line(self.machine),
                 one_line(self.versions),
             ]
@@ -152,6 +167,7 @@ def bench(
         runs=per_round * rounds,
         rounds=rounds,
         machine=machine(),
+        timing=ours[-1],
         versions=versions("edgepipe", "onnxruntime") if theirs else versions("edgepipe"),
     )
 

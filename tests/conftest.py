@@ -37,12 +37,18 @@ def _has_browser() -> str | None:
     return f"{missing[0]} is not installed" if missing else None
 
 
+def _has_sshd() -> str | None:
+    there = shutil.which("sshd") or Path("/usr/sbin/sshd").exists()
+    return None if there and shutil.which("ssh-keygen") else "openssh-server is not installed"
+
+
 #: Marker → probe that returns why the capability is missing, or None. Probes never raise.
 PROBES: dict[str, Callable[[], str | None]] = {
     "needs_qemu": _has_program("qemu-aarch64-static", "qemu-aarch64"),
     "needs_node": _has_program("node"),
     "needs_wasmtime": _has_module("wasmtime"),
     "needs_browser": _has_browser,
+    "needs_sshd": _has_sshd,
     "needs_torch": _has_module("torch"),
     "needs_litert": _has_module("ai_edge_litert"),
     "needs_shared": _has_shared,

@@ -2,9 +2,12 @@
  *
  *   bench [--runs N] [--warmup W] [--json]   latency of N inferences after W that do not count
  *   bench run IN OUT COUNT                   executes COUNT samples; IN and OUT are raw tensors,
- *                                            per sample the inputs (outputs) in order
+ *                                            per sample the inputs (outputs) in order; "-" is
+ *                                            standard input (output)
  *   bench repeat N                           N inferences, silently
  *
+ * With --limit SECONDS it ends itself after so long without a finished inference. Governor, clock,
+ * temperature and power are read from /sys, or --sys DIR, where the board tells them.
  * weights.bin is read from the folder this program is in, or from --weights FILE.
  */
 #define _GNU_SOURCE
@@ -16,6 +19,9 @@
 #include <unistd.h>
 
 #include "model.h"
+
+static unsigned limit_s = 0;
+static const char *sys = "/sys";
 
 typedef struct {
     void *weights, *arena, **inputs, **outputs;
@@ -82,12 +88,13 @@ static void infer(const buffers *b) {
     errno = 0;
     int status = @prefix@_run((const void *const *)b->inputs, b->outputs, b->arena);
     if (status != @PREFIX@_OK) fail("@prefix@_run failed", "inference");
+    if (limit_s) alarm(limit_s);
 }
 
 static void execute(const buffers *b, const char *in_path, const char *out_path, long count) {
-    FILE *in = fopen(in_path, "rb");
+    FILE *in = strcmp(in_path, "-") ? fopen(in_path, "rb") : stdin;
     if (!in) fail("cannot open", in_path);
-    FILE *out = fopen(out_path, "wb");
+    FILE *out = strcmp(out_path, "-") ? fopen(out_path, "wb") : stdout;
     if (!out) fail("cannot create", out_path);
     for (long sample = 0; sample < count; sample++) {
         errno = 0;
@@ -99,6 +106,7 @@ static void execute(const buffers *b, const char *in_path, const char *out_path,
             if (fwrite(b->outputs[i], 1, @prefix@_output(i)->bytes, out) !=
                 @prefix@_output(i)->bytes)
                 fail("cannot write", out_path);
+        if (fflush(out) != 0) fail("cannot write", out_path);
     }
     fclose(in);
     if (fclose(out) != 0) fail("cannot write", out_path);
@@ -134,14 +142,75 @@ static double percentile(const double *sorted, long count, int percent) {
     return sorted[rank > 0 ? rank - 1 : 0];
 }
 
+static int read_text(const char *name, char *text, int size) {
+    char path[512];
+    snprintf(path, sizeof path, "%s/%s", sys, name);
+    FILE *file = fopen(path, "r");
+    if (!file) return 0;
+    int got = fgets(text, size, file) != NULL;
+    fclose(file);
+    if (got) text[strcspn(text, "\r\n\"\\")] = 0;
+    return got;
+}
+
+/* A number under /sys times `scale`, or -1 where the board does not tell. */
+static double read_number(const char *name, double scale) {
+    char text[64];
+    return read_text(name, text, sizeof text) ? atof(text) * scale : -1;
+}
+
 static const char *governor(void) {
     static char text[64];
-    FILE *file = fopen("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor", "r");
-    if (!file) return "";
-    if (!fgets(text, sizeof text, file)) text[0] = 0;
-    fclose(file);
-    text[strcspn(text, "\r\n\"\\")] = 0;
-    return text;
+    return read_text("devices/system/cpu/cpu0/cpufreq/scaling_governor", text, sizeof text) ? text
+                                                                                             : "";
+}
+
+/* The hottest thermal zone. */
+static double temperature_c(void) {
+    double hottest = -1;
+    for (int i = 0; i < 16; i++) {
+        char name[64];
+        snprintf(name, sizeof name, "class/thermal/thermal_zone%d/temp", i);
+        double value = read_number(name, 1e-3);
+        if (value > hottest && value < 200) hottest = value;
+    }
+    return hottest;
+}
+
+/* Sum of the sensors in hwmon: power, or voltage times current (Jetson's INA3221). */
+static double power_w(void) {
+    double sum = -1;
+    for (int i = 0; i < 16; i++)
+        for (int k = 1; k < 4; k++) {
+            char power[64], voltage[64], current[64];
+            snprintf(power, sizeof power, "class/hwmon/hwmon%d/power%d_input", i, k);
+            snprintf(voltage, sizeof voltage, "class/hwmon/hwmon%d/in%d_input", i, k);
+            snprintf(current, sizeof current, "class/hwmon/hwmon%d/curr%d_input", i, k);
+            double watts = read_number(power, 1e-6);
+            double volts = read_number(voltage, 1e-3), amperes = read_number(current, 1e-3);
+            if (watts < 0 && volts >= 0 && amperes >= 0) watts = volts * amperes;
+            if (watts >= 0) sum = watts + (sum < 0 ? 0 : sum);
+        }
+    return sum;
+}
+
+/* What the board tells, as a JSON object without what it does not tell. */
+static void print_board(double before_c) {
+    const struct { const char *key; double value; } facts[] = {
+        {"clock_mhz", read_number("devices/system/cpu/cpu0/cpufreq/scaling_cur_freq", 1e-3)},
+        {"max_clock_mhz", read_number("devices/system/cpu/cpu0/cpufreq/cpuinfo_max_freq", 1e-3)},
+        {"temperature_before_c", before_c},
+        {"temperature_c", temperature_c()},
+        {"power_w", power_w()},
+    };
+    const char *separator = "";
+    printf("{");
+    for (size_t i = 0; i < sizeof facts / sizeof *facts; i++)
+        if (facts[i].value >= 0) {
+            printf("%s\"%s\": %.3f", separator, facts[i].key, facts[i].value);
+            separator = ", ";
+        }
+    printf("}");
 }
 
 /* The kernel's high-water mark. getrusage's survives exec, so it can be the parent's. */
@@ -155,8 +224,19 @@ static long long peak_rss_bytes(void) {
     return kib * 1024;
 }
 
+/* Medians of five consecutive parts: the spread over the run. */
+static void print_rounds(const double *ms, double *part, long runs) {
+    for (long r = 0; runs >= 5 && r < 5; r++) {
+        long from = r * runs / 5, count = (r + 1) * runs / 5 - from;
+        memcpy(part, ms + from, (size_t)count * sizeof(double));
+        qsort(part, (size_t)count, sizeof(double), ascending);
+        printf("%s%.6f", r ? ", " : "", percentile(part, count, 50));
+    }
+}
+
 static void measure(const buffers *b, long runs, long warmup, int json) {
     double *ms = allocate((size_t)runs * sizeof(double)), sum = 0;
+    double *sorted = allocate((size_t)runs * sizeof(double)), before_c = temperature_c();
     fill_inputs(b);
     for (long i = 0; i < warmup; i++) infer(b);
     for (long i = 0; i < runs; i++) {
@@ -165,20 +245,28 @@ static void measure(const buffers *b, long runs, long warmup, int json) {
         ms[i] = now_ms() - start;
         sum += ms[i];
     }
-    qsort(ms, (size_t)runs, sizeof(double), ascending);
-    double p50 = percentile(ms, runs, 50), p90 = percentile(ms, runs, 90);
-    double p99 = percentile(ms, runs, 99);
-    if (json)
+    memcpy(sorted, ms, (size_t)runs * sizeof(double));
+    qsort(sorted, (size_t)runs, sizeof(double), ascending);
+    double p50 = percentile(sorted, runs, 50), p90 = percentile(sorted, runs, 90);
+    double p99 = percentile(sorted, runs, 99), mean = sum / (double)runs, least = sorted[0];
+    if (json) {
         printf("{\"runs\": %ld, \"warmup\": %ld, \"min_ms\": %.6f, \"p50_ms\": %.6f, "
-               "\"p90_ms\": %.6f, \"p99_ms\": %.6f, \"mean_ms\": %.6f, \"peak_rss_bytes\": %lld, "
-               "\"cpu_governor\": \"%s\"}\n",
-               runs, warmup, ms[0], p50, p90, p99, sum / (double)runs,
+               "\"p90_ms\": %.6f, \"p99_ms\": %.6f, \"mean_ms\": %.6f, \"per_second\": %.3f, "
+               "\"peak_rss_bytes\": %lld, \"cpu_governor\": \"%s\", \"round_p50_ms\": [",
+               runs, warmup, least, p50, p90, p99, mean, mean > 0 ? 1e3 / mean : 0.0,
                peak_rss_bytes(), governor());
-    else
+        print_rounds(ms, sorted, runs);
+        printf("], \"board\": ");
+        print_board(before_c);
+        printf("}\n");
+    } else {
         printf("%s: min %.3f ms, median %.3f, p90 %.3f, p99 %.3f, mean %.3f (%ld runs); "
-               "peak memory %.1f MB%s%s\n",
-               @prefix@_version(), ms[0], p50, p90, p99, sum / (double)runs, runs,
+               "peak memory %.1f MB%s%s; board ",
+               @prefix@_version(), least, p50, p90, p99, mean, runs,
                (double)peak_rss_bytes() / 1e6, *governor() ? "; governor " : "", governor());
+        print_board(before_c);
+        printf("\n");
+    }
 }
 
 static long number(const char *text, const char *what, long least) {
@@ -197,10 +285,14 @@ int main(int argc, char **argv) {
         if (strcmp(argv[i], "--json") == 0) json = 1;
         else if (strcmp(argv[i], "--runs") == 0) runs = number(argv[++i], "--runs", 1);
         else if (strcmp(argv[i], "--warmup") == 0) warmup = number(argv[++i], "--warmup", 0);
+        else if (strcmp(argv[i], "--limit") == 0)
+            limit_s = (unsigned)number(argv[++i], "--limit", 1);
+        else if (strcmp(argv[i], "--sys") == 0 && i + 1 < argc) sys = argv[++i];
         else if (strcmp(argv[i], "--weights") == 0 && i + 1 < argc) weights = argv[++i];
-        else if (argv[i][0] != '-' && count < 4) words[count++] = argv[i];
+        else if ((argv[i][0] != '-' || !argv[i][1]) && count < 4) words[count++] = argv[i];
         else fail("unknown option", argv[i]);
     }
+    if (limit_s) alarm(limit_s);
     if (count == 4 && strcmp(words[0], "run") == 0) {
         long samples = number(words[3], "COUNT", 0);
         buffers b = prepare(weights);

@@ -1,0 +1,175 @@
+"""A bundle's bench program on a board: copied there, run, removed, through any remote shell.
+
+Only a POSIX shell is asked of the board. Samples and outputs stream through the program's standard
+input and output, so the board's disk holds the program and the weights alone.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import shlex
+import signal
+import subprocess
+import threading
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import IO, TYPE_CHECKING, Any
+
+from edgepipe.errors import EdgepipeError, UserError
+from edgepipe.runners import _io, _program
+from edgepipe.runners._base import Timing
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
+
+    from edgepipe.bundle import Bundle
+
+_MACHINES = {"armv7l": "arm", "armv8l": "arm", "amd64": "x86_64", "arm64": "aarch64"}
+_SETUP_TIMEOUT_S = 60.0
+
+
+@dataclass(frozen=True)
+class Shell:
+    """``words`` start a shell command, given as one more word, on the board ``name``.
+
+    ``folder`` is where files go there, ``launcher`` what is put before the program (an emulator,
+    ``taskset``, ``nice``).
+    """
+
+    name: str
+    words: tuple[str, ...]
+    folder: str
+    launcher: str
+    timeout_s: float
+
+    def run_many(
+        self, bundle: Bundle, samples: Sequence[Mapping[str, npt.NDArray[Any]]]
+    ) -> list[dict[str, npt.NDArray[Any]]]:
+        """Execute samples in one process on the board. Raises UserError and EdgepipeError."""
+        results = []
+        with self._copied(bundle) as (folder, _):
+            for part in _program.chunks(bundle, samples):
+                command = self._bench(folder, "run", "-", "-", str(len(part)))
+                data = self._call(command, _io.to_raw(part), self.timeout_s)
+                results += _io.from_raw(data, bundle.outputs, len(part))
+        return results
+
+    def bench(self, bundle: Bundle, runs: int, warmup: int) -> Timing:
+        """Time inferences on the board; emulated where its machine is not the target's."""
+        with self._copied(bundle) as (folder, machine):
+            options = ["--runs", str(runs), "--warmup", str(warmup), "--json"]
+            data = self._call(self._bench(folder, *options), b"", self.timeout_s)
+        arch = bundle.target.arch
+        emulated = machine != arch and (arch, machine) != ("arm", "aarch64")
+        return _program.timing(json.loads(data), self.name, f"{self.name} ({machine})",
+                               emulated=emulated)  # fmt: skip
+
+    def _bench(self, folder: str, *arguments: str) -> str:
+        limit = str(max(1, math.ceil(self.timeout_s)))  # a program that hangs must end itself
+        words = shlex.join(["./bench", *arguments, "--limit", limit])
+        # No exec: a shell tells the signal that ended the program, ssh does not.
+        return f"cd {shlex.quote(folder)} && echo $$ > pid && {self.launcher} {words}; exit $?"
+
+    @contextlib.contextmanager
+    def _copied(self, bundle: Bundle) -> Iterator[tuple[str, str]]:
+        """The folder on the board with program and weights, and the board's machine."""
+        files = [bundle.file(name) for name in ("weights.bin", "bench")]
+        parent = shlex.quote(self.folder)
+        make = f'uname -m; umask 077; d={parent}/edgepipe-$$-$(date +%s); mkdir "$d" && echo "$d"'
+        try:
+            made = self._call(make, b"", min(self.timeout_s, _SETUP_TIMEOUT_S))
+        except EdgepipeError as error:
+            if isinstance(error, UserError):
+                raise
+            raise UserError(str(error), where=self.folder, fix=self._check()) from None
+        machine, _, folder = made.decode("utf-8", "replace").strip().partition("\n")
+        if not folder.startswith("/"):
+            raise EdgepipeError(f"{self.name} answered '{made[:80]!r}' instead of a folder")
+        try:
+            for path in files:
+                target = shlex.quote(f"{folder}/{path.name}")
+                command = f"cat > {target} && chmod 700 {target}"
+                self._call(command, path.read_bytes(), self.timeout_s)
+            yield folder, _MACHINES.get(machine, machine)
+        finally:
+            self._remove(folder)
+
+    def _remove(self, folder: str) -> None:
+        # A board that is gone cannot be cleaned; the error that told so is worth more.
+        with contextlib.suppress(UserError, EdgepipeError):
+            kill = "kill -9 -$p 2>/dev/null || kill -9 $p"  # the group, launcher included
+            command = f"p=$(cat pid 2>/dev/null); rm -rf {shlex.quote(folder)}; {kill}; true"
+            command = f"cd {shlex.quote(folder)} && {{ {command}; }} 2>/dev/null"
+            self._call(command, b"", min(self.timeout_s, 20.0))
+
+    def _call(self, command: str, data: bytes, timeout_s: float) -> bytes:
+        try:
+            process = subprocess.Popen(
+                [*self.words, command],
+                stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+            )  # fmt: skip
+        except OSError as error:
+            raise UserError(f"cannot be run: {error.strerror}", where=self.words[0]) from None
+        try:
+            output, text = _talk(process, data, timeout_s)
+        except TimeoutError:
+            raise EdgepipeError(f"{self.name}: no sign of life within {timeout_s:g} s") from None
+        finally:
+            process.kill()
+            process.wait()
+        if process.returncode:
+            self._fail(process.returncode, text.decode("utf-8", "replace"))
+        return output
+
+    def _fail(self, code: int, text: str) -> None:
+        lines = [line.strip() for line in text.splitlines() if line.strip()]
+        last = lines[-1] if lines else "no message"
+        if "No space left" in text:
+            fix = f"another folder there: --runner {self.name},dir=/path"
+            raise UserError(f"the disk of {self.name} is full", where=self.folder, fix=fix)
+        if code == 128 + signal.SIGALRM:
+            raise EdgepipeError(f"{self.name}: the program hung and was ended")
+        if code == 255:
+            what = f"cannot be reached, or the connection broke: {last}"
+            raise UserError(what, where=self.name, fix=self._check())
+        raise EdgepipeError(f"{self.name}: failed ({code}): {last}")
+
+    def _check(self) -> str:
+        return f"try '{shlex.join(self.words)} true'"
+
+
+def _talk(process: subprocess.Popen[bytes], data: bytes, timeout_s: float) -> tuple[bytes, bytes]:
+    """Write ``data``, read both streams; TimeoutError where nothing moves for ``timeout_s``."""
+    assert process.stdin and process.stdout and process.stderr
+    moved = [time.monotonic()]
+    output, errors = bytearray(), bytearray()
+
+    def write(stream: IO[bytes]) -> None:
+        with contextlib.suppress(OSError):  # the program ended: its exit code says why
+            for start in range(0, len(data), 65536):
+                stream.write(data[start : start + 65536])
+                stream.flush()
+                moved[0] = time.monotonic()
+        with contextlib.suppress(OSError):
+            stream.close()
+
+    def read(stream: IO[bytes], into: bytearray) -> None:
+        while part := stream.read1(65536):  # type: ignore[attr-defined]
+            into += part
+            moved[0] = time.monotonic()
+
+    threads = [
+        threading.Thread(target=write, args=(process.stdin,), daemon=True),
+        threading.Thread(target=read, args=(process.stdout, output), daemon=True),
+        threading.Thread(target=read, args=(process.stderr, errors), daemon=True),
+    ]
+    for thread in threads:
+        thread.start()
+    while any(t.is_alive() for t in threads[1:]) or process.poll() is None:
+        if time.monotonic() - moved[0] > timeout_s:
+            raise TimeoutError
+        time.sleep(0.01)
+    return bytes(output), bytes(errors)
