@@ -217,7 +217,7 @@ def test_node_bench_refuses_wrong_use(made: Made, tmp_path: Path) -> None:
         assert message in done.stderr
     subprocess.run(["node", program, "repeat", "3"], check=True, capture_output=True)
     done = subprocess.run(["node", program, "--json"], check=True, capture_output=True, text=True)
-    assert json.loads(done.stdout)["runs"] == 50
+    assert json.loads(done.stdout)["runs"] >= 50
 
 
 BAD_INPUTS = {
