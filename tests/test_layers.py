@@ -164,6 +164,14 @@ MAY_IMPORT: dict[str, set[str]] = {
         "reference",
     },
     "benchmark": {"bundle", "display", "errors", "machine", "reference", "runners"},
+    "report": {
+        "bundle",
+        "display",
+        "errors",
+        "machine",
+        "runners",
+        "validation_report",
+    },
     "doctor": {"codegen.link", "errors", "runners", "target"},
     "cli": {
         "benchmark",
@@ -176,6 +184,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "layer_validation",
         "pipeline",
         "recipe",
+        "report",
         "target",
         "validation",
         "zoo",
@@ -189,6 +198,7 @@ HEAVY: dict[str, set[str]] = {
     "onnxscript": {"importer"},
     "wasmtime": {"runners"},
     "PIL": {"data"},
+    "matplotlib": {"report"},
     "sklearn": {"zoo"},
     "nncf": {"quantization"},
     "flatbuffers": {"interchange"},
@@ -196,7 +206,16 @@ HEAVY: dict[str, set[str]] = {
 }
 
 #: Never imported at the top of a module: optional, or slow before the first word is printed.
-LAZY_EVERYWHERE = {"torch", "onnxscript", "wasmtime", "PIL", "sklearn", "onnxruntime", "nncf"}
+LAZY_EVERYWHERE = {
+    "torch",
+    "onnxscript",
+    "wasmtime",
+    "PIL",
+    "sklearn",
+    "onnxruntime",
+    "nncf",
+    "matplotlib",
+}
 #: Programs that are run, not imported, may import at the top what they are about; so may folders
 #: whose ``__init__`` alone is imported before they are asked for.
 PROGRAMS = {"zoo"}

@@ -11,7 +11,17 @@ from edgepipe import __version__
 from edgepipe.errors import UserError, did_you_mean
 
 #: Subcommands in the order of --help; each is a module of this package.
-COMMANDS = ("compile", "run", "validate", "bench", "targets", "models", "doctor")
+COMMANDS = (
+    "compile",
+    "run",
+    "validate",
+    "bench",
+    "compare",
+    "report",
+    "targets",
+    "models",
+    "doctor",
+)
 
 EXIT_CODES = (
     "exit codes: 0 fine, 1 validation failed, 2 your input or environment is at fault, "
