@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     from edgepipe.importer.source import Source
+    from edgepipe.prune import Pruned
     from edgepipe.quantize import Quantized
 
 
@@ -170,13 +171,13 @@ def destination(output: str | Path | None, source: Source, target: Target, recip
 def write(
     destination: Path, source: Source, plan: Plan, objects: Mapping[str, bytes],
     context: Context, prefix: str, quantized: Quantized | None = None,
-    extra: Mapping[str, bytes] | None = None,
+    extra: Mapping[str, bytes] | None = None, pruned: Pruned | None = None,
 ) -> Bundle:  # fmt: skip
     """Link ``objects``, and write the bundle to ``destination``; an older bundle there is replaced.
 
     ``objects`` maps a variant name ("" is the plain one) to a relocatable object that defines the
     kernels ``plan`` calls. ``quantized`` is what golden outputs and the manifest come from besides
-    ``source``; ``extra`` are further files by name.
+    ``source``, as is ``pruned`` of a float recipe; ``extra`` are further files by name.
     Whatever fails, and on Ctrl-C, ``destination`` is as it was before.
     Raises UserError where the path holds something else or cannot be written.
     """
@@ -193,10 +194,12 @@ def write(
             fix="free some space, or set TMPDIR to another folder",
         ) from None
     files["weights.bin"] = driver.weights_file(plan)
-    files["golden.npz"], references = _golden_file(source, plan, quantized)
+    files["golden.npz"], references = _golden_file(source, plan, quantized, pruned)
     files |= extra or {}
     context.progress("write")
-    manifest = manifest_file.describe(source, plan, context, prefix, files, references, quantized)
+    manifest = manifest_file.describe(
+        source, plan, context, prefix, files, references, quantized, pruned
+    )
     bundle_folder.install(destination, {**files, MANIFEST: manifest_file.encode(manifest)})
     return Bundle.open(destination)
 
@@ -222,21 +225,22 @@ def _code_files(
 
 
 def _golden_file(
-    source: Source, plan: Plan, quantized: Quantized | None
+    source: Source, plan: Plan, quantized: Quantized | None, pruned: Pruned | None
 ) -> tuple[bytes, dict[str, str]]:
     """The file, and what computed it. Of a quantized model: what its Q/DQ form answers
     (``output_i``), the float model where there is one (``float_i``), and the definition of the
-    integer arithmetic (``integer_i``)."""
+    integer arithmetic (``integer_i``). Of a pruned one: its own answers, and the dense model's."""
     from edgepipe import golden
     from edgepipe.integer_reference import integer_run
 
-    proto = source.proto_bytes() if quantized is None else quantized.reference
+    changed = quantized or pruned
+    proto = source.proto_bytes() if changed is None else changed.reference
     ranges = {} if quantized is None else quantized.input_ranges
     inputs, outputs, reference = golden.golden(proto, plan.inputs, plan.outputs, ranges)
     references = {"reference": reference}
     arrays = {f"input_{i}": inputs[t.name] for i, t in enumerate(plan.inputs)}
     arrays |= _numbered("output", outputs, plan)
-    if quantized is not None and not quantized.imported:
+    if pruned is not None or (quantized is not None and not quantized.imported):
         floats, references["float_reference"] = golden.outputs_of(
             source.proto_bytes(), inputs, plan.outputs
         )

@@ -19,6 +19,7 @@ from edgepipe.target import Integer, Link, Run, Simd, Target
 
 if TYPE_CHECKING:
     from edgepipe.importer.source import Source
+    from edgepipe.prune import Pruned
     from edgepipe.quantize import Quantized
 
 #: Version of the manifest's layout; raised when a reader of the old one would go wrong.
@@ -30,6 +31,7 @@ _NEEDED = frozenset({"files", "inputs", "outputs", "target", "recipe", "prefix",
 def describe(
     source: Source, plan: Plan, context: Context, prefix: str, files: Mapping[str, bytes],
     golden: Mapping[str, str], quantized: Quantized | None = None,
+    pruned: Pruned | None = None,
 ) -> dict[str, Any]:  # fmt: skip
     """The manifest of a bundle with ``files``; ``golden`` names what made the golden outputs.
 
@@ -46,6 +48,7 @@ def describe(
         "recipe": str(context.recipe),
         "recipe_settings": context.recipe.settings.to_json(),
         "quantization": None if quantized is None else quantized.manifest,
+        "sparsity": None if pruned is None else pruned.manifest,
         "prefix": prefix,
         # The folder a model was read from is no property of the bundle.
         "source": {

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from edgepipe import bundle, emitted, importer, passes, quantize
+from edgepipe import bundle, emitted, importer, passes, prune, quantize
 from edgepipe.bundle import Bundle
 from edgepipe.codegen import driver
 from edgepipe.context import Context, Note
@@ -61,8 +61,11 @@ def compile(
 
     progress("rewriting the graph")
     graph = passes.run(source.model, context)
+    graph, pruned = prune.run(graph, source, calibration, context)
     graph, quantized = quantize.run(graph, source, calibration, context)
     extra = emitted.files(emit, quantized, context)
     program = lowering.lower(graph, context)
     plan, objects = codegen.generate(program, context, prefix)
-    return bundle.write(destination, source, plan, objects, context, prefix, quantized, extra)
+    return bundle.write(
+        destination, source, plan, objects, context, prefix, quantized, extra, pruned
+    )

@@ -106,7 +106,7 @@ def check(recipe: Recipe | None, target: Target, calibration: Calibration | None
         return
     target.check(recipe)
     configure(recipe, target)
-    if calibration is not None and not recipe.quantizes:
+    if calibration is not None and not (recipe.quantizes or recipe.sparsity):
         raise _needless_calibration(recipe)
 
 
@@ -128,11 +128,11 @@ def recipe_of(source: Source, given: Recipe | None, calibration: Calibration | N
     implied = implied_format(source.model)
     if implied is None:
         chosen = given or Recipe()
-        if calibration is not None and not chosen.quantizes:
+        if calibration is not None and not (chosen.quantizes or chosen.sparsity):
             raise _needless_calibration(chosen)
         return chosen
     where = f"{source.origin} is quantized already: {implied} by its Q/DQ nodes"
-    if given is not None and given.format != implied:
+    if given is not None and str(given) != implied:
         raise UserError(f"recipe '{given}' contradicts that", where=where, fix="leave --recipe out")
     changed = given.settings.to_json() if given is not None else {}
     if changed.keys() - {"allow_float_fallback"}:
@@ -244,10 +244,15 @@ def _open(
             f"no data given: ranges come from {runs} synthetic inputs; give --calibration",
         )
         return data.synthetic(specs, runs=runs)
+    return open_samples(source, graph, calibration)
+
+
+def open_samples(source: Source, graph: ir.Model, calibration: Calibration) -> Samples:
+    """The samples given for ``graph``, the canonical form of ``source``. Raises UserError."""
     if isinstance(calibration, Samples):
         return calibration
     steps = zoo.describe(source.origin).preprocessing if source.origin in zoo.names() else None
-    return data.open_data(calibration, specs, steps)
+    return data.open_data(calibration, _inputs(graph), steps)
 
 
 def _inputs(graph: ir.Model) -> list[TensorSpec]:

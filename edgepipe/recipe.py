@@ -2,6 +2,7 @@
 
 The line is ``fp32``, ``fp16``, ``wBaA`` (weights of B bits, activations of A; 16 keeps them
 float) or ``wBgN`` (weights of B bits with a scale per group of N inputs, activations float).
+``fp32`` takes a sparsity behind a ``+``: ``fp32+2:4v32`` (see ``edgepipe.sparsity.pattern``).
 A file says the same as ``format`` and may change what the format leaves to a default.
 """
 
@@ -15,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from edgepipe.errors import UserError, did_you_mean
+from edgepipe.sparsity.pattern import Pattern
 
 #: Formats without a parameter; ``wBgN`` comes on top.
 FORMATS = ("fp32", "fp16", "w8a8", "w4a8", "w4a4", "w8a16", "w4a16")
@@ -108,9 +110,16 @@ class Recipe:
 
     format: str = "fp32"
     settings: Settings = field(default_factory=Settings)
+    sparsity: Pattern | None = None
 
     def __post_init__(self) -> None:
         _check_format(self.format, "--recipe")
+        if self.sparsity is not None and self.format != "fp32":
+            raise UserError(
+                f"recipe '{self}': no kernel runs sparse {self.format} weights",
+                where="--recipe",
+                fix=f"use fp32+{self.sparsity}, or leave '+{self.sparsity}' out",
+            )
         for override in self.settings.overrides:
             self._check_override(override)
         if self.settings != Settings() and not self.quantizes:
@@ -123,12 +132,12 @@ class Recipe:
     @classmethod
     def parse(cls, text: str) -> Recipe:
         """Parse a line; raises UserError naming what is known."""
-        return cls(text)
+        return cls._of(text, Settings(), "--recipe")
 
     @classmethod
     def read(cls, line: str, settings: Mapping[str, Any]) -> Recipe:
         """A recipe from its line and ``Settings.to_json()``. Raises UserError."""
-        return cls(line, Settings.from_json(settings, "recipe settings"))
+        return cls._of(line, Settings.from_json(settings, "recipe settings"), "recipe")
 
     @classmethod
     def load(cls, text: str) -> Recipe:
@@ -145,8 +154,13 @@ class Recipe:
         line = raw.pop("format", None)
         if not isinstance(line, str):
             raise UserError("'format' is missing", where=text, fix='for example: format = "w8a8"')
-        _check_format(line, text)
-        return cls(line, Settings.from_json(raw, text))
+        return cls._of(line, Settings.from_json(raw, text), text)
+
+    @classmethod
+    def _of(cls, line: str, settings: Settings, where: str) -> Recipe:
+        format, plus, sparsity = line.partition("+")
+        _check_format(format, where)
+        return cls(format, settings, Pattern.parse(sparsity, where) if plus else None)
 
     @property
     def quantizes(self) -> bool:
@@ -198,16 +212,10 @@ class Recipe:
             )
 
     def __str__(self) -> str:
-        return self.format
+        return self.format if self.sparsity is None else f"{self.format}+{self.sparsity}"
 
 
 def _check_format(text: str, where: str) -> None:
-    if "+" in text:
-        raise UserError(
-            f"unknown recipe '{text}'",
-            where=where,
-            fix=f"sparsity is not part of recipes: leave '+{text.partition('+')[2]}' out",
-        )
     if text in FORMATS:
         return
     found = _WIDTHS.fullmatch(text)

@@ -91,7 +91,7 @@ def validate(
         step(done, trial.samples.count)
     steps_data = trial.samples.description
     kept = [(inputs, result) for inputs, result, _ in tally.first]
-    if bundle.recipe.quantizes and not steps:
+    if _changes_weights(bundle) and not steps:
         golden, outputs = _golden(bundle)
         steps_data, steps = golden.description, [_step_tally(bundle)]
         kept = list(zip(golden, runners.run_many(bundle, list(golden), chosen), strict=True))
@@ -105,7 +105,8 @@ def validate(
     floor = min_snr_db
     if floor is None:
         floor = floor_db(bundle.recipe, synthetic=trial.samples.synthetic)
-    arbiter = trial.original if min_snr_db is None and bundle.recipe.format == "fp32" else None
+    exactly = bundle.recipe.format == "fp32" and not _changes_weights(bundle)
+    arbiter = trial.original if min_snr_db is None and exactly else None
     reports, failures = judge_outputs(tally, floor, arbiter)
     failures = doubts + failures
     if max_top1_drop is not None:
@@ -138,7 +139,7 @@ def _trial(
     find, kept = partial(find_reference, bundle), partial(_golden_integers, bundle)
     if data is None and model is None:
         samples, outputs = _golden(bundle)
-        if facts is None:
+        if not _changes_weights(bundle):
             return _Trial(samples, lambda _: outputs, (), find, kept)
         floats = bundle.golden_floats()
         exact = (lambda _: floats) if floats else None
@@ -162,6 +163,11 @@ def _trial(
         defined = partial(integer_run, qdq)
         return _Trial(samples, reference.run, quantized_runs(qdq), original, defined)
     return _Trial(samples, reference.run, (), original, kept)
+
+
+def _changes_weights(bundle: Bundle) -> bool:
+    """Whether the bundle computes another model than the original, which it is compared with."""
+    return bundle.recipe.quantizes or bundle.recipe.sparsity is not None
 
 
 def _golden_integers(bundle: Bundle) -> Callable[[Inputs], Inputs] | None:

@@ -30,11 +30,6 @@ def test_group_sizes_have_bounds(text: str) -> None:
         Recipe.parse(text)
 
 
-def test_sparsity_is_refused_by_its_suffix() -> None:
-    with pytest.raises(UserError, match=r"leave '\+2:4' out"):
-        Recipe.parse("w8a8+2:4")
-
-
 @pytest.mark.parametrize(
     ("text", "bits", "integer", "group", "family"),
     [

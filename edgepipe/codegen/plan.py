@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 ALIGNMENT = 64  # bytes; one cache line, and the widest vector of any target
 
@@ -39,7 +39,10 @@ class Call:
 
 @dataclass(frozen=True)
 class KernelAudit:
-    """What really executes for one op: kernel, arithmetic, accumulator, work."""
+    """What really executes for one op: kernel, arithmetic, accumulator, work.
+
+    ``sparsity`` of an op whose weights have many zeros: see docs/sparsity.md.
+    """
 
     op: str
     op_type: str
@@ -48,6 +51,7 @@ class KernelAudit:
     accumulator: str
     macs: int
     knobs: str = ""
+    sparsity: dict[str, Any] | None = None
 
 
 @dataclass(frozen=True)

@@ -36,7 +36,7 @@ _SMALL_WEIGHTS = 24 * 1024
 
 
 def matches(op: Op, target: Target) -> str | None:
-    if not isinstance(op, ConvOp):
+    if not isinstance(op, ConvOp) or op.sparse is not None:
         return ""
     lanes = op.y.lanes
     if op.groups > 1:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from edgepipe.kernels.epilogue import Step
 from edgepipe.kernels.integer_ops import IntegerOp
 from edgepipe.kernels.layout import Blocked, Pads
+from edgepipe.kernels.sparse import Sparse
 from edgepipe.kernels.weights import FLOAT32, WeightFormat
 
 
@@ -31,6 +32,8 @@ class ConvOp:
     epilogue: tuple[Step, ...] = ()
     residuals: tuple[Blocked, ...] = ()
     weights: WeightFormat = FLOAT32
+    #: How the weights that are not zero are stored; None for all of them.
+    sparse: Sparse | None = None
 
     @property
     def macs(self) -> int:

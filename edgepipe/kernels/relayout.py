@@ -9,7 +9,16 @@ from typing import Any
 
 from tvm import tirx
 
-from edgepipe.kernels.builder import float32, kernel, load, loop, store, zero_border
+from edgepipe.kernels.builder import (
+    Registers,
+    float32,
+    kernel,
+    load,
+    loop,
+    minimum,
+    store,
+    zero_border,
+)
 from edgepipe.kernels.layout import Blocked
 from edgepipe.kernels.ops import ConcatOp, Op, RelayoutOp
 from edgepipe.kernels.template import KernelTemplate, Knobs
@@ -54,6 +63,53 @@ def _copy_blocks(x: Blocked, y: Blocked, source: Any, target: Any, first_block: 
         store(target, y.offset(n, first_block + block, row, column), value, x.lanes)
 
 
+def _transposes(x: Blocked, y: Blocked) -> bool:
+    """Whether this is a copy between planes and whole vectors of channels and pixels."""
+    lanes = max(x.lanes, y.lanes)
+    pixels = y.w if x.padded or y.padded else y.h * y.w
+    if min(x.lanes, y.lanes) > 1 or lanes & (lanes - 1) or not pixels >= lanes > 1:
+        return False
+    return y.lanes == 1 or y.c % lanes == 0  # lanes past the last channel become zero
+
+
+def _transpose(x: Blocked, y: Blocked, source: Any, target: Any) -> None:
+    """Squares of ``lanes`` channels x ``lanes`` pixels, by log2(lanes) exchanges of halves.
+
+    The last square of a row overlaps its neighbour. What is past the last channel is stored to its
+    plane, before its own values are.
+    """
+    lanes = max(x.lanes, y.lanes)
+    rows, columns = (y.h, y.w) if x.padded or y.padded else (1, y.h * y.w)
+    blocks = -(-y.c // lanes)
+
+    def place(layout: Blocked, at: tuple[Any, Any, Any, Any], i: int) -> Any:
+        n, block, row, column = at
+        if layout.lanes > 1:
+            return layout.offset(n, block, row, column + i)
+        channel = block * lanes + i
+        channel = channel if y.c % lanes == 0 else tirx.min(channel, y.c - 1)
+        return layout.offset(n, channel, row, column)
+
+    with loop(y.n) as n, loop(blocks) as block, loop(rows) as row, loop(-(-columns // lanes)) as c:
+        at = (n, block, row, minimum(c * lanes, columns - lanes))
+        square = Registers(lanes, lanes)
+        for i in range(lanes):
+            square[i] = load(source, place(x, at, i), lanes)
+        step = 1
+        while step < lanes:
+            for i in (i for i in range(lanes) if not i & step):
+                low, high = Registers(1, lanes), Registers(1, lanes)
+                pair = [square[i], square[i + step]]
+                own = range(lanes)
+                low[0] = tirx.Shuffle(pair, [lanes + j - step if j & step else j for j in own])
+                high[0] = tirx.Shuffle(pair, [lanes + j if j & step else j + step for j in own])
+                square[i], square[i + step] = low[0], high[0]
+            step *= 2
+        for i in reversed(range(lanes)):
+            store(target, place(y, at, i), square[i], lanes)
+    zero_border(y, target)
+
+
 def emit(op: RelayoutOp | ConcatOp, knobs: Knobs) -> Any:
     inputs = (op.x,) if isinstance(op, RelayoutOp) else op.inputs
 
@@ -68,6 +124,8 @@ def emit(op: RelayoutOp | ConcatOp, knobs: Knobs) -> Any:
         elif op.x.lanes == op.y.lanes:
             _copy_blocks(op.x, op.y, sources[0], target, 0)
             zero_border(op.y, target)
+        elif _transposes(op.x, op.y):
+            _transpose(op.x, op.y, sources[0], target)
         else:
             _copy(op.x, op.y, sources[0], target)
 

@@ -39,7 +39,7 @@ def lower(model: ir.Model, context: Context) -> Program:
     import tvm
     from tvm import relax
 
-    from edgepipe.lowering import groups, integers, layouts, weights
+    from edgepipe.lowering import groups, integers, layouts, sparsity, weights
     from edgepipe.lowering.emit import Emitter
     from edgepipe.lowering.schedule import schedule_default
     from edgepipe.lowering.to_relax import to_relax
@@ -49,7 +49,8 @@ def lower(model: ir.Model, context: Context) -> Program:
     context.progress("choosing kernels and layouts")
     integers.fold(model, context)
     weights.fold(model, context)
-    layouts.assign(model, groups.find(model.graph, context), context)
+    found = groups.find(model.graph, context)
+    layouts.assign(model, found, sparsity.choose(found, context), context)
     context.dump("lowering-00-layouts.txt", lambda: str(model))
 
     emitter = Emitter(context)

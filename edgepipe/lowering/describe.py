@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
@@ -44,6 +45,8 @@ class KernelNode:
     weights: list[np.ndarray] = field(default_factory=list)
     inputs: list[np.ndarray | None] = field(default_factory=list)
     residuals: list[np.ndarray | None] = field(default_factory=list)
+    #: Of a kernel whose weights have many zeros: what the manifest says about them.
+    sparsity: dict[str, Any] | None = None
 
 
 def four_dims(value: ir.Value) -> tuple[int, int, int, int]:

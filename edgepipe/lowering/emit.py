@@ -100,6 +100,7 @@ def _audit(template: KernelTemplate, kernel: KernelNode, knobs: Knobs, var: Any)
         accumulator=template.accumulator,
         macs=getattr(kernel.op, "macs", 0),
         knobs=",".join(f"{k}={v}" for k, v in sorted(knobs.items())),
+        sparsity=kernel.sparsity,
     )
 
 

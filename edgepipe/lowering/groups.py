@@ -20,7 +20,7 @@ from edgepipe.lowering.integers import geometry, kernels
 STAGE = "lowering.fuse"
 
 
-@dataclass
+@dataclass(eq=False)
 class Group:
     """One kernel to be: its nodes in order, the anchor's kind, and the fused steps."""
 

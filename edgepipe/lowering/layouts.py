@@ -10,6 +10,7 @@ Each new node carries ``meta["kernel"]``, a KernelNode: what the emitter needs b
 from __future__ import annotations
 
 from collections import defaultdict
+from dataclasses import replace
 
 import numpy as np
 import onnx_ir as ir
@@ -17,7 +18,8 @@ import onnx_ir as ir
 from edgepipe.context import Context
 from edgepipe.kernels.integer_ops import MoveOp
 from edgepipe.kernels.layout import NO_PADS, Blocked, Pads
-from edgepipe.kernels.ops import Op, RelayoutOp
+from edgepipe.kernels.ops import ConvOp, Op, RelayoutOp
+from edgepipe.lowering import sparsity
 from edgepipe.lowering.describe import (
     KernelNode,
     border_needed,
@@ -31,17 +33,23 @@ from edgepipe.lowering.elementwise import attribute, constant
 from edgepipe.lowering.groups import Group, nchw, shape_of
 from edgepipe.lowering.integers import geometry, kernels
 from edgepipe.lowering.integers.terms import DOMAIN, integer_of
+from edgepipe.lowering.sparsity import Choice
 
 
-def assign(model: ir.Model, groups: list[Group], context: Context) -> None:
+def assign(
+    model: ir.Model, groups: list[Group], choices: dict[Group, Choice], context: Context
+) -> None:
     """Rewrite ``model`` in place: groups become kernel nodes, with relayouts where needed."""
-    _Assigner(model.graph, groups, context).run()
+    _Assigner(model.graph, groups, choices, context).run()
 
 
 class _Assigner:
-    def __init__(self, graph: ir.Graph, groups: list[Group], context: Context) -> None:
+    def __init__(
+        self, graph: ir.Graph, groups: list[Group], choices: dict[Group, Choice], context: Context
+    ) -> None:
         self.graph, self.context = graph, context
         self.lanes = context.target.simd.lanes_f32
+        self.choices, self.planes = choices, sparsity.region(groups, choices)
         self.last = {g.nodes[-1]: g for g in groups}
         self.inside = {node for g in groups for node in g.nodes}
         self.layout: dict[ir.Value, Blocked] = {}  # of values that groups compute blocked
@@ -53,7 +61,7 @@ class _Assigner:
         for group in groups:
             if group.blocked:
                 integer = group.kind == "integer"
-                need = geometry.border(group.anchor) if integer else border_needed(group)
+                need = geometry.border(group.anchor) if integer else self._border(group)
                 value = group.inputs[0]
                 have = self.borders[value]
                 merged = tuple(max(a, b) for a, b in zip(have, need, strict=True))
@@ -95,7 +103,16 @@ class _Assigner:
 
     def _own_layout(self, value: ir.Value) -> Blocked:
         """The layout a group stores ``value`` in."""
-        return Blocked(*four_dims(value), self.lanes, self.borders[value])
+        lanes = 1 if value in self.planes else self.lanes
+        return Blocked(*four_dims(value), lanes, self.borders[value])
+
+    def _border(self, group: Group) -> Pads:
+        """What ``group`` reads around its input, with a spare column for strides over planes."""
+        top, left, bottom, right = border_needed(group)
+        if group.output in self.planes and sparsity.is_depthwise(group):
+            strides = group.anchor.attributes.get("strides")
+            right += strides is not None and int(strides.value[-1]) == 2
+        return top, left, bottom, right
 
     def _plain_layout(self, value: ir.Value) -> Blocked:
         if geometry.is_codes(value):
@@ -178,7 +195,10 @@ class _Assigner:
         y = self._own_layout(group.output)
         inputs = [self._input_layout(group, value) for value in group.inputs[: self._arity(group)]]
         residuals, arrays, values = self._operands(group, y)
+        choice = self.choices.get(group)
         op = kernel_op(group, inputs, y, residuals)
+        if choice is not None and isinstance(op, ConvOp):
+            op = replace(op, sparse=choice.form)
         kernel = KernelNode(
             op,
             group.anchor.op_type,
@@ -186,6 +206,7 @@ class _Assigner:
             weights=conv_weights(group.anchor) if group.kind.startswith("conv") else [],
             inputs=[None] * len(inputs),
             residuals=arrays,
+            sparsity=None if choice is None else choice.to_json(),
         )
         sources = [
             self._as(v, layout) for v, layout in zip(group.inputs, inputs, strict=False)
@@ -250,13 +271,17 @@ class _Assigner:
 
     def _input_layout(self, group: Group, value: ir.Value) -> Blocked:
         """Where the kernel reads ``value``: as its producer stores it, or in a copy."""
-        if value in self.layout:
-            return self.layout[value]
         n, c, h, w = four_dims(value)
-        need = border_needed(group)
+        need = self._border(group)
+        if group.output in self.planes:
+            have = self.layout.get(value)
+            return have if have and have.lanes == 1 else Blocked(n, c, h, w, 1, need)
+        grouped = int(attribute(group.anchor, "group", 1)) > 1
+        dense = group.kind.startswith("conv") and not grouped
+        if value in self.layout and (dense or self.layout[value].lanes == self.lanes):
+            return self.layout[value]
         if not group.kind.startswith("conv"):
             return Blocked(n, c, h, w, self.lanes, need)
-        grouped = int(attribute(group.anchor, "group", 1)) > 1
         # Few channels (an image): scalars straight from NCHW waste no lanes.
         lanes = self.lanes if grouped or c >= self.lanes else 1
         return Blocked(n, c, h, w, lanes, need)
@@ -279,6 +304,8 @@ class _Assigner:
                 arrays.append(layout.pack(array.reshape(dims)))
             else:
                 layout = self.layout.get(operand, Blocked(*dims, y.lanes))
+                if layout.lanes != y.lanes:
+                    layout = Blocked(*dims, y.lanes)
                 arrays.append(None)
                 values.append(self._as(operand, layout))
             layouts.append(layout)

@@ -12,7 +12,7 @@ from edgepipe import passes
 from edgepipe.context import Context
 from edgepipe.kernels.layout import Blocked
 from edgepipe.kernels.ops import ConcatOp, ConvOp, MapOp, MatmulOp, RelayoutOp
-from edgepipe.lowering import groups, layouts
+from edgepipe.lowering import groups, layouts, sparsity
 from edgepipe.recipe import Recipe
 from edgepipe.target import Target
 
@@ -44,7 +44,8 @@ def network(body: str, inputs: str, outputs: str, **weights: tuple[int, ...]) ->
 def lowered(model: ir.Model, context: Context) -> list[ir.Node]:
     graph = passes.run(model, context).graph
     model = ir.Model(graph, ir_version=9)
-    layouts.assign(model, groups.find(graph, context), context)
+    found = groups.find(graph, context)
+    layouts.assign(model, found, sparsity.choose(found, context), context)
     return list(model.graph)
 
 

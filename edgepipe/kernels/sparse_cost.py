@@ -1,0 +1,66 @@
+"""What the inner loops of a convolution cost in each form, so that the cheapest can be chosen.
+
+Vector instructions per inference, counted from the register tiles: an estimate, to compare forms
+on one target with, and no latency.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from edgepipe.kernels import conv, sparse_rows, sparse_shared
+from edgepipe.kernels.layout import Blocked
+from edgepipe.kernels.ops import ConvOp
+from edgepipe.kernels.sparse import Sparse
+from edgepipe.target import Target
+
+
+def _products(target: Target) -> int:
+    """Instructions of one multiply-add."""
+    return 1 if target.simd.fma else 2
+
+
+def _folds(target: Target) -> bool:
+    """Whether a multiply-add reads one operand from memory, so that the load is free."""
+    return target.arch == "x86_64"
+
+
+def dense(op: ConvOp, target: Target) -> int:
+    """The dense kernel, whatever ``op.sparse`` says."""
+    knobs = conv.default(op, target)
+    pixels, blocks = knobs["pixels"], knobs["blocks"]
+    columns, rows = (op.y.h * op.y.w, 1) if knobs["flat"] else (op.y.w, op.y.h)
+    tiles = -(-columns // pixels) * rows * (op.y.blocks // blocks) * op.y.n
+    places = -(-op.x.c // op.x.lanes) * op.x.lanes * op.kernel[0] * op.kernel[1]
+    scalars = pixels / op.x.lanes if knobs["by_element"] else pixels
+    loads = blocks if _folds(target) else blocks + scalars
+    return int(tiles * (places * (pixels * blocks * _products(target) + loads) + pixels * blocks))
+
+
+def shared(op: ConvOp, sparse: Sparse, target: Target) -> int:
+    """The kernel over places that the channels of a tile share."""
+    knobs = sparse_shared.default(_with(op, sparse), target)
+    pixels, blocks = knobs["pixels"], knobs["blocks"]
+    columns, rows = (op.y.h * op.y.w, 1) if knobs["flat"] else (op.y.w, op.y.h)
+    tiles = -(-columns // pixels) * rows * op.y.n
+    loads = (blocks if _folds(target) else blocks + pixels) + 4  # the offset, and the loop
+    each = sparse.places * (pixels * blocks * _products(target) + loads)
+    return int(tiles * (each + -(-op.y.c // sparse.width) * (pixels * blocks + 8)))
+
+
+def rows(op: ConvOp, sparse: Sparse, target: Target) -> int:
+    """The kernel over planes."""
+    found = sparse_rows.cut(_with(op, sparse), target)
+    tiles = found.tiles[0] * found.tiles[1] * op.y.n
+    loads = (0 if _folds(target) else found.count) + 6
+    each = sparse.places * (found.count * _products(target) + loads)
+    return int(tiles * (each + op.y.c * (2 * found.count + 10)))
+
+
+def relayout(layout: Blocked, target: Target) -> int:
+    """Between blocks of channels and planes: a load, a transposition and a store per vector."""
+    return 3 * layout.n * layout.c * layout.h * layout.w // target.simd.lanes_f32
+
+
+def _with(op: ConvOp, sparse: Sparse) -> ConvOp:
+    return replace(op, sparse=sparse)

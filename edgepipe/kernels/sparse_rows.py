@@ -1,0 +1,156 @@
+"""Convolution over planes with any pattern of weights: sparse times dense, row by row (CSR).
+
+Each output channel walks its stored places; each place is one weight that is broadcast over a
+register tile of pixels (Elsen et al. 2019, "Fast Sparse ConvNets", arXiv 1911.09723). Stride 1.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from tvm import tirx
+from tvm.script.ir_builder import tirx as T
+
+from edgepipe.kernels.builder import Registers, fma, kernel, load, loop, splat, store, zero_border
+from edgepipe.kernels.ops import ConvOp, Op
+from edgepipe.kernels.output import signature
+from edgepipe.kernels.planes import Cut, put
+from edgepipe.kernels.sparse import pack_rows
+from edgepipe.kernels.sparse_shared import offsets
+from edgepipe.kernels.template import KernelTemplate, Knobs
+from edgepipe.target import Target
+
+
+def matches(op: Op, target: Target) -> str | None:
+    if not isinstance(op, ConvOp) or op.sparse is None or op.sparse.form != "rows":
+        return ""
+    if op.groups > 1 or not op.weights.plain or op.strides != (1, 1):
+        return "grouped, strided, or its weights are not float32"
+    return None if op.x.lanes == op.y.lanes == 1 else "it reads or writes blocks of channels"
+
+
+def registers(target: Target) -> int:
+    """Accumulators of a tile."""
+    if target.kind == "wasm":  # V8 has 16 registers, and beyond 8 accumulators it spills
+        return 8
+    if target.simd.registers == 32:
+        return 28 if target.arch == "aarch64" else 16
+    return 12
+
+
+def is_flat(op: ConvOp) -> bool:
+    """Whether a plane is one row of pixels."""
+    padded = op.x.padded or op.y.padded or any(r.padded for r in op.residuals)
+    return op.kernel == (1, 1) and not padded
+
+
+def cut(op: ConvOp, target: Target) -> Cut:
+    """The tiles of ``op`` on ``target``."""
+    height, width = (1, op.y.h * op.y.w) if is_flat(op) else (op.y.h, op.y.w)
+    return Cut.of(height, width, target.simd.lanes_f32, registers(target))
+
+
+def default(op: ConvOp, target: Target) -> Knobs:
+    tiles = cut(op, target)
+    return {
+        "rows": tiles.rows,
+        "vectors": tiles.vectors,
+        "lanes": tiles.lanes,
+        "fused": target.simd.fma and target.arch in ("aarch64", "arm"),
+    }
+
+
+def pack(op: ConvOp, knobs: Knobs, arrays: Sequence[np.ndarray]) -> list[np.ndarray]:
+    """``w[co, ci, kh, kw]``, ``b[co]`` → distances, where rows start, weights, bias; for larger
+    kernels than 1x1 the offset of every place too."""
+    weight, bias = arrays
+    packed: list[np.ndarray] = list(pack_rows(np.asarray(weight, np.float32)))
+    packed.append(np.asarray(bias, np.float32))
+    if op.kernel != (1, 1):
+        places = np.arange(op.x.c * op.kernel[0] * op.kernel[1])
+        packed.append(offsets(op, places).astype(np.int32))
+    return packed
+
+
+def emit(op: ConvOp, knobs: Knobs) -> Any:
+    assert op.sparse is not None
+    inputs = [
+        ("x", op.x.elements, "float32"),
+        ("distances", op.sparse.places, "uint8"),
+        ("starts", op.y.c + 1, "int32"),
+        ("w", op.sparse.places, "float32"),
+        ("b", op.y.c, "float32"),
+    ]
+    if op.kernel != (1, 1):
+        inputs.append(("offsets", op.x.c * op.kernel[0] * op.kernel[1], "int32"))
+    return kernel(
+        "sparse_rows", signature(op, inputs), lambda *buffers: _Emission(op, knobs, buffers).run()
+    )
+
+
+class _Emission:
+    """One kernel being emitted."""
+
+    def __init__(self, op: ConvOp, knobs: Knobs, buffers: Sequence[Any]) -> None:
+        self.op, self.fused, self.flat = op, knobs["fused"], is_flat(op)
+        self.source, self.distances, self.starts, self.weights, self.bias, *rest = buffers
+        self.offsets = rest.pop(0) if op.kernel != (1, 1) else None
+        *self.residuals, self.target = rest
+        height, width = (1, op.y.h * op.y.w) if self.flat else (op.y.h, op.y.w)
+        self.cut = Cut(height, width, knobs["rows"], knobs["vectors"], knobs["lanes"])
+
+    def run(self) -> None:
+        down, across = self.cut.tiles
+        # Pixels outside of channels: the input of a tile stays in the first-level cache.
+        with loop(self.op.y.n) as n, loop(down) as i, loop(across) as j:
+            row, column = self.cut.start(i, j)
+            with loop(self.op.y.c) as channel:
+                self.register_tile(n, channel, row, column)
+        zero_border(self.op.y, self.target)
+
+    def register_tile(self, n: Any, channel: Any, row: Any, column: Any) -> None:
+        lanes, op = self.cut.lanes, self.op
+        acc = Registers(self.cut.count, lanes)
+        for r in range(self.cut.count):
+            acc[r] = splat(self.bias[channel], lanes)
+        first = self.starts[channel]
+        # Where the tile begins, and where the loop is. In registers: an expression shared by the
+        # loop and what follows it would be defined in the loop, whose extent is not known.
+        at = Registers(2, 1, "int32")
+        at[1] = _int32(op.x.offset(n, 0, row - op.offset[0], column - op.offset[1]))
+        at[0] = at[1] if self.offsets is None else _int32(0)
+        with T.serial(0, self.starts[channel + 1] - first) as p:
+            self.place(acc, at, first + p)
+        for r, (down, step) in enumerate(self.places()):
+            place = (n, channel, row + down, column + step)
+            put(op, self.residuals, self.target, place, acc[r], lanes)
+
+    def places(self) -> list[tuple[int, int]]:
+        """Row and column of every vector of the tile."""
+        return [(row, step) for row in range(self.cut.rows) for step in self.cut.steps]
+
+    def place(self, acc: Registers, at: Registers, number: Any) -> None:
+        """One stored place: move on, and multiply-add its weight."""
+        x, lanes = self.op.x, self.cut.lanes
+        distance = tirx.Cast("int32", self.distances[number])
+        if self.offsets is None:
+            store(at.buffer, 0, at[0] + distance * _int32(x.rows * x.cols), 1)
+            start = at[0]
+        else:
+            store(at.buffer, 0, at[0] + distance, 1)
+            start = at[1] + self.offsets[at[0]]
+        weight = splat(self.weights[number], lanes)
+        for r, (down, step) in enumerate(self.places()):
+            vector = load(self.source, start + (down * x.cols + step), lanes)
+            acc[r] = fma(vector, weight, acc[r], lanes, self.fused)
+
+
+def _int32(value: Any) -> Any:
+    return tirx.const(value, "int32") if isinstance(value, int) else tirx.Cast("int32", value)
+
+
+TEMPLATE = KernelTemplate(
+    name="sparse_rows", matches=matches, default=default, emit=emit, pack=pack, rank=3
+)

@@ -1,0 +1,202 @@
+"""Convolution whose weights share their pattern among the channels of a register tile.
+
+The dense kernel's register tile, over the stored places only: for each, its offset in the input is
+read once, one scalar per pixel is broadcast, and a row of weights follows. Any kernel size, any
+stride; weights ``[place][blocks * lanes]``, tile after tile.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from tvm import tirx
+from tvm.script.ir_builder import tirx as T
+
+from edgepipe.kernels.builder import (
+    Registers,
+    fma,
+    kernel,
+    load,
+    loop,
+    minimum,
+    splat,
+    zero_border,
+)
+from edgepipe.kernels.layout import Blocked
+from edgepipe.kernels.ops import ConvOp, Op
+from edgepipe.kernels.output import finish, signature
+from edgepipe.kernels.sparse import offset_dtype, pack_shared
+from edgepipe.kernels.template import KernelTemplate, Knobs
+from edgepipe.kernels.weights import grown
+from edgepipe.target import Target
+
+
+def matches(op: Op, target: Target) -> str | None:
+    if not isinstance(op, ConvOp) or op.sparse is None or op.sparse.form != "shared":
+        return ""
+    if op.groups > 1 or not op.weights.plain:
+        return "grouped, or its weights are not float32"
+    if op.sparse.width % op.y.lanes:
+        return "tiles are not whole vectors"
+    return None if op.y.blocks * op.y.lanes % op.sparse.width == 0 else "a tile is not filled"
+
+
+#: Pixels of a register tile by its blocks of channels.
+_PIXELS = {
+    "wasm": {1: 8, 2: 4},
+    "x86-16": {1: 14, 2: 14},
+    "x86-8": {1: 12, 2: 6, 3: 4, 4: 3},
+    "arm-32": {1: 14, 2: 12, 3: 8, 4: 6, 8: 3},
+    "arm-16": {1: 8, 2: 4},
+}
+
+
+def _tiles(target: Target) -> dict[int, int]:
+    if target.kind == "wasm":
+        return _PIXELS["wasm"]
+    if target.arch in ("aarch64", "arm"):
+        return _PIXELS["arm-32" if target.simd.registers == 32 else "arm-16"]
+    return _PIXELS["x86-16" if target.simd.lanes_f32 == 16 else "x86-8"]
+
+
+def widths(target: Target, channels: int) -> list[int]:
+    """Output channels that a tile may have on ``target``, so that tiles divide the blocks."""
+    lanes = target.simd.lanes_f32
+    return [blocks * lanes for blocks in _tiles(target) if -(-channels // lanes) % blocks == 0]
+
+
+def is_flat(op: ConvOp) -> bool:
+    """Whether all pixels of an image are one row to a pointwise kernel."""
+    plain = op.kernel == (1, 1) and op.strides == (1, 1) and not op.x.padded
+    return plain and not any(r.padded for r in op.residuals)
+
+
+def default(op: ConvOp, target: Target) -> Knobs:
+    assert op.sparse is not None
+    blocks, flat = op.sparse.width // op.y.lanes, is_flat(op)
+    columns = op.y.h * op.y.w if flat else op.y.w
+    most = _tiles(target).get(blocks, 2)
+    # As many tiles as the widest one needs, of equal width: the last overlaps its neighbour.
+    tiles = -(-columns // most)
+    return {
+        "pixels": min(columns, -(-columns // tiles)),
+        "blocks": blocks,
+        "flat": flat,
+        "fused": target.simd.fma and target.arch in ("aarch64", "arm"),
+    }
+
+
+def offsets(op: ConvOp, places: np.ndarray) -> np.ndarray:
+    """Elements from a pixel's first tap in channel 0 of ``op.x`` to each place."""
+    x: Blocked = op.x
+    (_, kw), (dy, dx) = op.kernel, op.dilations
+    tap, channel = np.divmod(places.astype(np.int64), x.c)
+    ky, kx = np.divmod(tap, kw)
+    block, lane = np.divmod(channel, x.lanes)
+    pixel = (block * x.rows + ky * dy) * x.cols + kx * dx
+    found: np.ndarray = pixel * x.lanes + lane
+    return found
+
+
+def _index_dtype(op: ConvOp) -> str:
+    last = np.array([op.x.c * op.kernel[0] * op.kernel[1] - 1, op.x.c - 1])
+    return offset_dtype(int(offsets(op, last).max()) + op.x.lanes)
+
+
+def pack(op: ConvOp, knobs: Knobs, arrays: Sequence[np.ndarray]) -> list[np.ndarray]:
+    """``w[co, ci, kh, kw]``, ``b[co]`` → where tiles start, offsets, rows of weights, bias."""
+    weight, bias = arrays
+    assert op.sparse is not None
+    starts, places, stored = pack_shared(np.asarray(weight, np.float32), op.sparse.width)
+    channels = (len(starts) - 1) * op.sparse.width
+    index = offsets(op, places).astype(_index_dtype(op))
+    return [starts, index, stored, grown(np.asarray(bias, np.float32), channels)]
+
+
+def emit(op: ConvOp, knobs: Knobs) -> Any:
+    assert op.sparse is not None
+    width, places = op.sparse.width, max(op.sparse.places, 1)
+    tiles = -(-op.y.c // width)
+    inputs = [
+        ("x", op.x.elements, "float32"),
+        ("starts", tiles + 1, "int32"),
+        ("places", places, _index_dtype(op)),
+        ("w", places * width, "float32"),
+        ("b", tiles * width, "float32"),
+    ]
+    return kernel(
+        "sparse_shared", signature(op, inputs), lambda *b: _Emission(op, knobs, tiles, b).run()
+    )
+
+
+class _Emission:
+    """One kernel being emitted."""
+
+    def __init__(self, op: ConvOp, knobs: Knobs, tiles: int, buffers: Sequence[Any]) -> None:
+        self.op, self.tiles = op, tiles
+        self.pixels, self.blocks, self.flat = knobs["pixels"], knobs["blocks"], knobs["flat"]
+        self.fused = knobs["fused"]
+        self.source, self.starts, self.places, self.weights, self.bias, *rest = buffers
+        *self.residuals, self.target = rest
+        self.rows, self.columns = (1, op.y.h * op.y.w) if self.flat else (op.y.h, op.y.w)
+
+    def run(self) -> None:
+        column_tiles = -(-self.columns // self.pixels)
+        with (
+            loop(self.op.y.n) as n,
+            loop(self.tiles) as tile,
+            loop(self.rows) as row,
+            loop(column_tiles) as c,
+        ):
+            start = minimum(c * self.pixels, self.columns - self.pixels)
+            self.register_tile(n, tile, row, start)
+        zero_border(self.op.y, self.target)
+
+    def register_tile(self, n: Any, tile: Any, row: Any, start: Any) -> None:
+        lanes, width = self.op.y.lanes, self.blocks * self.op.y.lanes
+        acc = Registers(self.pixels * self.blocks, lanes)
+        for j in range(self.blocks):
+            bias = load(self.bias, tile * width + j * lanes, lanes)
+            for i in range(self.pixels):
+                acc[i * self.blocks + j] = bias
+        first = self.starts[tile]
+        # In a register: an expression shared by the loop and what follows it would be defined in
+        # the loop, whose extent is not known.
+        base = Registers(1, 1, "int32")
+        base[0] = tirx.Cast("int32", tirx.const(0, "int32") + self.pixel(n, row, start))
+        with T.serial(0, self.starts[tile + 1] - first) as p:
+            self.place(acc, first + p, base[0])
+        for i in range(self.pixels):
+            at = start + i
+            pixel = (at // self.op.y.w, at % self.op.y.w) if self.flat else (row, at)
+            for j in range(self.blocks):
+                place = (n, tile * self.blocks + j, *pixel)
+                finish(self.op, self.residuals, self.target, place, acc[i * self.blocks + j])
+
+    def place(self, acc: Registers, number: Any, base: Any) -> None:
+        """Multiply-add one stored place of every pixel, the first of which is at ``base``."""
+        step = self.op.x.lanes * self.op.strides[1]
+        lanes, width = self.op.y.lanes, self.blocks * self.op.y.lanes
+        offset = tirx.Cast("int32", self.places[number])
+        weights = [
+            load(self.weights, number * width + j * lanes, lanes) for j in range(self.blocks)
+        ]
+        for i in range(self.pixels):
+            scalar = self.source[base + offset + i * step]
+            for j in range(self.blocks):
+                r = i * self.blocks + j
+                acc[r] = fma(splat(scalar, lanes), weights[j], acc[r], lanes, self.fused)
+
+    def pixel(self, n: Any, row: Any, start: Any) -> Any:
+        """Element of channel 0 under the first tap of a pixel."""
+        x, (sy, sx), (top, left) = self.op.x, self.op.strides, self.op.offset
+        if self.flat:
+            return (n * x.blocks * x.h * x.w + start) * x.lanes
+        return x.offset(n, 0, row * sy - top, start * sx - left)
+
+
+TEMPLATE = KernelTemplate(
+    name="sparse_shared", matches=matches, default=default, emit=emit, pack=pack, rank=3
+)

@@ -1,0 +1,64 @@
+"""Prunes weights in place of the graph: which go, and what the rest becomes.
+
+With moments of a layer's input the rest is the least-squares solution that reproduces the dense
+layer's output, and its bias keeps the output's mean; without them it stays as it is. Places are
+chosen by the magnitude of weights, times the deviation of their inputs where that is known
+(Sun et al. 2023, "Wanda", arXiv 2306.11695); groups that share a pattern by their sum of squares.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from edgepipe.sparsity.pattern import Pattern
+
+#: Share of the mean of the Hessian's diagonal that is added to it.
+DAMPING = 0.01
+
+
+def mask(scores: np.ndarray, pattern: Pattern) -> np.ndarray:
+    """Which of the weights stay, bool ``[outputs, inputs, taps]`` as ``scores`` (≥ 0).
+
+    N:M counts along inputs, tap by tap; a last group of fewer than M inputs, or of fewer than V
+    outputs, keeps the same share, rounded up. Of equal scores the first stay.
+    """
+    outputs, inputs, taps = scores.shape
+    if not pattern.of:
+        keep = max(1, round(pattern.density * scores.size))
+        order = np.argsort(-scores.reshape(-1), kind="stable")
+        flat = np.zeros(scores.size, bool)
+        flat[order[:keep]] = True
+        return flat.reshape(scores.shape)
+    found = np.zeros(scores.shape, bool)
+    for first in range(0, outputs, pattern.shared):
+        channels = slice(first, first + pattern.shared)
+        total = scores[channels].sum(0)
+        for start in range(0, inputs, pattern.of):
+            group = total[start : start + pattern.of]
+            keep = -(-len(group) * pattern.kept // pattern.of)
+            order = np.argsort(-group, axis=0, kind="stable")[:keep]
+            for tap in range(taps):
+                found[channels, start + order[:, tap], tap] = True
+    return found
+
+
+def refit(
+    weight: np.ndarray, kept: np.ndarray, hessian: np.ndarray, cross: np.ndarray
+) -> np.ndarray:
+    """Weights ``[outputs, K]`` at the places ``kept`` whose output is nearest to the dense one's.
+
+    ``hessian[K, K]`` is the covariance of the inputs, ``cross[outputs, K]`` that of the wanted
+    outputs with them. Outputs with one pattern share a solution.
+    """
+    size = len(hessian)
+    damping = DAMPING * max(float(np.trace(hessian)) / size, 1e-12)
+    damped = hessian + damping * np.eye(size)
+    wanted = cross + damping * weight.astype(np.float64)
+    result = np.zeros(weight.shape)
+    patterns, owner = np.unique(kept, axis=0, return_inverse=True)
+    for number, pattern in enumerate(patterns):
+        places, rows = np.flatnonzero(pattern), np.flatnonzero(owner.reshape(-1) == number)
+        if len(places):
+            solved = np.linalg.solve(damped[np.ix_(places, places)], wanted[np.ix_(rows, places)].T)
+            result[np.ix_(rows, places)] = solved.T
+    return result.astype(np.float32)

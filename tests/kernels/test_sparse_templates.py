@@ -1,0 +1,135 @@
+"""Sparse kernels against float64, over odd shapes, kernels, strides, borders and patterns."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from edgepipe.kernels import sparse
+from edgepipe.kernels.epilogue import Step
+from edgepipe.kernels.layout import NO_PADS, Blocked, Pads
+from edgepipe.kernels.ops import ConvOp, RelayoutOp
+from tests.kernels import reference
+from tests.kernels.harness import Kernels, snr_db, target_with
+from tests.kernels.test_templates import FLOOR_DB
+
+BORDER: Pads = (1, 1, 1, 1)
+
+
+def weights(
+    rng: np.random.Generator, shape: tuple[int, int, int, int], shared: int, density: float
+) -> np.ndarray:
+    """Weights with patterns shared by ``shared`` output channels."""
+    co, ci, kh, kw = shape
+    kept = rng.random((-(-co // shared), ci, kh, kw)) < density
+    dense = rng.standard_normal(shape, dtype=np.float32)
+    return dense * np.repeat(kept, shared, 0)[:co]
+
+
+def convolution(
+    weight: np.ndarray, size: tuple[int, int], lanes: tuple[int, int], form: str | None,
+    *, width: int = 1, stride: int = 1, border: Pads = NO_PADS, groups: int = 1, add: bool = False,
+) -> ConvOp:  # fmt: skip
+    """With "same" padding, held by the input's border, and a spare column where it strides."""
+    co, ci, kh, kw = weight.shape
+    p, (h, w) = kh // 2, size
+    height, across = ((d + 2 * p - kh) // stride + 1 for d in size)
+    x = Blocked(1, ci * groups, h, w, lanes[0], (p, p, p, p + stride - 1) if p else NO_PADS)
+    y = Blocked(1, co, height, across, lanes[1], border)
+    described = {
+        "shared": lambda: sparse.shared(weight, width),
+        "rows": lambda: sparse.rows(weight),
+    }
+    return ConvOp(
+        x, y, (kh, kw), (stride, stride), (1, 1), (p, p), groups,
+        (Step("add"), Step("relu")) if add else (Step("relu"),),
+        (replace(y, pads=NO_PADS),) if add else (),
+        sparse=described[form]() if form else None,
+    )  # fmt: skip
+
+
+def cases(rng: np.random.Generator, lanes: int) -> list[tuple[np.ndarray, ConvOp]]:
+    def one(shape, size, form, density=0.3, **more):  # type: ignore[no-untyped-def]
+        weight = weights(rng, shape, more.get("width", 1), density)
+        read = 1 if form == "rows" or more.get("groups", 1) > 1 or shape[1] < 4 else lanes
+        written = 1 if form == "rows" or more.get("groups", 1) > 1 else lanes
+        return weight, convolution(weight, size, (read, written), form, **more)
+
+    two = 2 * lanes
+    return [
+        one((4 * lanes, 20, 1, 1), (9, 11), "shared", width=two),
+        one((two - 2, 20, 1, 1), (9, 11), "shared", width=two, border=BORDER, add=True),
+        one((two, 33, 3, 3), (9, 11), "shared", width=lanes, border=BORDER),
+        one((two, 3, 3, 3), (12, 11), "shared", width=two, stride=2),
+        one((two, 8, 5, 5), (7, 5), "shared", width=lanes, stride=2, add=True),
+        one((two, 4, 1, 1), (3, 3), "shared", width=two, density=0.0),
+        one((22, 20, 1, 1), (9, 11), "rows", add=True),
+        one((22, 600, 1, 1), (7, 7), "rows", density=0.002, border=BORDER),
+        one((22, 20, 3, 3), (14, 14), "rows", border=(0, 1, 1, 0)),
+        one((5, 20, 1, 1), (2, 2), "rows"),
+        one((5, 1, 3, 3), (9, 11), None, density=1, groups=5, border=BORDER, add=True),
+        one((6, 1, 3, 3), (14, 14), None, density=1, groups=6, stride=2, border=BORDER),
+        one((6, 1, 5, 5), (15, 13), None, density=1, groups=6, stride=2),
+        one((2, 1, 3, 3), (3, 3), None, density=1, groups=2, stride=2),
+    ]
+
+
+@pytest.mark.parametrize(("lanes", "registers"), [(4, 16), (4, 32), (8, 16), (16, 32)])
+def test_against_float64(lanes: int, registers: int, tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    every = cases(rng, lanes)
+    kernels = Kernels([op for _, op in every], target_with(lanes, registers), tmp_path)
+    names = {template.name for template in kernels.templates}
+    assert names == {"sparse_shared", "sparse_rows", "depthwise_planes"}
+    for index, (weight, op) in enumerate(every):
+        x = rng.standard_normal((1, op.x.c, op.x.h, op.x.w), dtype=np.float32)
+        bias = rng.standard_normal(op.y.c, dtype=np.float32)
+        operands = [rng.standard_normal((1, r.c, r.h, r.w), dtype=np.float32) for r in op.residuals]
+        plain = reference.conv(x, weight, bias, op)
+        expected = reference.apply(op.epilogue, plain, operands)
+        packed = [r.pack(o) for r, o in zip(op.residuals, operands, strict=True)]
+        out = kernels.run(index, [op.x.pack(x)], [weight, bias], packed, op.y.elements)
+        assert snr_db(expected, op.y.unpack(out)) > FLOOR_DB, op
+        assert np.isfinite(out).all(), op
+        # Positive control: two channels of the weights swapped.
+        if weight.any():
+            other = reference.apply(
+                op.epilogue, reference.conv(x, weight[::-1], bias, op), operands
+            )
+            assert snr_db(other, op.y.unpack(out)) < 40, op
+
+
+@pytest.mark.parametrize("lanes", [4, 16])
+def test_copies_between_planes_and_blocks(lanes: int, tmp_path: Path) -> None:
+    rng = np.random.default_rng(1)
+    sizes = [(12, 5, 7), (17, 6, 20), (33, 17, 17), (3, 9, 18)]
+    layouts = [
+        (Blocked(2, c, h, w, a, before), Blocked(2, c, h, w, b, after))
+        for c, h, w in sizes
+        for a, b in ((1, lanes), (lanes, 1))
+        for before, after in ((NO_PADS, NO_PADS), ((1, 0, 1, 2), BORDER))
+    ]
+    kernels = Kernels([RelayoutOp(x, y) for x, y in layouts], target_with(lanes, 32), tmp_path)
+    for index, (x, y) in enumerate(layouts):
+        array = rng.standard_normal((2, x.c, x.h, x.w), dtype=np.float32)
+        out = kernels.run(index, [x.pack(array)], [], [], y.elements)
+        assert np.array_equal(y.unpack(out), array), (x, y)
+        assert np.isfinite(out).all()
+
+
+@pytest.mark.parametrize("density", [0.001, 0.2, 1.0])
+def test_rows_pack_every_weight_once(density: float) -> None:
+    weight = weights(np.random.default_rng(2), (7, 900, 1, 1), 1, density)
+    distances, starts, stored = sparse.pack_rows(weight)
+    assert distances.dtype == np.uint8
+    found = np.zeros((7, 900), np.float32)
+    for row in range(7):
+        part = slice(starts[row], starts[row + 1])
+        places = np.cumsum(distances[part].astype(int))
+        assert (np.diff(places) > 0).all()
+        found[row, places] = stored[part]
+    assert np.array_equal(found, weight[:, :, 0, 0])
+    assert sparse.rows(weight).nonzeros == np.count_nonzero(weight)

@@ -1,0 +1,75 @@
+"""Patterns as text, masks, and the refit against its definition."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from edgepipe.errors import UserError
+from edgepipe.recipe import Recipe
+from edgepipe.sparsity.pattern import Pattern
+from edgepipe.sparsity.pruning import mask, refit
+
+
+@pytest.mark.parametrize("text", ["2:4", "1:8", "4:8v16", "1:4v32", "80%", "62.5%"])
+def test_a_pattern_is_read_back(text: str) -> None:
+    pattern = Pattern.parse(text, "here")
+    assert str(pattern) == text and Pattern.parse(str(pattern), "here") == pattern
+    recipe = Recipe.parse(f"fp32+{text}")
+    assert str(recipe) == f"fp32+{text}" and Recipe.parse(str(recipe)) == recipe
+
+
+@pytest.mark.parametrize("text", ["", "4:2", "4:4", "0:4", "2:4v0", "2:4v65", "100%", "0%", "x"])
+def test_an_impossible_pattern_is_refused(text: str) -> None:
+    with pytest.raises(UserError, match=r"^--recipe: .*(known: N:M|N is below M)"):
+        Recipe.parse(f"fp32+{text}")
+
+
+@pytest.mark.parametrize("format", ["w8a8", "fp16", "w4g32"])
+def test_a_format_without_sparse_kernels_is_refused(format: str) -> None:
+    with pytest.raises(UserError, match=r"use fp32\+2:4, or leave '\+2:4' out"):
+        Recipe.parse(f"{format}+2:4")
+
+
+def test_of_every_group_the_largest_stay() -> None:
+    scores = np.random.default_rng(0).random((6, 10, 3))
+    kept = mask(scores, Pattern.parse("2:4", ""))
+    for channel, tap in np.ndindex(6, 3):
+        for start, size in ((0, 2), (4, 2), (8, 1)):  # of the last two inputs one, the same share
+            group = scores[channel, start : start + 4, tap]
+            chosen = set(np.flatnonzero(kept[channel, start : start + 4, tap]))
+            assert chosen == set(np.argsort(-group)[:size])
+
+
+def test_channels_share_a_pattern() -> None:
+    scores = np.random.default_rng(1).random((7, 8, 1))
+    kept = mask(scores, Pattern.parse("1:4v3", ""))
+    assert (kept[0:3] == kept[0]).all() and (kept[3:6] == kept[3]).all()
+    assert kept.sum() == 7 * 2
+    first = scores[:3, :4, 0].sum(0)
+    assert np.flatnonzero(kept[0, :4, 0]) == [int(np.argmax(first))]
+
+
+def test_a_share_of_all_weights_stays_but_one_at_least() -> None:
+    scores = np.random.default_rng(2).random((4, 25, 1))
+    kept = mask(scores, Pattern.parse("80%", ""))
+    assert kept.sum() == 20 and scores[kept].min() > scores[~kept].max()
+    assert mask(np.ones((1, 2, 1)), Pattern.parse("99%", "")).sum() == 1
+
+
+def test_the_refit_is_the_least_squares_solution() -> None:
+    """Against numpy's solver on the rows themselves; nothing else comes as near."""
+    rng = np.random.default_rng(3)
+    x = rng.standard_normal((500, 12)) @ rng.standard_normal((12, 12))
+    weight = rng.standard_normal((5, 12)).astype(np.float32)
+    kept = mask(weight[:, :, None] ** 2, Pattern.parse("2:4", ""))[..., 0]
+    hessian = x.T @ x / 500
+    found = refit(weight, kept, hessian, weight @ hessian)
+    assert (found[~kept] == 0).all()
+    y = x @ weight.T
+    for row in range(5):
+        exact = np.linalg.lstsq(x[:, kept[row]], y[:, row], rcond=None)[0]
+        best = np.square(x[:, kept[row]] @ exact - y[:, row]).sum()
+        error = np.square(x @ found[row] - y[:, row]).sum()
+        plain = np.square(x @ np.where(kept[row], weight[row], 0) - y[:, row]).sum()
+        assert best <= error < 1.01 * best < plain

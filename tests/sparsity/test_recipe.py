@@ -1,0 +1,155 @@
+"""From a recipe, or from zeros that are there, to a bundle that runs over them."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from onnx import helper, numpy_helper
+
+import edgepipe
+from edgepipe.errors import UserError
+from edgepipe.target import Target
+
+
+def network(path: Path, zeros: float = 0.0, *, pointwise: bool = True) -> Path:
+    """Convolution, then depthwise and pointwise ones with a residual, as MobileNets have them;
+    weights of He's deviation, ``zeros`` of the pointwise ones zero."""
+    rng = np.random.default_rng(0)
+    nodes, tensors, size = [], [], [0]
+
+    def conv(x: str, co: int, ci: int, k: int, stride: int, group: int, dense: bool) -> str:
+        size[0] += 1
+        shape = (co, ci // group, k, k)
+        weight = rng.standard_normal(shape) * np.sqrt(2 / np.prod(shape[1:]))
+        if not dense:
+            weight *= (rng.random(shape) >= zeros) / np.sqrt(1 - zeros)
+        bias = rng.standard_normal(co) * 0.1
+        for array, kind in ((weight, "w"), (bias, "b")):
+            name = f"{kind}{size[0]}"
+            tensors.append(numpy_helper.from_array(array.astype(np.float32), name))
+        out = f"c{size[0]}"
+        p = k // 2
+        nodes.append(
+            helper.make_node(
+                "Conv", [x, f"w{size[0]}", f"b{size[0]}"], [out], name=out,
+                strides=[stride] * 2, pads=[p] * 4, group=group,
+            )
+        )  # fmt: skip
+        nodes.append(helper.make_node("Relu", [out], [f"{out}r"]))
+        return f"{out}r"
+
+    y = conv("x", 32, 3, 3, 2, 1, True)
+    if pointwise:
+        for co, ci, stride in ((64, 32, 1), (64, 64, 2), (64, 64, 1)):
+            y = conv(y, ci, ci, 3, stride, ci, True)
+            y = conv(y, co, ci, 1, 1, 1, False)
+        z = conv(y, 64, 64, 1, 1, 1, False)
+        nodes.append(helper.make_node("Add", [y, z], ["sum"]))
+        y = conv("sum", 64, 64, 1, 1, 1, False)
+    nodes.append(helper.make_node("GlobalAveragePool", [y], ["y"]))
+    value = helper.make_tensor_value_info
+    width = 64 if pointwise else 32
+    graph = helper.make_graph(
+        nodes, "g", [value("x", 1, [1, 3, 28, 28])], [value("y", 1, [1, width, 1, 1])], tensors
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    onnx.save(model, path)
+    return path
+
+
+def kinds(bundle: edgepipe.Bundle) -> Counter[str]:
+    return Counter(k["kernel"].rsplit("_", 1)[0] for k in bundle.manifest["kernels"])
+
+
+@pytest.mark.parametrize("target", ["host", "wasm-simd", "raspberry-pi-4", "raspberry-pi-3-32"])
+def test_a_network_that_is_sparse_runs_over_planes(target: str, tmp_path: Path) -> None:
+    path = network(tmp_path / "net.onnx", 0.9)
+    bundle = edgepipe.compile(path, target=target, output=tmp_path / "b")
+    found = kinds(bundle)
+    assert found["sparse_rows"] == 5 and found["depthwise_planes"] == 2, found
+    report = bundle.validate()
+    assert not report.failures and report.outputs[0].snr_db > 110
+    audit = [k["sparsity"] for k in bundle.manifest["kernels"] if k["sparsity"]]
+    for facts in audit:
+        estimates = facts["estimated_instructions"]
+        assert estimates[facts["form"]] == min(estimates.values())
+        assert 0.85 < facts["zeros"] < 0.95
+    dense = edgepipe.compile(network(tmp_path / "dense.onnx"), target=target, output=tmp_path / "d")
+    assert not any(k["sparsity"] for k in dense.manifest["kernels"])
+    ours, theirs = (b.manifest["memory"]["weights_bytes"] for b in (bundle, dense))
+    assert ours < 0.5 * theirs
+
+
+@pytest.mark.parametrize(
+    ("target", "recipe"),
+    [("host", "fp32+1:4v32"), ("wasm-simd", "fp32+2:4v8"), ("raspberry-pi-4", "fp32+1:4v16")],
+)
+def test_a_recipe_prunes_to_what_the_kernels_share(
+    target: str, recipe: str, tmp_path: Path
+) -> None:
+    path = network(tmp_path / "net.onnx")
+    bundle = edgepipe.compile(path, target=target, recipe=recipe, output=tmp_path / "b")
+    assert str(bundle.recipe) == recipe
+    assert kinds(bundle)["sparse_shared"] == 5
+    facts = bundle.manifest["sparsity"]
+    wanted = 0.5 if "2:4" in recipe else 0.75
+    assert facts["refitted"] is False and set(facts["zeros"].values()) == {wanted}
+    assert not bundle.validate().failures
+    # Positive control: the dense network's answers are others.
+    _, outputs = bundle.golden()
+    floats = bundle.golden_floats()
+    assert np.abs(outputs["y"] - floats["y"]).max() > 0.05 * np.abs(floats["y"]).max()
+
+
+def test_calibration_refits_what_stays(tmp_path: Path) -> None:
+    path = network(tmp_path / "net.onnx")
+    rng = np.random.default_rng(1)
+    data = {"x": rng.standard_normal((16, 3, 28, 28), dtype=np.float32)}
+    errors = {}
+    for name, calibration in (("plain", None), ("refitted", data)):
+        bundle = edgepipe.compile(
+            path, target="host", recipe="fp32+2:4", calibration=calibration,
+            output=tmp_path / name,
+        )  # fmt: skip
+        _, outputs = bundle.golden()
+        errors[name] = float(np.square(outputs["y"] - bundle.golden_floats()["y"]).sum())
+        assert set(bundle.manifest["sparsity"]["zeros"].values()) == {0.5}
+    assert errors["refitted"] < 0.2 * errors["plain"]
+
+
+def test_wide_vectors_do_not_take_a_pattern_that_costs_more(tmp_path: Path) -> None:
+    """2:4 of every channel for itself leaves hardly a place that 32 channels do not need."""
+    path = network(tmp_path / "net.onnx")
+    target = Target.load("x86-64-v3")
+    bundle = edgepipe.compile(path, target=target, recipe="fp32+2:4", output=tmp_path / "b")
+    for kernel in bundle.manifest["kernels"]:
+        facts = kernel["sparsity"]
+        if facts is not None:
+            estimates = facts["estimated_instructions"]
+            assert facts["form"] == min(estimates, key=estimates.__getitem__)
+            assert estimates["shared"] > estimates["dense"]
+
+
+def test_a_network_without_convolutions_to_prune_is_refused(tmp_path: Path) -> None:
+    path = network(tmp_path / "net.onnx", pointwise=False)
+    with pytest.raises(UserError, match="no convolution of the network can be pruned"):
+        edgepipe.compile(path, target="host", recipe="fp32+2:4", output=tmp_path / "b")
+    assert not (tmp_path / "b").exists()
+
+
+@pytest.mark.parametrize("wrong", [np.nan, np.inf])
+def test_weights_that_are_not_finite_are_refused(wrong: float, tmp_path: Path) -> None:
+    model = onnx.load(network(tmp_path / "net.onnx"))
+    tensor = next(t for t in model.graph.initializer if t.name == "w3")
+    array = numpy_helper.to_array(tensor).copy()
+    array[0, 0] = wrong
+    tensor.CopyFrom(numpy_helper.from_array(array, "w3"))
+    onnx.save(model, tmp_path / "net.onnx")
+    with pytest.raises(UserError, match="not finite"):
+        edgepipe.compile(
+            tmp_path / "net.onnx", target="host", recipe="fp32+2:4", output=tmp_path / "b"
+        )
