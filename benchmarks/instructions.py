@@ -1,0 +1,40 @@
+"""Guest instructions per inference of a bundle for AArch64, counted by QEMU: no latency.
+
+The counting plugin and the QEMU that takes it come from ``tools/count_insns.py`` beside the
+checkout (EDGEPIPE_SHARED), which builds them once.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from harness import ROOT
+
+from edgepipe.bundle import Bundle
+from edgepipe.errors import UserError
+
+
+@cache
+def _lab() -> Any:
+    shared = Path(os.environ.get("EDGEPIPE_SHARED", ROOT.parent / "shared"))
+    file = shared / "tools" / "count_insns.py"
+    spec = importlib.util.spec_from_file_location("count_insns", file)
+    if not file.is_file() or spec is None or spec.loader is None:
+        raise UserError("no counter of instructions", where=str(file), fix="set EDGEPIPE_SHARED")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    cache_folder = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache"))
+    lab = module.Lab(cache_folder / "edgepipe" / "count-insns")
+    lab.build_qemu()
+    return lab
+
+
+def count(bundle: Bundle) -> float:
+    """Instructions per inference, from the difference of two repetition counts."""
+    cpu, program = bundle.target.run.qemu_cpu, str(bundle.file("bench"))
+    few, many = (_lab().run([program, "repeat", str(n)], cpu)[0] for n in (1, 3))
+    return float(many - few) / 2
