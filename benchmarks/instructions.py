@@ -35,6 +35,8 @@ def _lab() -> Any:
 
 def count(bundle: Bundle) -> float:
     """Instructions per inference, from the difference of two repetition counts."""
+    if bundle.target.arch != "aarch64":
+        raise UserError("the counter reads AArch64 programs only", where=bundle.target.name)
     cpu, program = bundle.target.run.qemu_cpu, str(bundle.file("bench"))
     few, many = (_lab().run([program, "repeat", str(n)], cpu)[0] for n in (1, 3))
     return float(many - few) / 2
