@@ -28,6 +28,8 @@ EPILOG = (
     "calibration/, or a .toml like those. "
     "Exit codes: 0 fine, 2 your input or environment is at fault, 3 a bug in edgepipe"
 )
+#: Warnings printed one by one: a network of hundreds of layers may have one for each.
+MOST_WARNINGS = 12
 
 
 def add_arguments(parser: Parser) -> None:
@@ -186,8 +188,10 @@ def _report(
             print("nothing to explain: every fusion and template that was tried applied")
         print(audit(bundle.manifest["kernels"]) + "\n")
     if not values.get("quiet"):
-        for warning in warnings:
+        for warning in warnings[:MOST_WARNINGS]:
             print(f"warning: {warning}", file=sys.stderr)
+        if (more := len(warnings) - MOST_WARNINGS) > 0:
+            print(f"warning: and {more} more; --json and --explain have them all", file=sys.stderr)
         print(summary(bundle, stages, seconds))
 
 

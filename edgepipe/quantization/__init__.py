@@ -36,8 +36,8 @@ def apply(
     """Quantize a copy of ``model``, the result of ``edgepipe.passes.run``.
 
     ``samples`` are inputs of single runs: input name → array of exactly the model's shape.
-    Reasons and doubts go to ``context.note``. Raises UserError for samples, weights or
-    activations that cannot be quantized, naming the tensor.
+    Reasons go to ``context.note``, doubts to ``context.warn``. Raises UserError for samples,
+    weights or activations that cannot be quantized, naming the tensor.
     """
     from edgepipe.quantization.qdq import QdqWriter
 
@@ -60,8 +60,8 @@ def fit(
     from edgepipe.quantization.executor import Rounding
     from edgepipe.quantization.placement import place
 
-    def note(subject: str | None, text: str) -> None:
-        context.note(STAGE, subject, text)
+    def note(subject: str | None, text: str, *, doubt: bool = False) -> None:
+        (context.warn if doubt else context.note)(STAGE, subject, text)
 
     result = model.clone()
     graph = result.graph

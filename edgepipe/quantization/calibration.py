@@ -15,7 +15,7 @@ from edgepipe.quantization.executor import Values, compile_part
 from edgepipe.quantization.graph import Array, dims, name_of
 from edgepipe.quantization.observers import SMALLEST_SCALE, Grid, GridStyle, Histogram, choose
 from edgepipe.quantization.placement import Placement
-from edgepipe.quantization.weights import Note
+from edgepipe.quantization.remarks import Note
 
 #: Fewer samples than this give ranges that the next sample leaves.
 FEW = 16
@@ -44,13 +44,17 @@ def collect(
     if count == 0:
         raise UserError("there are no samples", where="calibration", fix="give at least one")
     if count < FEW:
-        note(None, f"only {count} samples: ranges and reconstruction rest on little")
+        note(
+            "calibration",
+            f"only {count} samples: ranges and reconstruction rest on little",
+            doubt=True,
+        )
     elif count == most and next(stream, None) is not None:
-        note(None, f"calibration used the first {count} samples")
+        note("calibration", f"used the first {count} samples")
     stacked = {value: array[:count] for value, array in kept.items()}
     for value, array in stacked.items():
         if count > 1 and array.dtype.kind == "f" and np.ptp(array) == 0.0:
-            note(value.name, "every sample of this input is the same constant")
+            note(value.name, "every sample of this input is the same constant", doubt=True)
     return stacked
 
 
@@ -123,7 +127,7 @@ def _grids(
         names.setdefault(number, name_of(value))
         seen = histograms[value]
         if seen.low == seen.high:
-            note(value.name, f"this tensor is {seen.low:g} for every sample")
+            note(value.name, f"this tensor is {seen.low:g} for every sample", doubt=True)
     grids = {}
     for number, histogram in merged.items():
         style = GridStyle(
@@ -131,7 +135,8 @@ def _grids(
         )
         grid = choose(histogram, config.observer, style, config.percentile)
         if float(grid.scale) <= SMALLEST_SCALE:
-            note(names[number], "its range underflows: raised to the smallest usable scale")
+            text = "its range underflows: raised to the smallest usable scale"
+            note(names[number], text, doubt=True)
         if not np.isfinite(grid.scale):
             raise UserError(
                 "its range does not fit float32 scales", where=f"tensor '{names[number]}'"

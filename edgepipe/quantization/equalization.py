@@ -15,7 +15,7 @@ Concat, Slice and Pad shift them. A class of tied channels may be scaled when
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -25,8 +25,7 @@ from edgepipe.quantization.executor import Values, compile_part
 from edgepipe.quantization.graph import Array, constant, dims, is_op, name_of
 from edgepipe.quantization.layers import Layer
 from edgepipe.quantization.placement import Unit, weight_of
-
-Note = Callable[[str | None, str], None]
+from edgepipe.quantization.remarks import Note
 
 #: Exponent of the activations' share in the balance, the weights have the rest. By bits of the
 #: activations: at 4 they lose more than any weights (8-layer ResNet, w4a4: 17.5 dB without, 17.6 at

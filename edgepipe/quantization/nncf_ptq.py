@@ -22,8 +22,9 @@ from edgepipe.quantization import scales
 from edgepipe.quantization.graph import Array, name_of
 from edgepipe.quantization.layers import Layer
 from edgepipe.quantization.observers import GridStyle
+from edgepipe.quantization.remarks import Note
 from edgepipe.quantization.scales import CodeRange
-from edgepipe.quantization.weights import Note, check_weights, finish
+from edgepipe.quantization.weights import check_weights, finish
 
 if TYPE_CHECKING:
     import onnx

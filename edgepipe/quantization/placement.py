@@ -13,7 +13,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -21,6 +20,7 @@ import onnx_ir as ir
 
 from edgepipe.quantization.config import Format, QuantConfig
 from edgepipe.quantization.graph import Array, bounds, constant, dims, dynamic, is_op, only_user
+from edgepipe.quantization.remarks import Note
 
 MOVEMENT = frozenset(
     [
@@ -114,9 +114,6 @@ class Placement:
         """Whether ``node`` sees ``value`` rounded to its grid."""
         producer = value.producer()
         return value in self.group and (producer in self.integer or node in self.integer)
-
-
-Note = Callable[[str | None, str], None]
 
 
 def weight_of(node: ir.Node) -> ir.Value | None:

@@ -12,7 +12,6 @@ channels that are a hundred times larger than others. s_j = max|x_j|^α / max|w_
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -22,8 +21,7 @@ from edgepipe.quantization.executor import Values, compile_part
 from edgepipe.quantization.graph import Array, constant, dims, is_op, name_of, only_user
 from edgepipe.quantization.layers import Layer
 from edgepipe.quantization.placement import Unit, weight_of
-
-Note = Callable[[str | None, str], None]
+from edgepipe.quantization.remarks import Note
 
 #: α: how much of the difficulty moves from activations to weights.
 STRENGTH = 0.5

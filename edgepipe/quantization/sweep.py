@@ -20,9 +20,10 @@ from edgepipe.quantization.gram import Gram
 from edgepipe.quantization.graph import Array, bounds, dims, is_op, outer_values
 from edgepipe.quantization.layers import Layer
 from edgepipe.quantization.placement import Placement, Unit
+from edgepipe.quantization.remarks import Note
 from edgepipe.quantization.scales import CodeRange
 from edgepipe.quantization.weight_only import quantize_weights
-from edgepipe.quantization.weights import Note, check_weights, quantize_layer
+from edgepipe.quantization.weights import check_weights, quantize_layer
 
 #: 8-bit weights are fitted to fewer samples where inputs are large: 128, or as many as have this
 #: many elements (128 instead of 512 cost 0.2 dB on ResNet20, and save MobileNetV2 half the time).

@@ -13,8 +13,9 @@ from edgepipe.quantization import gptq, reconstruction, scales
 from edgepipe.quantization.gram import Gram
 from edgepipe.quantization.graph import Array
 from edgepipe.quantization.layers import Layer
+from edgepipe.quantization.remarks import Note
 from edgepipe.quantization.scales import CodeRange
-from edgepipe.quantization.weights import LayerWeights, Note
+from edgepipe.quantization.weights import LayerWeights
 
 
 def block_size(channels: int, group_size: int | None) -> int | None:

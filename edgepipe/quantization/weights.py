@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,9 +13,8 @@ from edgepipe.quantization.activation_aware import Rows, Solver
 from edgepipe.quantization.gram import Gram
 from edgepipe.quantization.graph import Array
 from edgepipe.quantization.layers import Layer
+from edgepipe.quantization.remarks import Note
 from edgepipe.quantization.scales import CodeRange
-
-Note = Callable[[str | None, str], None]
 
 #: Largest bias code: accumulators need the rest of the int32 for the products.
 BIAS_LIMIT = 2**30
@@ -73,9 +71,9 @@ def check_weights(layer: Layer, note: Note) -> None:
     peak = np.abs(layer.matrix(layer.weight)).max(-1)
     dead = int((peak <= scales.DEAD).sum())
     if dead == peak.size:
-        note(name, "all weights are zero: the layer is its bias")
+        note(name, "all weights are zero: the layer is its bias", doubt=True)
     elif dead:
-        note(name, f"{dead} of {peak.size} output channels have only zero weights")
+        note(name, f"{dead} of {peak.size} output channels have only zero weights", doubt=True)
 
 
 def quantize_layer(
@@ -104,7 +102,7 @@ def quantize_layer(
         # A channel that sees only constants has nothing to be fitted to.
         idle = gram.variance_y <= 0.0
         if idle.any():
-            note(layer.node.name, f"{int(idle.sum())} output channels never change")
+            note(layer.node.name, f"{int(idle.sum())} output channels never change", doubt=True)
     else:
         scale = scales.least_error(matrix, span)
         codes = scales.quantize(matrix, scale, span)
@@ -165,6 +163,7 @@ def finish(
             layer.node.name,
             f"{int(raised.sum())} weight scales raised: the int32 bias would overflow, or the"
             " product with the input's scale underflow",
+            doubt=True,
         )
         ratio = np.where(raised, flat / needed, 1.0).reshape(scale.shape)
         codes = np.clip(np.rint(codes * ratio), span.low, span.high)

@@ -59,7 +59,7 @@ def test_activations_that_overflow() -> None:
         if (recipe, method) != ("w4g2", ("mean_variance",))  # it does not know weights alone
     ],
 )
-def test_dead_layers_and_channels_are_noted_and_harmless(
+def test_dead_layers_and_channels_are_told_and_harmless(
     recipe: str, method: tuple[str, ...]
 ) -> None:
     dead = np.zeros((8, 8, 1, 1), np.float32)
@@ -67,16 +67,16 @@ def test_dead_layers_and_channels_are_noted_and_harmless(
     half[:2] = 0
     model = build(MIXED, w2=dead, w3=half)
     result, used = quantize(model, recipe, methods=method)
-    texts = [f"{n.subject}: {n.text}" for n in used.notes]
+    texts = [f"{n.subject}: {n.text}" for n in used.notes if n.warning]
     assert any("all weights are zero" in t for t in texts)
     assert any("2 of 4 output channels" in t for t in texts)
     assert np.isfinite(run(result, samples(model, 1)[0])[0]).all()
 
 
-def test_constant_inputs_and_few_samples_are_noted() -> None:
+def test_constant_inputs_and_few_samples_are_told() -> None:
     used = context()
     result = quantization.apply(build(MIXED), QuantConfig(), [GOOD] * 3, used)
-    texts = [f"{n.subject}: {n.text}" for n in used.notes]
+    texts = [f"{n.subject}: {n.text}" for n in used.notes if n.warning]
     assert any("only 3 samples" in t for t in texts)
     assert any(t.startswith("x: every sample") for t in texts)
     assert np.isfinite(run(result, GOOD)[0]).all()
@@ -91,36 +91,34 @@ def test_extreme_ranges_stay_finite(factor: float) -> None:
         assert np.isfinite(run(result, batch[0])[0]).all()
 
 
-def notes(batch: list[dict[str, Any]], **weights: np.ndarray) -> list[str]:
+def warnings(batch: list[dict[str, Any]], **weights: np.ndarray) -> list[str]:
     used = context()
     result = quantization.apply(build(MIXED, **weights), QuantConfig(), batch, used)
     assert np.isfinite(run(result, batch[0])[0]).all()
-    return [f"{n.subject}: {n.text}" for n in used.notes]
+    return [f"{n.subject}: {n.text}" for n in used.notes if n.warning]
 
 
 def test_good_input_is_no_reason_for_a_warning() -> None:
-    doubts = ("underflow", "never change", "for every sample", "zero weights", "samples:")
-    found = notes(samples(build(MIXED)))
-    assert not [text for text in found if any(doubt in text for doubt in doubts)]
+    assert not warnings(samples(build(MIXED)))
 
 
 def test_ranges_that_underflow_are_named() -> None:
     batch = [{"x": s["x"] * np.float32(1e-37)} for s in samples(build(MIXED))]
-    found = notes(batch)
+    found = warnings(batch)
     assert any(text.startswith("x: its range underflows") for text in found)
 
 
 def test_weights_whose_product_with_the_input_scale_underflows_are_named() -> None:
     tiny = np.full((4, 8, 1, 1), 1e-36, np.float32)
     batch = [{"x": s["x"] * np.float32(1e-3)} for s in samples(build(MIXED))]
-    found = notes(batch, w3=tiny)
+    found = warnings(batch, w3=tiny)
     assert any("weight scales raised" in text and "underflow" in text for text in found)
 
 
 def test_constant_channels_and_dead_layers_are_named() -> None:
     """A layer that its Relu switches off, and layers that see only constants."""
     off = np.full(8, -1e4, np.float32)
-    found = notes(samples(build(MIXED)), b0=off)
+    found = warnings(samples(build(MIXED)), b0=off)
     assert any(text.startswith("r0: this tensor is 0 for every sample") for text in found)
     assert any("8 output channels never change" in text for text in found)
 

@@ -38,7 +38,7 @@ def test_equalisation_keeps_the_function() -> None:
         changed = model.clone()
         batch = samples(model, 8)
         inputs = {changed.graph.inputs[0]: np.stack([s["x"] for s in batch])}
-        equalization.equalize(changed.graph, inputs, 8, lambda subject, text: None)
+        equalization.equalize(changed.graph, inputs, 8, lambda subject, text, doubt=False: None)
         assert snr_db(run(model, batch[0])[0], run(changed, batch[0])[0]) > 110
         assert any("equalised" in name for name in changed.graph.initializers)
 
@@ -66,7 +66,9 @@ def test_equalisation_leaves_clip_alone() -> None:
     ranges = equalization.channel_ranges(
         model.graph, {model.graph.inputs[0]: np.stack([s["x"] for s in samples(model, 4)])}
     )
-    assert not equalization.plan(model.graph, ranges, lambda subject, text: None).factors
+    assert not equalization.plan(
+        model.graph, ranges, lambda subject, text, doubt=False: None
+    ).factors
 
 
 @pytest.mark.parametrize("method", ["bias_correction", "mean_variance", "reconstruction"])
