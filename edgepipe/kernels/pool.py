@@ -46,7 +46,7 @@ def _covered(start: Any, size: int, low: int, high: int) -> Any:
     return minimum(start + size, high) - maximum(start, low)
 
 
-def _divisor(op: PoolOp, y: Any, x: Any) -> Any:
+def divisor(op: PoolOp, y: Any, x: Any) -> Any:
     (kh, kw), (sy, sx) = op.kernel, op.strides
     top, left = op.offset
     if op.count_include_pad:
@@ -86,7 +86,7 @@ def emit(op: PoolOp, knobs: Knobs) -> Any:
                     acc[0] = tirx.max(acc[0], value) if op.kind == "max" else acc[0] + value
             result = acc[0]
             if op.kind == "average":
-                result = result / splat(_divisor(op, row, column), lanes)
+                result = result / splat(divisor(op, row, column), lanes)
             finish(op, residuals, target, (n, block, row, column), result)
         zero_border(y, target)
 

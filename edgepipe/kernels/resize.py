@@ -34,7 +34,7 @@ def source_positions(mode: str, source: int, result: int) -> np.ndarray:
     return (at + 0.5) * source / result - 0.5
 
 
-def _tables(mode: str, source: int, result: int) -> tuple[np.ndarray, np.ndarray]:
+def tables(mode: str, source: int, result: int) -> tuple[np.ndarray, np.ndarray]:
     """Per output the two source indices, interleaved, and the weight of the second."""
     at = np.clip(source_positions(mode, source, result), 0, source - 1)
     low = np.minimum(np.floor(at).astype(np.int32), max(source - 2, 0))
@@ -44,7 +44,7 @@ def _tables(mode: str, source: int, result: int) -> tuple[np.ndarray, np.ndarray
 
 
 def pack(op: BilinearOp, knobs: Knobs, arrays: Sequence[np.ndarray]) -> list[np.ndarray]:
-    return [*_tables(op.mode, op.x.h, op.y.h), *_tables(op.mode, op.x.w, op.y.w)]
+    return [*tables(op.mode, op.x.h, op.y.h), *tables(op.mode, op.x.w, op.y.w)]
 
 
 def emit(op: BilinearOp, knobs: Knobs) -> Any:

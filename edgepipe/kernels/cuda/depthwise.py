@@ -1,0 +1,109 @@
+"""Depthwise convolution: a thread computes four channels of neighbouring pixels of a row.
+
+Inputs come through the read-only cache, each vector of a row once for all taps of the thread.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from edgepipe.kernels.builder import Registers, kernel, load, minimum
+from edgepipe.kernels.cuda.threads import (
+    LANES,
+    THREADS,
+    WARP,
+    fill_border,
+    finish,
+    launch,
+    when,
+    zeros,
+)
+from edgepipe.kernels.cuda.weights import arguments, packed, row_values, scaled, unsupported
+from edgepipe.kernels.ops import ConvOp, Op
+from edgepipe.kernels.output import signature
+from edgepipe.kernels.template import KernelTemplate, Knobs
+from edgepipe.kernels.weights import grown
+from edgepipe.target import Target
+
+
+def matches(op: Op, target: Target) -> str | None:
+    if not isinstance(op, ConvOp) or op.groups == 1:
+        return ""
+    if op.groups != op.x.c or op.y.c != op.x.c or op.x.lanes != LANES or op.y.lanes != LANES:
+        return "not one filter per channel of NCHW4c"
+    return unsupported(op.weights)
+
+
+def default(op: ConvOp, target: Target) -> Knobs:
+    return {"columns": min(op.y.w, 2 if op.kernel[1] <= 3 else 4)}
+
+
+def pack(op: ConvOp, knobs: Knobs, arrays: Sequence[np.ndarray]) -> list[np.ndarray]:
+    """``w[c, 1, kh, kw]``, scales, ``b[c]`` → ``[kh][kw][c]`` and padded vectors."""
+    weight, *vectors = arrays
+    channels = op.y.blocks * LANES
+    taps = grown(weight.transpose(1, 2, 3, 0), channels)
+    return [
+        packed(op.weights, taps),
+        *(grown(np.asarray(v, np.float32).reshape(-1), channels) for v in vectors),
+    ]
+
+
+def emit(op: ConvOp, knobs: Knobs) -> Any:
+    x, y, columns = op.x, op.y, knobs["columns"]
+    (kh, kw), (sy, sx), (dy, dx) = op.kernel, op.strides, op.dilations
+    channels, per_row = y.blocks * LANES, -(-y.w // columns)
+    count = y.n * y.blocks * y.h * per_row
+    threads = min(THREADS, -(-count // WARP) * WARP)
+    blocks = -(-count // threads)
+
+    def tile(buffers: Sequence[Any], index: Any) -> None:
+        source, *rest = buffers
+        weights, (bias, *residuals, target) = rest[: op.weights.arrays], rest[op.weights.arrays :]
+        part, row = index % per_row, index // per_row % y.h
+        plane = index // (per_row * y.h)
+        n, block = plane // y.blocks, plane % y.blocks
+        # The last tile of a row overlaps its neighbour: the same values, stored twice.
+        first = minimum(part * columns, y.w - columns)
+        sums = zeros(columns, LANES)
+        vector, weight = Registers(1, LANES), Registers(kw, LANES)
+        for ky in range(kh):
+            for kx in range(kw):
+                at = (ky * kw + kx) * channels + block * LANES
+                weight[kx] = row_values(op.weights, weights[0], at)
+            users: dict[int, list[tuple[int, int]]] = {}
+            for i in range(columns):
+                for kx in range(kw):
+                    users.setdefault(i * sx + kx * dx, []).append((i, kx))
+            for shift, uses in sorted(users.items()):
+                in_y = row * sy + ky * dy - op.offset[0]
+                in_x = first * sx + shift - op.offset[1]
+                vector[0] = load(source, x.offset(n, block, in_y, in_x), LANES)
+                for i, kx in uses:
+                    sums[i] = sums[i] + vector[0] * weight[kx]
+        for i in range(columns):
+            value = scaled(op.weights, weights, block * LANES, sums[i])
+            value = value + load(bias, block * LANES, LANES)
+            finish(op, residuals, target, (n, block, row, first + i), value)
+
+    def body(*buffers: Any) -> None:
+        with launch((blocks,), threads) as (block, _, _, thread):
+            index = block * threads + thread
+            with when(True if count % threads == 0 else index < count):
+                tile(buffers, index)
+            fill_border(y, buffers[-1], index, blocks * threads)
+
+    inputs = [
+        ("x", x.elements, x.dtype),
+        *arguments(op.weights, kh * kw * channels, channels),
+        ("b", channels, "float32"),
+    ]
+    return kernel("depthwise", signature(op, inputs), body)
+
+
+TEMPLATE = KernelTemplate(
+    name="depthwise", matches=matches, default=default, emit=emit, pack=pack, rank=1
+)
