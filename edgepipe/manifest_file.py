@@ -15,7 +15,7 @@ from edgepipe.codegen.plan import Plan, TensorSpec
 from edgepipe.context import Context
 from edgepipe.errors import UserError
 from edgepipe.recipe import Recipe
-from edgepipe.target import Integer, Link, Run, Simd, Target
+from edgepipe.target import Cuda, Integer, Link, Run, Simd, Target
 
 if TYPE_CHECKING:
     from edgepipe.importer.source import Source
@@ -116,6 +116,7 @@ def target(manifest: Mapping[str, Any]) -> Target:
     raw["simd"], raw["link"] = Simd(**raw["simd"]), Link(**raw["link"])
     raw["integer"] = Integer(**raw["integer"])
     raw["run"] = Run(**{**raw["run"], "runners": tuple(raw["run"]["runners"])})
+    raw["cuda"] = Cuda(**raw["cuda"]) if raw.get("cuda") else None
     raw["recipes"] = tuple(raw["recipes"])
     raw["variants"] = {name: tuple(extra) for name, extra in raw["variants"].items()}
     return Target(**raw)

@@ -57,6 +57,19 @@ class Run:
 
 
 @dataclass(frozen=True)
+class Cuda:
+    """The GPU: compute capability ``sm`` (62 for 6.2), the highest PTX ISA that the board's driver
+    takes, multiprocessors, memory bandwidth and float32 peak at the highest clock."""
+
+    sm: int
+    ptx_isa: str
+    driver: str
+    processors: int
+    bandwidth_gb_s: float
+    peak_gflops_f32: float
+
+
+@dataclass(frozen=True)
 class Target:
     """A device, as data. ``llvm`` is the full TVM target; ``facts`` is what else the file tells.
 
@@ -77,6 +90,7 @@ class Target:
     recipes: tuple[str, ...] = ("fp32",)
     variants: dict[str, tuple[str, ...]] = field(default_factory=dict)
     facts: dict[str, Any] = field(default_factory=dict)
+    cuda: Cuda | None = None
 
     @classmethod
     def load(cls, name_or_file: str) -> Target:
@@ -121,6 +135,7 @@ class Target:
                 recipes=tuple(raw.get("recipes", ("fp32",))),
                 variants={k: tuple(v) for k, v in raw.get("variants", {}).items()},
                 facts=dict(raw.get("facts", {})),
+                cuda=Cuda(**raw["cuda"]) if "cuda" in raw else None,
             )
         except KeyError as error:
             raise UserError(f"missing key {error}", where=str(path)) from None

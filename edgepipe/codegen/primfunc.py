@@ -43,7 +43,8 @@ def llvm_target(target: Target, extra_attributes: tuple[str, ...] = ()) -> Any:
     return llvm.with_host(llvm)
 
 
-def _passes() -> list[Any]:
+def passes(common_subexpressions: bool = True) -> list[Any]:
+    """What lowers a scheduled PrimFunc to flat loops over flat buffers."""
     s, x = s_tir.transform, tirx.transform
     return [
         s.CanonicalizeLoop(),
@@ -66,7 +67,7 @@ def _passes() -> list[Any]:
         x.StmtSimplify(),
         x.RemoveNoOp(),
         s.RewriteUnsafeSelect(),
-        x.CommonSubexprElim(),
+        *([x.CommonSubexprElim()] if common_subexpressions else []),
         x.VerifyMemory(),
         x.AnnotateEntryFunc(),
     ]
@@ -129,7 +130,7 @@ def build_object(
     raw: dict[str, Any] = {}
     workspaces: dict[str, list[int]] = {}
     with llvm, tvm.transform.PassContext(opt_level=3):
-        module = tvm.transform.Sequential(_passes())(module)
+        module = tvm.transform.Sequential(passes())(module)
         for var, func in module.functions.items():
             symbol = var.name_hint
             raw[symbol], workspaces[symbol] = _raw_pointers(func, symbol)

@@ -50,12 +50,12 @@ class KernelTemplate:
 
 
 @cache
-def templates() -> tuple[KernelTemplate, ...]:
+def templates(package_name: str = "edgepipe.kernels") -> tuple[KernelTemplate, ...]:
     """Every template in this package, best first."""
-    package = importlib.import_module("edgepipe.kernels")
+    package = importlib.import_module(package_name)
     found = []
     for info in pkgutil.iter_modules(package.__path__):
-        module = importlib.import_module(f"edgepipe.kernels.{info.name}")
+        module = importlib.import_module(f"{package_name}.{info.name}")
         template = getattr(module, "TEMPLATE", None)
         if template is not None:
             found.append(template)
@@ -65,7 +65,8 @@ def templates() -> tuple[KernelTemplate, ...]:
 def select(op: Op, target: Target) -> tuple[KernelTemplate | None, list[str]]:
     """Return the template for ``op`` and why better-ranked ones did not apply."""
     reasons: list[str] = []
-    for template in templates():
+    own = "edgepipe.kernels.cuda" if target.kind == "cuda" else "edgepipe.kernels"
+    for template in templates(own):
         reason = template.matches(op, target)
         if reason is None:
             return template, reasons

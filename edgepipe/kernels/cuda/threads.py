@@ -103,7 +103,8 @@ def each_vector(layout: Blocked, buffer: Any, compute: Callable[[Any, Any, Any, 
             pixel, plane = index % (layout.h * layout.w), index // (layout.h * layout.w)
             place = (plane // layout.blocks, plane % layout.blocks)
             compute(*place, pixel // layout.w, pixel % layout.w)
-        fill_border(layout, buffer, index, -(-count // threads) * threads)
+        if buffer is not None:
+            fill_border(layout, buffer, index, -(-count // threads) * threads)
 
 
 def applied(steps: Sequence[Step], value: Any, lanes: int, operands: Sequence[Any]) -> Any:

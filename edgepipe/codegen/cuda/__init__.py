@@ -1,0 +1,1 @@
+"""From scheduled PrimFuncs to CUDA source, PTX, and a host program on the CUDA driver API."""
