@@ -80,6 +80,8 @@ def _split(function: Any, symbol: str, device: Any) -> tuple[dict[str, Any], lis
         if isinstance(statement, tirx.AllocBuffer):
             workspaces.append(buffer_bytes(statement.buffer))
             pointer(statement.buffer, f"w{len(workspaces)}")
+        elif isinstance(statement, tirx.DeclBuffer):
+            declarations.append(statement)
         else:
             statements.append(statement)
     parts = {}

@@ -1,0 +1,98 @@
+"""NVRTC and ptxas from PyPI wheels: CUDA source → PTX at a board's ISA → cubin and resources."""
+
+from __future__ import annotations
+
+import ctypes
+import importlib.util
+import re
+import subprocess
+import tempfile
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+from edgepipe.errors import EdgepipeError, UserError
+from edgepipe.target import Cuda
+
+_INSTALL = "pip install 'edgepipe[cuda]'"
+
+
+@dataclass(frozen=True)
+class Resources:
+    """What one kernel takes on its sm, as ptxas reports."""
+
+    registers: int
+    shared_bytes: int
+    spill_bytes: int
+
+
+@cache
+def _folder(package: str, file: str) -> Path:
+    """Folder of one of NVIDIA's wheels. Raises UserError."""
+    spec = importlib.util.find_spec("nvidia")
+    for root in (spec.submodule_search_locations or []) if spec else []:
+        if next((Path(root) / package).glob(file), None):
+            return Path(root) / package
+    raise UserError(f"NVIDIA's {package} is missing", where="--target", fix=_INSTALL)
+
+
+def to_ptx(source: str, cuda: Cuda) -> str:
+    """Compile for the virtual architecture of ``cuda`` and label the PTX with its ISA.
+
+    NVRTC labels PTX with its own, newest ISA, which the drivers of older boards refuse; ``to_cubin``
+    has the assembler check that what is in it belongs to the older one. Raises UserError where the
+    wheels are missing or do not know the architecture.
+    """
+    library = _folder("cuda_nvrtc", "lib/libnvrtc.so.*") / "lib"
+    nvrtc = ctypes.CDLL(str(next(library.glob("libnvrtc.so.*"))))
+    includes = [_folder("cuda_runtime", "include/cuda_fp16.h") / "include"]
+    includes.append(_folder("cuda_cccl", "include/nv") / "include")
+    program, size = ctypes.c_void_p(), ctypes.c_size_t()
+    text = source.encode()
+    nvrtc.nvrtcCreateProgram(ctypes.byref(program), text, b"model.cu", 0, None, None)
+    options = [f"--gpu-architecture=compute_{cuda.sm}", "--std=c++17", "-default-device"]
+    words = [o.encode() for o in (*options, *(f"-I{folder}" for folder in includes))]
+    status = nvrtc.nvrtcCompileProgram(program, len(words), (ctypes.c_char_p * len(words))(*words))
+    if status:
+        nvrtc.nvrtcGetProgramLogSize(program, ctypes.byref(size))
+        log = ctypes.create_string_buffer(size.value)
+        nvrtc.nvrtcGetProgramLog(program, log)
+        message = log.value.decode("utf-8", "replace")
+        if "gpu-architecture" in message:
+            raise UserError(f"NVRTC does not know sm_{cuda.sm}", where="--target", fix=_INSTALL)
+        first = next((x for x in message.splitlines() if "error" in x), message[:200])
+        raise EdgepipeError(f"NVRTC failed: {first}")
+    nvrtc.nvrtcGetPTXSize(program, ctypes.byref(size))
+    ptx = ctypes.create_string_buffer(size.value)
+    nvrtc.nvrtcGetPTX(program, ptx)
+    nvrtc.nvrtcDestroyProgram(ctypes.byref(program))
+    return re.sub(r"(?m)^\.version \S+", f".version {cuda.ptx_isa}", ptx.value.decode(), count=1)
+
+
+def to_cubin(ptx: str, cuda: Cuda) -> tuple[bytes, dict[str, Resources]]:
+    """Assemble for the exact ``sm``; resources by kernel. Raises EdgepipeError."""
+    assembler = _folder("cuda_nvcc", "bin/ptxas") / "bin" / "ptxas"
+    with tempfile.TemporaryDirectory(prefix="edgepipe-ptxas-") as name:
+        (Path(name) / "model.ptx").write_text(ptx, encoding="utf-8")
+        command = [str(assembler), "-v", f"-arch=sm_{cuda.sm}", "model.ptx", "-o", "model.cubin"]
+        done = subprocess.run(command, cwd=name, capture_output=True, text=True, check=False)
+        if done.returncode:
+            last = (done.stderr.strip() or "no message").splitlines()[0]
+            raise EdgepipeError(f"ptxas failed: {last}")
+        report = _resources(done.stdout + done.stderr)
+        return (Path(name) / "model.cubin").read_bytes(), report
+
+
+def _resources(text: str) -> dict[str, Resources]:
+    found: dict[str, Resources] = {}
+    for part in text.split("Compiling entry function ")[1:]:
+        kernel = part.split("'", 2)[1]
+        spills = sum(int(n) for n in re.findall(r"(\d+) bytes spill", part))
+        registers = re.search(r"Used (\d+) registers", part)
+        shared = re.search(r"(\d+) bytes smem", part)
+        found[kernel] = Resources(
+            int(registers.group(1)) if registers else 0,
+            int(shared.group(1)) if shared else 0,
+            spills,
+        )
+    return found
