@@ -1,0 +1,75 @@
+/* CUDA C on a CPU, for checks: the threads of a block are contexts that change at each barrier.
+ * Blocks run one after another, threads in an order that `emulated_seed` shuffles. */
+#include <math.h>
+#include <stdint.h>
+#include <stdlib.h>
+#include <ucontext.h>
+
+#include <algorithm>
+#include <numeric>
+#include <vector>
+
+#define __global__
+#define __device__
+#define __host__
+#define __restrict__ __restrict
+#define __launch_bounds__(...)
+#define __shared__ static
+#define __align__(n) alignas(n)
+
+struct dim3_ { int x, y, z; };
+static dim3_ blockIdx, threadIdx;
+typedef float float4_ __attribute__((ext_vector_type(4)));
+#define VECTOR(T, N) struct alignas(16) N { T x, y, z, w; }; \
+    static inline N make_##N(T x, T y, T z, T w) { return N{x, y, z, w}; }
+VECTOR(float, float4)
+VECTOR(int, int4)
+struct alignas(4) char4 { signed char x, y, z, w; };
+struct alignas(4) uchar4 { unsigned char x, y, z, w; };
+struct alignas(8) int2 { int x, y; };
+struct alignas(8) float2 { float x, y; };
+typedef _Float16 half;
+struct alignas(8) half4 { half x, y, z, w; };
+static inline half4 make_half4(half x, half y, half z, half w) { return half4{x, y, z, w}; }
+using std::max;
+using std::min;
+
+static ucontext_t scheduler_context, *current;
+static inline void __syncthreads() { swapcontext(current, &scheduler_context); }
+
+static void (*emulated_body)(void **);
+static void **emulated_arguments;
+static std::vector<char> emulated_done;
+static void enter(int thread) {
+    emulated_body(emulated_arguments);
+    emulated_done[thread] = 1;
+}
+
+static void emulated_block(int threads, unsigned seed) {
+    static std::vector<std::vector<char>> stacks;
+    if ((int)stacks.size() < threads) stacks.resize(threads, std::vector<char>(65536));
+    std::vector<ucontext_t> contexts(threads);
+    std::vector<int> order(threads);
+    std::iota(order.begin(), order.end(), 0);
+    emulated_done.assign(threads, 0);
+    for (int t = 0; t < threads; t++) {
+        getcontext(&contexts[t]);
+        contexts[t].uc_stack.ss_sp = stacks[t].data();
+        contexts[t].uc_stack.ss_size = stacks[t].size();
+        contexts[t].uc_link = &scheduler_context;
+        makecontext(&contexts[t], (void (*)())enter, 1, t);
+    }
+    for (int left = threads; left > 0;) {
+        for (int i = threads - 1; i > 0; i--) {
+            seed = seed * 1664525u + 1013904223u;
+            std::swap(order[i], order[(seed >> 8) % (i + 1)]);
+        }
+        for (int t : order) {
+            if (emulated_done[t]) continue;
+            threadIdx = {t, 0, 0};
+            current = &contexts[t];
+            swapcontext(&scheduler_context, current);
+            left -= emulated_done[t];
+        }
+    }
+}

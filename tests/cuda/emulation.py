@@ -1,0 +1,65 @@
+"""Runs the CUDA source of kernels on this machine's CPU: the very text that NVRTC compiles."""
+
+from __future__ import annotations
+
+import ctypes
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+
+from edgepipe.codegen.cuda.device import build_source
+from edgepipe.kernels.ops import Op
+from edgepipe.kernels.template import select
+from edgepipe.target import Target
+
+_HEADER = Path(__file__).with_name("emulated.h")
+
+
+class Emulated:
+    """Ops compiled for ``target`` and callable on arrays. ``edit`` may change the source."""
+
+    def __init__(self, ops: list[Op], target: Target, folder: Path, edit=lambda text: text) -> None:
+        self.ops, self.chosen = ops, []
+        functions = {}
+        for i, op in enumerate(ops):
+            template, reasons = select(op, target)
+            assert template is not None, reasons
+            knobs = template.default(op, target)
+            self.chosen.append((template, knobs))
+            functions[f"k{i}"] = template.emit(op, knobs)
+        self.device = build_source(functions, target)
+        text = edit(self.device.source)
+        kernels = text[text.index('extern "C" __global__') :]
+        parameters = dict(re.findall(r"__launch_bounds__\(\d+\) (\w+)\(([^)]*)\);", kernels))
+        parts = [f'#include "{_HEADER}"', "#define uint unsigned int", kernels]
+        for name, words in parameters.items():
+            types = [re.sub(r"__restrict__.*", "", w).strip() for w in words.split(",")]
+            passed = ", ".join(f"({t})a[{i}]" for i, t in enumerate(types))
+            parts.append(
+                f"static void body_{name}(void **a) {{ {name}({passed}); }}\n"
+                f'extern "C" void run_{name}(void **a, int x, int y, int z, int t, unsigned s) {{\n'
+                f"  emulated_body = body_{name}; emulated_arguments = a;\n"
+                "  for (int i = 0; i < x * y * z; i++) {\n"
+                "    blockIdx = {i % x, i / x % y, i / (x * y)}; emulated_block(t, s + i); }\n}"
+            )
+        (folder / "k.cpp").write_text("\n".join(parts), encoding="utf-8")
+        command = [sys.executable, "-m", "ziglang", "c++", "-shared", "-fPIC", "-O1", "-w",
+                   "-fno-sanitize=all", "-fno-strict-aliasing", "-o", "k.so", "k.cpp"]  # fmt: skip
+        done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr[:3000]
+        self.library = ctypes.CDLL(str(folder / "k.so"))
+
+    def run(self, index: int, inputs, weights, residuals, elements: int, seed: int = 1):
+        """The output buffer of op ``index``, which starts as NaN so that a hole shows."""
+        template, knobs = self.chosen[index]
+        arrays = [*inputs, *template.pack(self.ops[index], knobs, weights), *residuals]
+        arrays = [np.ascontiguousarray(a) for a in arrays]
+        out = np.full(elements, np.nan, np.float32)
+        pointers = (ctypes.c_void_p * (len(arrays) + 1))(*(a.ctypes.data for a in [*arrays, out]))
+        for launch in self.device.launches[f"k{index}"]:
+            function = getattr(self.library, f"run_{launch.symbol}")
+            function(pointers, *launch.blocks, launch.threads[0], seed)
+        return out
