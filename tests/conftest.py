@@ -42,6 +42,11 @@ def _has_sshd() -> str | None:
     return None if there and shutil.which("ssh-keygen") else "openssh-server is not installed"
 
 
+def _has_cuda_toolkit() -> str | None:
+    found = importlib.util.find_spec("nvidia") and importlib.util.find_spec("nvidia.cuda_nvrtc")
+    return None if found else "NVIDIA's wheels are not installed: pip install 'edgepipe[cuda]'"
+
+
 #: Marker → probe that returns why the capability is missing, or None. Probes never raise.
 PROBES: dict[str, Callable[[], str | None]] = {
     "needs_qemu": _has_program("qemu-aarch64-static", "qemu-aarch64"),
@@ -51,6 +56,7 @@ PROBES: dict[str, Callable[[], str | None]] = {
     "needs_sshd": _has_sshd,
     "needs_torch": _has_module("torch"),
     "needs_litert": _has_module("ai_edge_litert"),
+    "needs_cuda_toolkit": _has_cuda_toolkit,
     "needs_shared": _has_shared,
 }
 

@@ -6,6 +6,7 @@ import ctypes
 import re
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +22,9 @@ _HEADER = Path(__file__).with_name("emulated.h")
 class Emulated:
     """Ops compiled for ``target`` and callable on arrays. ``edit`` may change the source."""
 
-    def __init__(self, ops: list[Op], target: Target, folder: Path, edit=lambda text: text) -> None:
+    def __init__(
+        self, ops: list[Op], target: Target, folder: Path, edit: Callable[[str], str] = str
+    ) -> None:
         self.ops, self.chosen = ops, []
         functions = {}
         for i, op in enumerate(ops):
@@ -33,6 +36,8 @@ class Emulated:
         self.device = build_source(functions, target)
         text = edit(self.device.source)
         kernels = text[text.index('extern "C" __global__') :]
+        # Shared memory of the one block that runs; C++ wants alignas first.
+        kernels = kernels.replace("__shared__ alignas(64)", "alignas(64) static")
         parameters = dict(re.findall(r"__launch_bounds__\(\d+\) (\w+)\(([^)]*)\);", kernels))
         parts = [f'#include "{_HEADER}"', "#define uint unsigned int", kernels]
         for name, words in parameters.items():

@@ -78,9 +78,7 @@ def pack(op: ConvOp, knobs: Knobs, arrays: Sequence[np.ndarray]) -> list[np.ndar
         matrix = groups.reshape(op.groups, shape.channels, -1)
     else:
         blocks = -(-shape.blocks // shape.per_step)
-        channels = np.zeros(
-            (op.groups, shape.channels, blocks * tile.k, shape.taps), weight.dtype
-        )
+        channels = np.zeros((op.groups, shape.channels, blocks * tile.k, shape.taps), weight.dtype)
         channels[:, :, :ci] = groups
         cut = channels.reshape(op.groups, shape.channels, blocks, tile.k, shape.taps)
         matrix = cut.transpose(0, 1, 2, 4, 3).reshape(op.groups, shape.channels, -1)

@@ -12,7 +12,8 @@ from edgepipe.kernels.builder import Registers, kernel, load, loop, operand_offs
 from edgepipe.kernels.cuda.threads import each_vector, finish
 from edgepipe.kernels.ops import BilinearOp, MapOp, Op, PoolOp, UpsampleOp
 from edgepipe.kernels.output import signature
-from edgepipe.kernels.pool import divisor, matches as pool_matches
+from edgepipe.kernels.pool import divisor
+from edgepipe.kernels.pool import matches as pool_matches
 from edgepipe.kernels.resize import tables
 from edgepipe.kernels.template import KernelTemplate, Knobs
 from edgepipe.target import Target

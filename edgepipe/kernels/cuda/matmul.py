@@ -8,12 +8,11 @@ from typing import Any
 import numpy as np
 from tvm import tirx
 
-from edgepipe.kernels.builder import float32, kernel, store
+from edgepipe.kernels.builder import Registers, float32, kernel, store
 from edgepipe.kernels.cuda.threads import LANES, when
 from edgepipe.kernels.cuda.tile import Tile, choose, product, spread
 from edgepipe.kernels.cuda.weights import arguments, packed, row_values, scaled, unsupported
 from edgepipe.kernels.epilogue import apply
-from edgepipe.kernels.builder import Registers
 from edgepipe.kernels.ops import MatmulOp, Op
 from edgepipe.kernels.template import KernelTemplate, Knobs
 from edgepipe.target import Target

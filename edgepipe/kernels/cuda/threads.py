@@ -93,7 +93,9 @@ def fill_border(layout: Blocked, buffer: Any, thread: Any, threads: int) -> None
             store(buffer, at, splat(tirx.const(0, layout.dtype), layout.lanes), layout.lanes)
 
 
-def each_vector(layout: Blocked, buffer: Any, compute: Callable[[Any, Any, Any, Any], None]) -> None:
+def each_vector(
+    layout: Blocked, buffer: Any, compute: Callable[[Any, Any, Any, Any], None]
+) -> None:
     """``compute(n, block, row, column)`` in a thread for each vector inside; then the border."""
     count = layout.n * layout.blocks * layout.h * layout.w
     threads = min(THREADS, -(-count // WARP) * WARP)

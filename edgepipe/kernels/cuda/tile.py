@@ -113,9 +113,7 @@ def product(
         for j in range(tile.tn):
             for i in range(tile.tm // LANES):
                 value = sums[j * (tile.tm // LANES) + i]
-                finish(
-                    (at[0], at[1], at[2]), ty * tile.tm + i * LANES, tx + j * tile.tx, value
-                )
+                finish((at[0], at[1], at[2]), ty * tile.tm + i * LANES, tx + j * tile.tx, value)
         block = (at[2] * blocks[1] + at[1]) * blocks[0] + at[0]
         total_threads = blocks[0] * blocks[1] * blocks[2] * tile.threads
         after(block * tile.threads + thread, total_threads)
