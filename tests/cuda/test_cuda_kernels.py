@@ -119,7 +119,9 @@ def test_rows_and_products(emulated: Emulated) -> None:
     got = emulated.run(names.index("softmax"), [x], [], [], x.size)
     assert snr_db(torch.softmax(wide, -1).numpy().ravel(), got) > LEAST_SNR_DB
     got = emulated.run(names.index("layer_norm"), [x], [s, b], [], x.size)
-    wanted = F.layer_norm(wide, (150,), torch.from_numpy(s), torch.from_numpy(b)).numpy()
+    wanted = F.layer_norm(
+        wide, (150,), torch.from_numpy(s).double(), torch.from_numpy(b).double()
+    ).numpy()
     assert snr_db(wanted.ravel(), got) > LEAST_SNR_DB
 
 

@@ -39,8 +39,8 @@ def _folder(package: str, file: str) -> Path:
 def to_ptx(source: str, cuda: Cuda) -> str:
     """Compile for the virtual architecture of ``cuda`` and label the PTX with its ISA.
 
-    NVRTC labels PTX with its own, newest ISA, which the drivers of older boards refuse; ``to_cubin``
-    has the assembler check that what is in it belongs to the older one. Raises UserError where the
+    NVRTC labels PTX with its own, newest ISA, which the drivers of older boards refuse;
+    ``to_cubin`` has the assembler check that what is in it belongs to the older one. Raises UserError where the
     wheels are missing or do not know the architecture.
     """
     library = _folder("cuda_nvrtc", "lib/libnvrtc.so.*") / "lib"

@@ -66,7 +66,7 @@ class _Shape:
 
 
 def pack(op: ConvOp, knobs: Knobs, arrays: Sequence[np.ndarray]) -> list[np.ndarray]:
-    """``w[co, ci/g, kh, kw]``, scales where there are codes, ``b[co]`` → tiles and padded vectors."""
+    """``w[co, ci/g, kh, kw]``, scales where there are codes, ``b[co]`` → tiles, padded vectors."""
     weight, *vectors = arrays
     tile = Tile.of(knobs)
     shape = _Shape(op, tile)
