@@ -40,16 +40,15 @@ def to_ptx(source: str, cuda: Cuda) -> str:
     """Compile for the virtual architecture of ``cuda`` and label the PTX with its ISA.
 
     NVRTC labels PTX with its own, newest ISA, which the drivers of older boards refuse;
-    ``to_cubin`` has the assembler check that what is in it belongs to the older one. Raises UserError where the
-    wheels are missing or do not know the architecture.
+    ``to_cubin`` has the assembler check that what is in it belongs to the older one. Raises
+    UserError where the wheels are missing or do not know the architecture.
     """
     library = _folder("cuda_nvrtc", "lib/libnvrtc.so.*") / "lib"
     nvrtc = ctypes.CDLL(str(next(library.glob("libnvrtc.so.*"))))
     includes = [_folder("cuda_runtime", "include/cuda_fp16.h") / "include"]
     includes.append(_folder("cuda_cccl", "include/nv") / "include")
     program, size = ctypes.c_void_p(), ctypes.c_size_t()
-    text = source.encode()
-    nvrtc.nvrtcCreateProgram(ctypes.byref(program), text, b"model.cu", 0, None, None)
+    nvrtc.nvrtcCreateProgram(ctypes.byref(program), source.encode(), b"model.cu", 0, None, None)
     options = [f"--gpu-architecture=compute_{cuda.sm}", "--std=c++17", "-default-device"]
     words = [o.encode() for o in (*options, *(f"-I{folder}" for folder in includes))]
     status = nvrtc.nvrtcCompileProgram(program, len(words), (ctypes.c_char_p * len(words))(*words))
@@ -66,7 +65,10 @@ def to_ptx(source: str, cuda: Cuda) -> str:
     ptx = ctypes.create_string_buffer(size.value)
     nvrtc.nvrtcGetPTX(program, ptx)
     nvrtc.nvrtcDestroyProgram(ctypes.byref(program))
-    return re.sub(r"(?m)^\.version \S+", f".version {cuda.ptx_isa}", ptx.value.decode(), count=1)
+    # A hint for vector loads that newer ISAs have; without it nothing changes but that hint.
+    hint = re.compile(r"(?m)^\s*\.pragma \"used_bytes_mask [^\"]*\";\n")
+    text = hint.sub("", ptx.value.decode())
+    return re.sub(r"(?m)^\.version \S+", f".version {cuda.ptx_isa}", text, count=1)
 
 
 def to_cubin(ptx: str, cuda: Cuda) -> tuple[bytes, dict[str, Resources]]:

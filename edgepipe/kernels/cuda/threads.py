@@ -39,10 +39,13 @@ def when(condition: Any) -> Iterator[None]:
 def launch(blocks: Sequence[int], threads: int) -> Iterator[tuple[Any, Any, Any, Any]]:
     """One launch: yields ``(block x, y, z, thread)``; extents of 1 become the constant 0."""
     x, y, z = (*blocks, 1, 1)[:3]
-    with T.launch_thread("blockIdx.x", x) as bx:
-        with T.launch_thread("blockIdx.y", y) as by, T.launch_thread("blockIdx.z", z) as bz:
-            with T.launch_thread("threadIdx.x", threads) as t:
-                yield bx, by, bz, t
+    with (
+        T.launch_thread("blockIdx.x", x) as bx,
+        T.launch_thread("blockIdx.y", y) as by,
+        T.launch_thread("blockIdx.z", z) as bz,
+        T.launch_thread("threadIdx.x", threads) as t,
+    ):
+        yield bx, by, bz, t
 
 
 @contextmanager
