@@ -17,6 +17,9 @@ from edgepipe.kernels.ops import Op
 from edgepipe.kernels.template import KernelTemplate, select
 from edgepipe.target import Simd, Target
 
+#: float32 accumulation over up to a few thousand terms against float64.
+FLOOR_DB = 110.0
+
 
 def target_with(lanes: int, registers: int) -> Target:
     """This machine, as if its vectors had ``lanes`` float32 lanes: every tile shape runs here."""

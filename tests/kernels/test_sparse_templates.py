@@ -13,8 +13,9 @@ from edgepipe.kernels.epilogue import Step
 from edgepipe.kernels.layout import NO_PADS, Blocked, Pads
 from edgepipe.kernels.ops import ConvOp, RelayoutOp
 from tests.kernels import reference
-from tests.kernels.harness import Kernels, snr_db, target_with
-from tests.kernels.test_templates import FLOOR_DB
+from tests.kernels.harness import FLOOR_DB, Kernels, snr_db, target_with
+
+TEMPLATES = {"sparse_shared", "sparse_rows", "depthwise_planes"}
 
 BORDER: Pads = (1, 1, 1, 1)
 
@@ -83,7 +84,7 @@ def test_against_float64(lanes: int, registers: int, tmp_path: Path) -> None:
     every = cases(rng, lanes)
     kernels = Kernels([op for _, op in every], target_with(lanes, registers), tmp_path)
     names = {template.name for template in kernels.templates}
-    assert names == {"sparse_shared", "sparse_rows", "depthwise_planes"}
+    assert names == TEMPLATES
     for index, (weight, op) in enumerate(every):
         x = rng.standard_normal((1, op.x.c, op.x.h, op.x.w), dtype=np.float32)
         bias = rng.standard_normal(op.y.c, dtype=np.float32)

@@ -25,11 +25,8 @@ from edgepipe.kernels.ops import (
     SoftmaxOp,
     UpsampleOp,
 )
-from tests.kernels import reference, test_integer_templates
-from tests.kernels.harness import Kernels, snr_db, target_with
-
-#: float32 accumulation over up to a few thousand terms against float64.
-FLOOR_DB = 110.0
+from tests.kernels import reference, test_integer_templates, test_sparse_templates
+from tests.kernels.harness import FLOOR_DB, Kernels, snr_db, target_with
 
 #: lanes, registers, and the knobs that another kind of target chooses
 VECTORS = [
@@ -315,5 +312,6 @@ def test_every_template_is_reached_by_these_tests() -> None:
         "matmul",
         "rows",
         *test_integer_templates.TEMPLATES,
+        *test_sparse_templates.TEMPLATES,
     }
     assert {t.name for t in templates()} == covered

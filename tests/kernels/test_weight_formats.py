@@ -23,8 +23,8 @@ from edgepipe.kernels.template import select
 from edgepipe.kernels.weights import WeightFormat
 from edgepipe.target import Target
 from tests.kernels import reference
-from tests.kernels.harness import Kernels, aligned, snr_db, target_with
-from tests.kernels.test_templates import FLOOR_DB, VECTORS, check, conv_op, data
+from tests.kernels.harness import FLOOR_DB, Kernels, aligned, snr_db, target_with
+from tests.kernels.test_templates import VECTORS, check, conv_op, data
 
 FORMATS = [
     WeightFormat("float16"),
