@@ -30,6 +30,8 @@ from edgepipe.kernels.template import select
 from edgepipe.kernels.weights import WeightFormat
 from edgepipe.target import Target
 
+pytestmark = pytest.mark.slow
+
 TX2 = Target.load(str(Path(__file__).with_name("jetson-tx2.toml")))
 BORDER = (1, 1, 1, 1)
 #: float32 sums in another order than the reference's.

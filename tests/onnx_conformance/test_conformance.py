@@ -42,6 +42,7 @@ def test_committed_status_meets_the_goal() -> None:
     assert set(values) == {"passed", "refused"}
 
 
+@pytest.mark.slow
 def test_sample_of_cases() -> None:
     _check(sorted(COMMITTED)[::SAMPLE])
 
@@ -73,6 +74,7 @@ def test_comparison_notices_type_shape_and_count() -> None:
     assert compare(_case([1.0]), [right, right])[0] == "wrong"
 
 
+@pytest.mark.slow
 def test_a_crash_is_a_result(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(os.environ, "EDGEPIPE_CONFORMANCE_CRASH", "test_abs")
     results = run(["test_add", "test_abs", "test_sub"])
