@@ -9,14 +9,18 @@ import signal
 import subprocess
 import sys
 import time
+from importlib import import_module
 from pathlib import Path
+from pkgutil import iter_modules
 
 import dense
 import numpy as np
 import pytest
 
+from edgepipe import cli
 from edgepipe.cli import main
 from edgepipe.cli.guard import INTERRUPTED, explain, guarded
+from edgepipe.cli.parser import COMMANDS
 from edgepipe.cli.settings import apply_settings, parse_settings, parse_shapes, read_config
 from edgepipe.errors import UserError
 from edgepipe.target import Target
@@ -381,3 +385,9 @@ target.llvm.mattr = ["+crc"]
         path.write_text(text, encoding="utf-8")
         with pytest.raises(UserError, match=said):
             read_config(path)
+
+
+def test_every_command_is_offered() -> None:
+    modules = {m.name: import_module(f"edgepipe.cli.{m.name}") for m in iter_modules(cli.__path__)}
+    commands = {name for name, module in modules.items() if hasattr(module, "execute")}
+    assert commands == set(COMMANDS)

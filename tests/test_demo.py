@@ -15,6 +15,7 @@ from selenium.webdriver.common.by import By
 from selenium.webdriver.support.ui import WebDriverWait
 
 from edgepipe import demo
+from edgepipe.cli import main
 from edgepipe.errors import UserError
 
 STROKES = {
@@ -73,3 +74,10 @@ def test_folders_and_ports_that_are_taken(tmp_path: Path) -> None:
         demo.build(tmp_path)
     with demo.server(tmp_path, 0) as server, pytest.raises(UserError, match="cannot be served"):
         demo.server(tmp_path, server.server_port)
+
+
+def test_the_command_writes_the_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    built = []
+    monkeypatch.setattr(demo, "build", lambda folder, progress: built.append(folder))
+    assert main(["demo", "-o", str(tmp_path / "site"), "--quiet"]) == 0
+    assert built == [tmp_path / "site"]

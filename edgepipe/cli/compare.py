@@ -16,12 +16,12 @@ if TYPE_CHECKING:
 
 def add_arguments(parser: Parser) -> None:
     """Declare the options of ``edgepipe compare``."""
-    add_measuring(parser, least="+")
+    add_measuring(parser)
 
 
-def add_measuring(parser: Parser, *, least: str) -> None:
+def add_measuring(parser: Parser) -> None:
     """Bundles and how they are measured; shared with ``edgepipe report``."""
-    parser.add_argument("bundles", metavar="BUNDLE", nargs=least, help="folders to compare")
+    parser.add_argument("bundles", metavar="BUNDLE", nargs="+", help="folders to compare")
     parser.add_argument("--data", metavar="SRC", help="data to validate on (see 'validate')")
     parser.add_argument("--runner", metavar="NAME", help="how to run them (default: each target's)")
     parser.add_argument("--runs", type=int, default=200, metavar="N", help="timed inferences (200)")

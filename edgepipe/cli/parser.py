@@ -18,6 +18,7 @@ COMMANDS = (
     "bench",
     "compare",
     "report",
+    "demo",
     "targets",
     "models",
     "doctor",

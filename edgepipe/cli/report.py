@@ -18,7 +18,7 @@ _MARK = "<!-- edgepipe report -->"
 
 def add_arguments(parser: Parser) -> None:
     """Declare the options of ``edgepipe report``."""
-    add_measuring(parser, least="+")
+    add_measuring(parser)
     parser.add_argument("-o", "--output", metavar="FILE.html", required=True, help="the page")
 
 

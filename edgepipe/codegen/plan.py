@@ -38,15 +38,6 @@ class Call:
 
 
 @dataclass(frozen=True)
-class Launch:
-    """A CUDA kernel and the blocks and threads of one launch of it."""
-
-    symbol: str
-    blocks: tuple[int, int, int]
-    threads: tuple[int, int, int]
-
-
-@dataclass(frozen=True)
 class KernelAudit:
     """What really executes for one op: kernel, arithmetic, accumulator, work.
 
@@ -78,4 +69,3 @@ class Plan:
     peak_live_bytes: int
     weights: bytes
     audit: tuple[KernelAudit, ...]
-    launches: tuple[Launch, ...] = ()

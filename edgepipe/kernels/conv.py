@@ -78,13 +78,14 @@ def tile(target: Target, blocks: int, pixels: int, weights: WeightFormat) -> tup
     return min(best[0], pixels), best[1]
 
 
+def is_flat(op: ConvOp) -> bool:
+    """Whether all pixels of an image are one row to a pointwise kernel."""
+    plain = op.kernel == (1, 1) and op.strides == (1, 1) and not op.x.padded
+    return plain and not any(r.padded for r in op.residuals)
+
+
 def default(op: ConvOp, target: Target) -> Knobs:
-    flat = (
-        op.kernel == (1, 1)
-        and op.strides == (1, 1)
-        and not op.x.padded
-        and not any(r.padded for r in op.residuals)
-    )
+    flat = is_flat(op)
     blocks_per_group = op.y.blocks // op.groups
     columns = op.y.h * op.y.w if flat else op.y.w
     pixels, blocks = tile(target, blocks_per_group, columns, op.weights)

@@ -40,12 +40,7 @@ def default(op: ConvOp, target: Target) -> Knobs:
         # Two rows share the inputs between them.
         cut = Cut.of(op.y.h, op.y.w, target.simd.lanes_f32, most // 2)
         cut = Cut(op.y.h, op.y.w, 2, cut.vectors, cut.lanes)
-    return {
-        "rows": cut.rows,
-        "vectors": cut.vectors,
-        "lanes": cut.lanes,
-        "fused": target.simd.fma and target.arch in ("aarch64", "arm"),
-    }
+    return cut.knobs(target)
 
 
 def pack(op: ConvOp, knobs: Knobs, arrays: Sequence[np.ndarray]) -> list[np.ndarray]:

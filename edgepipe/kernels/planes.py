@@ -12,6 +12,8 @@ from typing import Any
 from edgepipe.kernels.builder import load, minimum, splat, store
 from edgepipe.kernels.epilogue import apply
 from edgepipe.kernels.output import Fused
+from edgepipe.kernels.template import Knobs
+from edgepipe.target import Target
 
 
 @dataclass(frozen=True)
@@ -38,6 +40,15 @@ class Cut:
             return cls(height, width, 1, across, lanes)
         rows = min(height, most // across)
         return cls(height, width, -(-height // -(-height // rows)), across, lanes)
+
+    def knobs(self, target: Target) -> Knobs:
+        """The shape of a tile, and whether multiply-adds are fused in source."""
+        return {
+            "rows": self.rows,
+            "vectors": self.vectors,
+            "lanes": self.lanes,
+            "fused": target.simd.fma and target.arch in ("aarch64", "arm"),
+        }
 
     @property
     def tiles(self) -> tuple[int, int]:

@@ -39,7 +39,7 @@ def dense(op: ConvOp, target: Target) -> int:
 
 def shared(op: ConvOp, sparse: Sparse, target: Target) -> int:
     """The kernel over places that the channels of a tile share."""
-    knobs = sparse_shared.default(_with(op, sparse), target)
+    knobs = sparse_shared.default(replace(op, sparse=sparse), target)
     pixels, blocks = knobs["pixels"], knobs["blocks"]
     columns, rows = (op.y.h * op.y.w, 1) if knobs["flat"] else (op.y.w, op.y.h)
     tiles = -(-columns // pixels) * rows * op.y.n
@@ -50,7 +50,7 @@ def shared(op: ConvOp, sparse: Sparse, target: Target) -> int:
 
 def rows(op: ConvOp, sparse: Sparse, target: Target) -> int:
     """The kernel over planes."""
-    found = sparse_rows.cut(_with(op, sparse), target)
+    found = sparse_rows.cut(replace(op, sparse=sparse), target)
     tiles = found.tiles[0] * found.tiles[1] * op.y.n
     loads = (0 if _folds(target) else found.count) + 6
     each = sparse.places * (found.count * _products(target) + loads)
@@ -60,7 +60,3 @@ def rows(op: ConvOp, sparse: Sparse, target: Target) -> int:
 def relayout(layout: Blocked, target: Target) -> int:
     """Between blocks of channels and planes: a load, a transposition and a store per vector."""
     return 3 * layout.n * layout.c * layout.h * layout.w // target.simd.lanes_f32
-
-
-def _with(op: ConvOp, sparse: Sparse) -> ConvOp:
-    return replace(op, sparse=sparse)

@@ -53,13 +53,7 @@ def cut(op: ConvOp, target: Target) -> Cut:
 
 
 def default(op: ConvOp, target: Target) -> Knobs:
-    tiles = cut(op, target)
-    return {
-        "rows": tiles.rows,
-        "vectors": tiles.vectors,
-        "lanes": tiles.lanes,
-        "fused": target.simd.fma and target.arch in ("aarch64", "arm"),
-    }
+    return cut(op, target).knobs(target)
 
 
 def pack(op: ConvOp, knobs: Knobs, arrays: Sequence[np.ndarray]) -> list[np.ndarray]:

@@ -24,6 +24,7 @@ from edgepipe.kernels.builder import (
     splat,
     zero_border,
 )
+from edgepipe.kernels.conv import is_flat
 from edgepipe.kernels.layout import Blocked
 from edgepipe.kernels.ops import ConvOp, Op
 from edgepipe.kernels.output import finish, signature
@@ -65,12 +66,6 @@ def widths(target: Target, channels: int) -> list[int]:
     """Output channels that a tile may have on ``target``, so that tiles divide the blocks."""
     lanes = target.simd.lanes_f32
     return [blocks * lanes for blocks in _tiles(target) if -(-channels // lanes) % blocks == 0]
-
-
-def is_flat(op: ConvOp) -> bool:
-    """Whether all pixels of an image are one row to a pointwise kernel."""
-    plain = op.kernel == (1, 1) and op.strides == (1, 1) and not op.x.padded
-    return plain and not any(r.padded for r in op.residuals)
 
 
 def default(op: ConvOp, target: Target) -> Knobs:

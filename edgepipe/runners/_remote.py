@@ -10,6 +10,7 @@ import contextlib
 import json
 import math
 import shlex
+import shutil
 import signal
 import subprocess
 import threading
@@ -20,7 +21,8 @@ from typing import IO, TYPE_CHECKING, Any
 
 from edgepipe.errors import EdgepipeError, UserError
 from edgepipe.runners import _io, _program
-from edgepipe.runners._base import Timing
+from edgepipe.runners._base import Availability, Timing
+from edgepipe.target import Target
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -32,18 +34,32 @@ _SETUP_TIMEOUT_S = 60.0
 
 
 @dataclass(frozen=True)
-class Shell:
-    """``words`` start a shell command, given as one more word, on the board ``name``.
+class Board:
+    """The runner ``NAME``: ``words`` start a shell command there, given as one more word.
 
-    ``folder`` is where files go there, ``launcher`` what is put before the program (an emulator,
-    ``taskset``, ``nice``).
+    ``package`` brings the first of the words. ``folder`` is where files go on the board,
+    ``launcher`` what is put before the program (an emulator, ``taskset``, ``nice``). Where
+    ``missing`` says what must be named first, nothing can be run.
     """
 
-    name: str
+    NAME: str
     words: tuple[str, ...]
+    package: str
     folder: str
     launcher: str
     timeout_s: float
+    missing: str = ""
+
+    def available(self, target: Target) -> Availability:
+        """Whether the way there is installed and named; whether it answers shows at the run."""
+        if target.kind != "cpu":
+            return Availability(False, f"it runs native bundles, not {target.kind}")
+        if shutil.which(self.words[0]) is None:
+            fix = f"apt-get install {self.package}"
+            return Availability(False, f"{self.words[0]} is not installed", fix)
+        if self.missing:
+            return Availability(False, "no board was named", self.missing)
+        return Availability(True, self.NAME)
 
     def run_many(
         self, bundle: Bundle, samples: Sequence[Mapping[str, npt.NDArray[Any]]]
@@ -64,7 +80,7 @@ class Shell:
             data = self._call(self._bench(folder, *options), b"", self.timeout_s)
         arch = bundle.target.arch
         emulated = machine != arch and (arch, machine) != ("arm", "aarch64")
-        return _program.timing(json.loads(data), self.name, f"{self.name} ({machine})",
+        return _program.timing(json.loads(data), self.NAME, f"{self.NAME} ({machine})",
                                emulated=emulated)  # fmt: skip
 
     def _bench(self, folder: str, *arguments: str) -> str:
@@ -87,7 +103,7 @@ class Shell:
             raise UserError(str(error), where=self.folder, fix=self._check()) from None
         machine, _, folder = made.decode("utf-8", "replace").strip().partition("\n")
         if not folder.startswith("/"):
-            raise EdgepipeError(f"{self.name} answered '{made[:80]!r}' instead of a folder")
+            raise EdgepipeError(f"{self.NAME} answered '{made[:80]!r}' instead of a folder")
         try:
             for path in files:
                 target = shlex.quote(f"{folder}/{path.name}")
@@ -116,7 +132,7 @@ class Shell:
         try:
             output, text = _talk(process, data, timeout_s)
         except TimeoutError:
-            raise EdgepipeError(f"{self.name}: no sign of life within {timeout_s:g} s") from None
+            raise EdgepipeError(f"{self.NAME}: no sign of life within {timeout_s:g} s") from None
         finally:
             process.kill()
             process.wait()
@@ -128,14 +144,14 @@ class Shell:
         lines = [line.strip() for line in text.splitlines() if line.strip()]
         last = lines[-1] if lines else "no message"
         if "No space left" in text:
-            fix = f"another folder there: --runner {self.name},dir=/path"
-            raise UserError(f"the disk of {self.name} is full", where=self.folder, fix=fix)
+            fix = f"another folder there: --runner {self.NAME},dir=/path"
+            raise UserError(f"the disk of {self.NAME} is full", where=self.folder, fix=fix)
         if code == 128 + signal.SIGALRM:
-            raise EdgepipeError(f"{self.name}: the program hung and was ended")
+            raise EdgepipeError(f"{self.NAME}: the program hung and was ended")
         if code == 255:
             what = f"cannot be reached, or the connection broke: {last}"
-            raise UserError(what, where=self.name, fix=self._check())
-        raise EdgepipeError(f"{self.name}: failed ({code}): {last}")
+            raise UserError(what, where=self.NAME, fix=self._check())
+        raise EdgepipeError(f"{self.NAME}: failed ({code}): {last}")
 
     def _check(self) -> str:
         return f"try '{shlex.join(self.words)} true'"

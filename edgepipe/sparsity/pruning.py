@@ -2,7 +2,7 @@
 
 With moments of a layer's input the rest is the least-squares solution that reproduces the dense
 layer's output, and its bias keeps the output's mean; without them it stays as it is. Places are
-chosen by the magnitude of weights, times the deviation of their inputs where that is known
+chosen by the magnitude of weights, times the root mean square of their inputs where that is known
 (Sun et al. 2023, "Wanda", arXiv 2306.11695); groups that share a pattern by their sum of squares.
 """
 

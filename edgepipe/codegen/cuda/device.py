@@ -14,9 +14,17 @@ from tvm import tirx
 from tvm.tirx.buffer import buffer_data_pointer_type, is_buffer_var
 from tvm_ffi import structural_walk
 
-from edgepipe.codegen.plan import Launch
 from edgepipe.codegen.primfunc import buffer_bytes, passes
 from edgepipe.target import Target
+
+
+@dataclass(frozen=True)
+class Launch:
+    """A CUDA kernel and the blocks and threads of one launch of it."""
+
+    symbol: str
+    blocks: tuple[int, int, int]
+    threads: tuple[int, int, int]
 
 
 @dataclass(frozen=True)

@@ -37,7 +37,7 @@ def when(condition: Any) -> Iterator[None]:
 
 @contextmanager
 def launch(blocks: Sequence[int], threads: int) -> Iterator[tuple[Any, Any, Any, Any]]:
-    """One launch: yields ``(block x, y, z, thread)``; extents of 1 become the constant 0."""
+    """One launch: yields ``(block x, y, z, thread)``; missing extents are 1."""
     x, y, z = (*blocks, 1, 1)[:3]
     with (
         T.launch_thread("blockIdx.x", x) as bx,
