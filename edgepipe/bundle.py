@@ -207,19 +207,22 @@ def write(
 def _code_files(
     name: str, plan: Plan, objects: Mapping[str, bytes], context: Context, prefix: str
 ) -> dict[str, bytes]:
-    from edgepipe.codegen import driver, link
+    from edgepipe.codegen import driver, link, peaks
 
     target = context.target
+    bench = peaks.build(target, prefix)
     sources = driver.render(
         plan, prefix, f"{name} {target.name} edgepipe {manifest_file.version_of('edgepipe')}"
     )
     if target.kind == "wasm":
-        texts = driver.wasm_files(plan, prefix, sorted(v for v in objects if v))
-        code = link.wasm(target, sources, objects, prefix)
+        texts = driver.wasm_files(plan, prefix, sorted(v for v in objects if v), bench)
+        code = link.wasm(target, sources, objects, prefix, bench.objects)
     else:
-        texts = driver.native_files(plan, prefix)
-        sources["bench.c"] = texts["bench.c"]
-        code = link.native(target, sources, objects[""], prefix, context.progress)
+        texts = driver.native_files(plan, prefix, bench)
+        sources |= {name: texts[name] for name in ("bench.c", "profile.c")}
+        code = link.native(
+            target, sources, objects[""], prefix, context.progress, bench.objects[""]
+        )
         texts["model.h"] = sources["model.h"]
     return {**code, **{name: text.encode("utf-8") for name, text in texts.items()}}
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, fields
+from dataclasses import asdict, astuple, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -63,6 +63,7 @@ def describe(
             "arena_bytes": driver.arena_bytes(plan),
             "peak_live_bytes": plan.peak_live_bytes,
             "weights_bytes": len(plan.weights),
+            "arena": [list(astuple(tensor)) for tensor in plan.arena],
         },
         "macs": sum(kernel.macs for kernel in plan.audit),
         "layout_conversions": sum(_converts_layout(k.op_type, k.kernel) for k in plan.audit),

@@ -69,7 +69,11 @@ def plan(prefix: str = "model", seed: int = 7) -> Plan:
         arena_bytes=64 + 4 * COUNT,
         peak_live_bytes=4 * COUNT,
         weights=w.tobytes() + b.tobytes(),
-        audit=(KernelAudit("scale", "Mul", "scale_bias", "float32", "float32", COUNT),),
+        audit=(
+            KernelAudit("scale", "Mul", "scale_bias", "float32", "float32", COUNT),
+            KernelAudit("relu", "Relu", "relu", "float32", "float32", 0),
+            KernelAudit("double", "Add", "double", "int64", "int64", 0),
+        ),
     )
 
 

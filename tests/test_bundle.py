@@ -45,7 +45,7 @@ def test_manifest_tells_what_the_bundle_is(tmp_path: Path, objects: dict[str, by
         "name": "handmade", "origin": "handmade.onnx", "sha256": "0" * 64,
     }  # fmt: skip
     assert manifest["memory"] == {
-        "arena_bytes": 4096, "peak_live_bytes": 4000, "weights_bytes": 8000,
+        "arena_bytes": 4096, "peak_live_bytes": 4000, "weights_bytes": 8000, "arena": [],
     }  # fmt: skip
     assert manifest["recipe"] == "fp32"
     assert manifest["target"]["llvm"]["mtriple"] == "wasm32-unknown-unknown"

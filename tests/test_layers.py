@@ -178,6 +178,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "reference",
     },
     "benchmark": {"bundle", "display", "errors", "machine", "reference", "runners"},
+    "op_profile": {"bundle", "display", "errors", "machine", "runners"},
     "report": {
         "bundle",
         "display",
@@ -198,6 +199,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "doctor",
         "errors",
         "layer_validation",
+        "op_profile",
         "pipeline",
         "recipe",
         "report",

@@ -10,7 +10,10 @@ from edgepipe.display import Progress
 from edgepipe.errors import UserError
 
 if TYPE_CHECKING:
+    from edgepipe.benchmark import Benchmark
+    from edgepipe.bundle import Bundle
     from edgepipe.cli.parser import Parser
+    from edgepipe.op_profile import Profile
 
 
 def add_arguments(parser: Parser) -> None:
@@ -22,6 +25,11 @@ def add_arguments(parser: Parser) -> None:
         metavar="PEER,…",
         help="engines to measure in turn with it: ort (default), none",
     )
+    parser.add_argument(
+        "--per-op",
+        action="store_true",
+        help="time every operator instead, beside what the core can do",
+    )
     parser.add_argument("--runs", type=int, default=200, metavar="N", help="timed inferences (200)")
     parser.add_argument(
         "--model", metavar="MODEL", help="the original model, where it is not found by its name"
@@ -29,20 +37,18 @@ def add_arguments(parser: Parser) -> None:
 
 
 def execute(options: argparse.Namespace) -> int:
-    """Measure and print medians, spread and ratio."""
-    from edgepipe.benchmark import bench
+    """Measure and print medians, spread and ratio, or what each operator takes."""
     from edgepipe.bundle import Bundle
 
     if options.runs < 1:
         raise UserError("must be at least 1", where="--runs")
     progress = Progress(quiet=options.quiet or options.json)
+    if options.per_op and options.against:
+        raise UserError("measures this bundle alone", where="--per-op", fix="leave out --against")
     bundle = Bundle.open(options.bundle)
-    against = None if options.against is None else tuple(options.against.split(","))
     progress(f"measuring {bundle.path.name}")
     try:
-        result = bench(
-            bundle, runner=options.runner, against=against, runs=options.runs, model=options.model
-        )
+        result = _measure(bundle, options)
         progress.finish()
     finally:
         progress.abandon()
@@ -51,3 +57,16 @@ def execute(options: argparse.Namespace) -> int:
     elif not options.quiet:
         print(result)
     return 0
+
+
+def _measure(bundle: Bundle, options: argparse.Namespace) -> Benchmark | Profile:
+    if options.per_op:
+        from edgepipe.op_profile import profile
+
+        return profile(bundle, runner=options.runner, runs=options.runs)
+    from edgepipe.benchmark import bench
+
+    against = None if options.against is None else tuple(options.against.split(","))
+    return bench(
+        bundle, runner=options.runner, against=against, runs=options.runs, model=options.model
+    )

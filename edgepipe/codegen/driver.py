@@ -6,9 +6,10 @@ import hashlib
 import json
 import re
 from collections.abc import Sequence
+from dataclasses import asdict
 from importlib import resources
 
-from edgepipe.codegen.plan import ALIGNMENT, Call, Place, Plan, TensorSpec
+from edgepipe.codegen.plan import ALIGNMENT, NO_PEAKS, Call, Peaks, Place, Plan, TensorSpec
 from edgepipe.errors import UserError
 
 #: First bytes of weights.bin; the digit is the version of the file's layout.
@@ -67,7 +68,7 @@ def api_symbols(prefix: str) -> list[str]:
 
 _API = (
     "version", "weights_bytes", "arena_bytes", "input_count", "output_count",
-    "input", "output", "init", "run",
+    "input", "output", "init", "run", "step_count", "step",
 )  # fmt: skip
 
 
@@ -94,14 +95,17 @@ def render(plan: Plan, prefix: str, version: str = "") -> dict[str, str]:
             "inputs": _descriptors(prefix, "input", plan.inputs),
             "outputs": _descriptors(prefix, "output", plan.outputs),
             "prototypes": "\n".join(_prototypes(plan.calls)),
-            "calls": "\n".join(_call(call) for call in plan.calls),
+            "step_count": str(len(plan.calls)),
+            "calls": "\n".join(_call(i, call) for i, call in enumerate(plan.calls)),
         },
     )
     return {"model.h": header, "driver.c": driver}
 
 
-def native_files(plan: Plan, prefix: str) -> dict[str, str]:
-    """The C programs of a native bundle: ``bench.c`` and ``example.c``."""
+def native_files(plan: Plan, prefix: str, peaks: Peaks = NO_PEAKS) -> dict[str, str]:
+    """The C programs of a native bundle: ``bench.c`` with ``profile.c``, and ``example.c``."""
+    kernels = peaks.kernels.get("", ())
+    prototype = "extern void {}(void *, void *, void *) __attribute__((weak));"
     values = {
         "prefix": prefix,
         "PREFIX": prefix.upper(),
@@ -109,11 +113,18 @@ def native_files(plan: Plan, prefix: str) -> dict[str, str]:
         # ISO C has no empty arrays.
         "input_slots": str(max(1, len(plan.inputs))),
         "output_slots": str(max(1, len(plan.outputs))),
+        "step_count": str(len(plan.calls)),
+        "peak_prototypes": "\n".join(prototype.format(k.symbol) for k in kernels),
+        "peaks": "\n".join(f"    {{{c_string(k.of)}, {k.symbol}, {k.work}}}," for k in kernels),
+        "copy_bytes": str(peaks.copy_bytes),
+        **{f"peak_{n}_bytes": str(b) for n, b in zip("xwy", peaks.buffers, strict=True)},
     }
-    return {name: _fill(name, values) for name in ("bench.c", "example.c")}
+    return {name: _fill(name, values) for name in ("bench.c", "profile.c", "example.c")}
 
 
-def wasm_files(plan: Plan, prefix: str, variants: Sequence[str]) -> dict[str, str]:
+def wasm_files(
+    plan: Plan, prefix: str, variants: Sequence[str], peaks: Peaks = NO_PEAKS
+) -> dict[str, str]:
     """The loader, its types, and the bench program and page of a wasm bundle.
 
     ``variants`` are the further builds (``model.VARIANT.wasm``), the preferred one first.
@@ -128,11 +139,15 @@ def wasm_files(plan: Plan, prefix: str, variants: Sequence[str]) -> dict[str, st
         "outputs_json": _json_specs(plan.outputs),
         "input_types": _typescript(plan.inputs),
         "output_types": _typescript(plan.outputs),
+        "peaks_json": json.dumps({v: [asdict(k) for k in ks] for v, ks in peaks.kernels.items()}),
+        "peak_buffers": json.dumps(peaks.buffers),
+        "copy_bytes": str(peaks.copy_bytes),
     }
     return {name: _fill(name, values) for name in _WASM_FILES}
 
 
-_WASM_FILES = ("model.mjs", "model.d.mts", "measure.mjs", "bench.mjs", "bench.html")
+_WASM_FILES = ("model.mjs", "model.d.mts", "measure.mjs", "profile.mjs", "bench.mjs",
+               "bench.html")  # fmt: skip
 
 
 def c_string(text: str) -> str:
@@ -211,8 +226,9 @@ def _prototypes(calls: Sequence[Call]) -> list[str]:
     ]
 
 
-def _call(call: Call) -> str:
-    return f"    {call.symbol}({', '.join(_argument(place) for place in call.arguments)});"
+def _call(step: int, call: Call) -> str:
+    arguments = ", ".join(_argument(place) for place in call.arguments)
+    return f"    case {step}: {call.symbol}({arguments}); break;"
 
 
 def _argument(place: Place) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -11,7 +11,7 @@ import tvm
 from tvm import relax
 
 from edgepipe.codegen.memory import Lifetime, align, peak_live, plan
-from edgepipe.codegen.plan import ALIGNMENT, Call, KernelAudit, Place, Plan, TensorSpec
+from edgepipe.codegen.plan import ALIGNMENT, ArenaTensor, Call, KernelAudit, Place, Plan, TensorSpec
 from edgepipe.kernels.builder import kernel, load, loop, store
 from edgepipe.lowering import Program
 
@@ -158,13 +158,29 @@ class Flattener:
             arena_bytes=arena_bytes,
             peak_live_bytes=peak_live(lifetimes),
             weights=bytes(self.weights.blob),
-            audit=tuple(_audit(c, audits) for c in calls),
+            audit=tuple(_with_traffic(_audit(c, audits), c) for c in calls),
+            arena=tuple(
+                ArenaTensor(offset, t.size, t.first, t.last)
+                for offset, t in zip(offsets, lifetimes, strict=True)
+            ),
         )
 
 
 def _placed(buffer: Buffer) -> Place:
     assert buffer.place is not None
     return buffer.place
+
+
+def _with_traffic(audit: KernelAudit, call: RawCall) -> KernelAudit:
+    """With the bytes of the call's tensors. What is in the arena for it alone is scratch."""
+    weights = activations = 0
+    for buffer in dict.fromkeys(call.arguments):
+        space = _placed(buffer).space
+        if space == "weights":
+            weights += buffer.size
+        elif space != "arena" or buffer.first != buffer.last:
+            activations += buffer.size
+    return replace(audit, weight_bytes=weights, activation_bytes=activations)
 
 
 def _audit(call: RawCall, audits: dict[str, list[KernelAudit]]) -> KernelAudit:

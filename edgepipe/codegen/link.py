@@ -38,11 +38,13 @@ def native(
     kernels: bytes,
     prefix: str,
     progress: Callable[[str], None] = lambda line: None,
+    peaks: bytes = b"",
 ) -> dict[str, bytes]:
     """Link ``model.so``, ``model.a`` and the static program ``bench``.
 
-    ``sources`` holds model.h, driver.c and bench.c; ``kernels`` is a relocatable ELF object of
-    position-independent code. No result needs a library at run time. Raises UserError where zig
+    ``sources`` holds model.h, driver.c, bench.c and profile.c; ``kernels`` is a relocatable ELF
+    object of position-independent code, ``peaks`` one for the program alone.
+    No result needs a library at run time. Raises UserError where zig
     is missing, EdgepipeError where it fails.
     """
     api = driver.api_symbols(prefix)
@@ -51,6 +53,8 @@ def native(
         for file, text in sources.items():
             (work / file).write_text(text, encoding="utf-8")
         (work / "kernels.o").write_bytes(kernels)
+        (work / "peaks.o").write_bytes(peaks)
+        extra = ["peaks.o"] if peaks else []
         _compile_driver(target, work)
         zig("ld.lld", "-r", "--gc-sections", "--strip-debug", *(f"--undefined={s}" for s in api),
             "-o", "model.o", "driver.o", "kernels.o", "libmath.a",
@@ -65,17 +69,19 @@ def native(
         _announce_libc(target.link.static_zig_target, progress)
         # No -mcpu: zig builds the C library anew for each CPU it is given, 40 s at a time.
         zig("cc", "-target", target.link.static_zig_target, "-static", "-O2", "-g0", "-s",
-            "-fno-sanitize=all", "-Wl,--build-id=none", "-o", "bench", "bench.c", "model.a",
-            cwd=work)  # fmt: skip
+            "-fno-sanitize=all", "-Wl,--build-id=none", "-o", "bench", "bench.c", "profile.c",
+            *extra, "model.a", cwd=work)  # fmt: skip
         with contextlib.suppress(OSError):
             _libc_marker(target.link.static_zig_target).touch()
         return {file: (work / file).read_bytes() for file in ("model.so", "model.a", "bench")}
 
 
 def wasm(
-    target: Target, sources: Mapping[str, str], objects: Mapping[str, bytes], prefix: str
-) -> dict[str, bytes]:
-    """Link ``model.wasm`` and one ``model.VARIANT.wasm`` per further variant of ``objects``.
+    target: Target, sources: Mapping[str, str], objects: Mapping[str, bytes], prefix: str,
+    peaks: Mapping[str, bytes] | None = None,
+) -> dict[str, bytes]:  # fmt: skip
+    """Link ``model.wasm`` and one ``model.VARIANT.wasm`` per further variant of ``objects``, and
+    ``peaks.wasm`` likewise from ``peaks``.
 
     The modules import nothing; they export their memory, ``__heap_base`` and the API. Raises as
     ``native`` does.
@@ -94,6 +100,12 @@ def wasm(
                 "-z", f"stack-size={_WASM_STACK_BYTES}", *(f"--export={s}" for s in exports),
                 "-o", file, "driver.o", "kernels.o", "libmath.a",
                 cwd=work)  # fmt: skip
+            files[file] = (work / file).read_bytes()
+        for variant, kernels in sorted((peaks or {}).items()):
+            file = f"peaks.{variant}.wasm" if variant else "peaks.wasm"
+            (work / "kernels.o").write_bytes(kernels)
+            zig("wasm-ld", "--no-entry", "--strip-all", "--stack-first", "--export-all",
+                "-o", file, "kernels.o", cwd=work)  # fmt: skip
             files[file] = (work / file).read_bytes()
         return files
 

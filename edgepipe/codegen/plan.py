@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 ALIGNMENT = 64  # bytes; one cache line, and the widest vector of any target
@@ -41,7 +42,9 @@ class Call:
 class KernelAudit:
     """What really executes for one op: kernel, arithmetic, accumulator, work.
 
-    ``sparsity`` of an op whose weights have many zeros: see docs/sparsity.md.
+    ``macs`` counts zeros too. ``weight_bytes`` and ``activation_bytes`` are the sizes of all
+    tensors that the call reads or writes, each once. ``sparsity`` of an op whose weights have many
+    zeros: see docs/sparsity.md.
     """
 
     op: str
@@ -52,6 +55,41 @@ class KernelAudit:
     macs: int
     knobs: str = ""
     sparsity: dict[str, Any] | None = None
+    weight_bytes: int = 0
+    activation_bytes: int = 0
+
+
+@dataclass(frozen=True)
+class ArenaTensor:
+    """A piece of the arena, in bytes, and the first and the last call it is alive at."""
+
+    offset: int
+    size: int
+    first: int
+    last: int
+
+
+@dataclass(frozen=True)
+class PeakKernel:
+    """A kernel that reaches what the core can: ``work`` operations ``of`` a dtype per call."""
+
+    symbol: str
+    of: str
+    work: int
+
+
+@dataclass(frozen=True)
+class Peaks:
+    """Objects with such kernels by variant, what they are, the bytes of the three buffers they
+    take, and the bytes that one call of the copy beside them (``PREFIX_peak_bytes``) moves."""
+
+    objects: Mapping[str, bytes] = field(default_factory=dict)
+    kernels: Mapping[str, tuple[PeakKernel, ...]] = field(default_factory=dict)
+    buffers: tuple[int, int, int] = (0, 0, 0)
+    copy_bytes: int = 1
+
+
+NO_PEAKS = Peaks()
 
 
 @dataclass(frozen=True)
@@ -59,7 +97,7 @@ class Plan:
     """Everything a driver needs. ``weights`` is one blob, every tensor in it 64-byte aligned.
 
     ``peak_live_bytes`` is the largest sum of arena tensors alive at once, the lower bound
-    of ``arena_bytes``.
+    of ``arena_bytes``; ``arena`` is where they lie, and when.
     """
 
     inputs: tuple[TensorSpec, ...]
@@ -69,3 +107,4 @@ class Plan:
     peak_live_bytes: int
     weights: bytes
     audit: tuple[KernelAudit, ...]
+    arena: tuple[ArenaTensor, ...] = ()

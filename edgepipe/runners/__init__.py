@@ -6,6 +6,7 @@ A runner module has
 - ``available(target) -> Availability``: whether it can run the target's bundles here; never raises
 - ``run_many(bundle, samples) -> list of outputs``: one process or instance for all samples
 - ``bench(bundle, runs, warmup) -> Timing``
+- ``profile(bundle, runs) -> dict``: what each kernel takes (see ``edgepipe.op_profile``)
 
 A runner that reaches somewhere else, a board or a browser, is named ``NAME:WHERE,KEY=VALUE``. Its
 module has ``at(address) -> Runner`` instead, which returns an object with the above. Where no sign
@@ -57,6 +58,8 @@ class Runner(Protocol):
     ) -> list[dict[str, npt.NDArray[Any]]]: ...
 
     def bench(self, bundle: Bundle, runs: int, warmup: int) -> Timing: ...
+
+    def profile(self, bundle: Bundle, runs: int) -> dict[str, Any]: ...
 
 
 def names() -> list[str]:

@@ -65,6 +65,14 @@ def bench(
     return timing(raw, runner, engine, emulated=emulated)
 
 
+def profile(
+    bundle: Bundle, command: Sequence[str], engine: str, runs: int, *, emulated: bool
+) -> dict[str, Any]:
+    """What the bench program prints of its kernels, with ``engine`` and ``emulated`` added."""
+    raw = json.loads(_execute(bundle, command, ["profile", str(runs)]))
+    return {"engine": engine, "emulated": emulated, **raw}
+
+
 def timing(raw: Mapping[str, Any], runner: str, engine: str, *, emulated: bool) -> Timing:
     """What a bench program printed as a Timing; keys that it does not know are left out."""
     given = {"runner", "engine", "emulated"}

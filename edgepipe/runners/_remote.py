@@ -78,10 +78,15 @@ class Board:
         with self._copied(bundle) as (folder, machine):
             options = ["--runs", str(runs), "--warmup", str(warmup), "--json"]
             data = self._call(self._bench(folder, *options), b"", self.timeout_s)
-        arch = bundle.target.arch
-        emulated = machine != arch and (arch, machine) != ("arm", "aarch64")
         return _program.timing(json.loads(data), self.NAME, f"{self.NAME} ({machine})",
-                               emulated=emulated)  # fmt: skip
+                               emulated=_emulated(bundle, machine))  # fmt: skip
+
+    def profile(self, bundle: Bundle, runs: int) -> dict[str, Any]:
+        """Time each kernel on the board."""
+        with self._copied(bundle) as (folder, machine):
+            data = self._call(self._bench(folder, "profile", str(runs)), b"", self.timeout_s)
+        engine, emulated = f"{self.NAME} ({machine})", _emulated(bundle, machine)
+        return {"engine": engine, "emulated": emulated, **json.loads(data)}
 
     def _bench(self, folder: str, *arguments: str) -> str:
         limit = str(max(1, math.ceil(self.timeout_s)))  # a program that hangs must end itself
@@ -155,6 +160,11 @@ class Board:
 
     def _check(self) -> str:
         return f"try '{shlex.join(self.words)} true'"
+
+
+def _emulated(bundle: Bundle, machine: str) -> bool:
+    arch = bundle.target.arch
+    return machine != arch and (arch, machine) != ("arm", "aarch64")
 
 
 def _talk(process: subprocess.Popen[bytes], data: bytes, timeout_s: float) -> tuple[bytes, bytes]:

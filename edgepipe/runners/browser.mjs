@@ -29,6 +29,12 @@ async function execute(model, raw, empty, samples, alive) {
   await post("result", new Blob(results));
 }
 
+function brandOf({ userAgentData, userAgent }) {
+  const brand = userAgentData?.brands.find(({ brand }) => !/not/i.test(brand));
+  if (brand) return `${brand.brand} ${brand.version}`;
+  return userAgent.match(/(Firefox|Version)\/\S+/)?.[0] ?? userAgent;
+}
+
 async function main() {
   const job = await (await fetch(at("job.json"))).json();
   const alive = () => post("alive", "");
@@ -38,11 +44,14 @@ async function main() {
   const model = await load();
   await alive();
   if (job.samples !== undefined) return execute(model, raw, empty, job.samples, alive);
+  const engine = brandOf(navigator);
+  if (job.profile !== undefined) {
+    const { profile } = await import(at("bundle/profile.mjs"));
+    const bytes = async (name) => (await fetch(at(`bundle/${name}`))).arrayBuffer();
+    return post("result", JSON.stringify({ engine, ...await profile(model, bytes, job.profile) }));
+  }
   const values = sample(model);
   const { ms, ...times } = await measure(() => model.run(values), { ...job, alive });
-  const brand = navigator.userAgentData?.brands.find(({ brand }) => !/not/i.test(brand));
-  const engine = brand ? `${brand.brand} ${brand.version}`
-    : navigator.userAgent.match(/(Firefox|Version)\/\S+/)?.[0] ?? navigator.userAgent;
   await post("result", JSON.stringify(
     { ...times, engine, variant: model.variant || "simd", features: features() }));
 }

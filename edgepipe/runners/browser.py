@@ -61,6 +61,11 @@ class Browser:
         raw = json.loads(self._exchange(bundle, {"runs": runs, "warmup": warmup}, {}))
         return _program.timing(raw, self.NAME, str(raw["engine"]), emulated=False)
 
+    def profile(self, bundle: Bundle, runs: int) -> dict[str, Any]:
+        """Time each kernel in the page."""
+        raw = json.loads(self._exchange(bundle, {"profile": runs}, {}))
+        return {"emulated": False, **raw}
+
     def _exchange(self, bundle: Bundle, job: dict[str, int], files: dict[str, bytes]) -> bytes:
         bundle.verify()
         bundle.file("measure.mjs")

@@ -82,8 +82,16 @@ def run_many(
 
 def bench(bundle: Bundle, runs: int, warmup: int) -> Timing:
     """Time the bundle's own bench program on this machine."""
-    engine = f"{platform.machine()} {_cpu_model()}".strip()
-    return _program.bench(bundle, [], NAME, engine, runs, warmup, emulated=False)
+    return _program.bench(bundle, [], NAME, _engine(), runs, warmup, emulated=False)
+
+
+def profile(bundle: Bundle, runs: int) -> dict[str, Any]:
+    """Time each kernel in the bundle's own bench program."""
+    return _program.profile(bundle, [], _engine(), runs, emulated=False)
+
+
+def _engine() -> str:
+    return f"{platform.machine()} {_cpu_model()}".strip()
 
 
 class _Api:

@@ -46,9 +46,17 @@ def run_many(
 
 def bench(bundle: Bundle, runs: int, warmup: int) -> Timing:
     """Time inferences in Node. The first calls run V8's baseline code: warm up well."""
-    engine = f"node {_version()}"
     words = command(bundle.target)
-    return _program.bench(bundle, words, NAME, engine, runs, warmup, emulated=False)
+    return _program.bench(bundle, words, NAME, _engine(), runs, warmup, emulated=False)
+
+
+def profile(bundle: Bundle, runs: int) -> dict[str, Any]:
+    """Time each kernel in Node."""
+    return _program.profile(bundle, command(bundle.target), _engine(), runs, emulated=False)
+
+
+def _engine() -> str:
+    return f"node {_version()}"
 
 
 def command(target: Target) -> list[str]:

@@ -43,8 +43,16 @@ def run_many(
 def bench(bundle: Bundle, runs: int, warmup: int) -> Timing:
     """Time the emulation; the result is marked as emulated."""
     words = command(bundle.target)
-    engine = f"{bundle.target.run.qemu} -cpu {bundle.target.run.qemu_cpu or 'default'}"
-    return _program.bench(bundle, words, NAME, engine, runs, warmup, emulated=True)
+    return _program.bench(bundle, words, NAME, _engine(bundle), runs, warmup, emulated=True)
+
+
+def profile(bundle: Bundle, runs: int) -> dict[str, Any]:
+    """Time the emulation kernel by kernel; the result is marked as emulated."""
+    return _program.profile(bundle, command(bundle.target), _engine(bundle), runs, emulated=True)
+
+
+def _engine(bundle: Bundle) -> str:
+    return f"{bundle.target.run.qemu} -cpu {bundle.target.run.qemu_cpu or 'default'}"
 
 
 def command(target: Target) -> list[str]:

@@ -8,7 +8,7 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from edgepipe.errors import EdgepipeError
+from edgepipe.errors import EdgepipeError, UserError
 from edgepipe.runners._base import Availability, Timing
 from edgepipe.target import Target
 
@@ -65,6 +65,12 @@ def bench(bundle: Bundle, runs: int, warmup: int) -> Timing:
             for part in np.array_split(times, 5)
         ) if runs >= 5 else (),
     )  # fmt: skip
+
+
+def profile(bundle: Bundle, runs: int) -> dict[str, Any]:
+    """Refused: wasmtime's times are no proxy for those of a browser. Raises UserError."""
+    raise UserError("its times are no proxy for those of a browser", where="--runner wasmtime",
+                    fix="profile with --runner node or --runner browser")  # fmt: skip
 
 
 class _Instance:

@@ -5,6 +5,7 @@
  *                                            per sample the inputs (outputs) in order; "-" is
  *                                            standard input (output)
  *   bench repeat N                           N inferences, silently
+ *   bench profile N                          what each kernel takes, over N inferences, as JSON
  *
  * With --limit SECONDS it ends itself after so long without a finished inference. Governor, clock,
  * temperature and power are read from /sys, or --sys DIR, where the board tells them.
@@ -19,6 +20,8 @@
 #include <unistd.h>
 
 #include "model.h"
+
+int @prefix@_profile(const void *const *, void *const *, void *, long); /* profile.c */
 
 static unsigned limit_s = 0;
 static const char *sys = "/sys";
@@ -302,11 +305,18 @@ int main(int argc, char **argv) {
         buffers b = prepare(weights);
         fill_inputs(&b);
         for (long i = 0; i < times; i++) infer(&b);
+    } else if (count == 2 && strcmp(words[0], "profile") == 0) {
+        long rounds = number(words[1], "profile", 1);
+        buffers b = prepare(weights);
+        fill_inputs(&b);
+        if (!@prefix@_profile((const void *const *)b.inputs, b.outputs, b.arena, rounds))
+            fail("out of memory", "profile");
     } else if (count == 0) {
         buffers b = prepare(weights);
         measure(&b, runs, warmup, json);
     } else {
-        fail("use: bench [--runs N] [--warmup W] [--json] | run IN OUT COUNT | repeat N", "usage");
+        fail("use: bench [--runs N] [--warmup W] [--json] | run IN OUT COUNT | repeat N | profile N",
+             "usage");
     }
     return 0;
 }

@@ -4,12 +4,14 @@
 //   node bench.mjs run IN OUT COUNT                   executes COUNT samples; IN and OUT are raw
 //                                                     tensors, per sample in the model's order
 //   node bench.mjs repeat N                           N inferences, silently
+//   node bench.mjs profile N                          what each kernel takes, as JSON
 
 import { closeSync, openSync, readFileSync, readSync, writeSync } from "node:fs";
 import { empty, measure, raw, sample } from "./measure.mjs";
 import { load } from "./model.mjs";
+import { profile } from "./profile.mjs";
 
-const USE = "use: bench.mjs [--runs N] [--warmup W] [--json] | run IN OUT COUNT | repeat N";
+const USE = "use: bench.mjs [--runs N] [--warmup W] [--json] | run IN OUT COUNT | repeat N | profile N";
 
 class Usage extends Error {}
 
@@ -90,6 +92,9 @@ async function main(argv) {
   else if (words[0] === "repeat" && words.length === 2) {
     const values = sample(model);
     for (let left = number(words[1], "repeat", 0); left > 0; left--) model.run(values);
+  } else if (words[0] === "profile" && words.length === 2) {
+    const bytes = (name) => readFileSync(new URL(name, import.meta.url));
+    console.log(JSON.stringify(await profile(model, bytes, number(words[1], "profile", 1))));
   } else if (words.length === 0) await report(model, runs, warmup, json);
   else throw new Usage(USE);
 }

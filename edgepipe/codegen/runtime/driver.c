@@ -61,16 +61,38 @@ API int @prefix@_init(const void *weights, size_t bytes) {
     return @PREFIX@_OK;
 }
 
-API int @prefix@_run(const void *const *inputs, void *const *outputs, void *arena) {
-    const unsigned char *const weights = model_weights;
-    if (weights == NULL) return @PREFIX@_ERROR_NOT_INITIALIZED;
+static int check(const void *const *inputs, void *const *outputs, const void *arena) {
+    if (model_weights == NULL) return @PREFIX@_ERROR_NOT_INITIALIZED;
     if (misaligned(arena)) return @PREFIX@_ERROR_ALIGNMENT;
     for (size_t i = 0; i < @input_count@u; i++)
         if (misaligned(inputs[i])) return @PREFIX@_ERROR_ALIGNMENT;
     for (size_t i = 0; i < @output_count@u; i++)
         if (misaligned(outputs[i])) return @PREFIX@_ERROR_ALIGNMENT;
+    return @PREFIX@_OK;
+}
+
+static void execute(size_t step, const void *const *inputs, void *const *outputs, void *arena) {
+    const unsigned char *const weights = model_weights;
+    switch (step) {
 @calls@
+    }
     (void)inputs;
     (void)outputs;
-    return @PREFIX@_OK;
+    (void)arena;
+    (void)weights;
+}
+
+API size_t @prefix@_step_count(void) { return @step_count@u; }
+
+API int @prefix@_step(size_t index, const void *const *inputs, void *const *outputs, void *arena) {
+    int status = check(inputs, outputs, arena);
+    if (status == @PREFIX@_OK) execute(index, inputs, outputs, arena);
+    return status;
+}
+
+API int @prefix@_run(const void *const *inputs, void *const *outputs, void *arena) {
+    int status = check(inputs, outputs, arena);
+    for (size_t i = 0; status == @PREFIX@_OK && i < @step_count@u; i++)
+        execute(i, inputs, outputs, arena);
+    return status;
 }

@@ -31,6 +31,10 @@ export declare class Model {
   readonly variant: string;
   /** One inference. Throws TypeError or RangeError for inputs that do not fit. */
   run(values: Inputs): Outputs;
+  /** How many kernels one inference calls. */
+  readonly stepCount: number;
+  /** Call one of them on the data of the last `run`: in order, each as often as wanted. */
+  step(index: number): void;
 }
 
 /** Load the model from `base` (URL, or in Node a path); default: the folder of this module. */

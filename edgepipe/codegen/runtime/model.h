@@ -47,9 +47,15 @@ size_t @prefix@_output_count(void);
 const @prefix@_tensor *@prefix@_input(size_t index);
 const @prefix@_tensor *@prefix@_output(size_t index);
 
-/* Both return @PREFIX@_OK or one of the errors above. */
+/* All return @PREFIX@_OK or one of the errors above. */
 int @prefix@_init(const void *weights, size_t bytes);
 int @prefix@_run(const void *const *inputs, void *const *outputs, void *arena);
+
+/* @prefix@_run in parts, one kernel each, for profiles and for programs that must come up for air:
+ * the steps 0, 1, ... @prefix@_step_count() - 1 in order, with the same buffers, are one inference.
+ * A step may be repeated before the next one: it never overwrites what it reads. */
+size_t @prefix@_step_count(void);
+int @prefix@_step(size_t index, const void *const *inputs, void *const *outputs, void *arena);
 
 #ifdef __cplusplus
 }

@@ -6,6 +6,7 @@
 
 const ALIGNMENT = @alignment@;
 const PREFIX = "@prefix@";
+const STEP = "@prefix@_step";
 const VARIANTS = @variants@;
 const DOT_PRODUCTS = @dot_products@;
 const INPUTS = @inputs_json@;
@@ -128,6 +129,24 @@ export class Model {
     return view;
   }
 
+  get #buffers() {
+    return [this.#table, this.#table + 4 * INPUTS.length, this.#arena];
+  }
+
+  #checked(status) {
+    if (status !== 0) throw new Error(`inference failed (error ${status})`);
+  }
+
+  /** How many kernels one inference calls. */
+  get stepCount() {
+    return this.#call("step_count");
+  }
+
+  /** The kernel `index` of the inference that `run` did last, for profiles: repeatable in place. */
+  step(index) {
+    this.#checked(this.#exports[STEP](index, ...this.#buffers));
+  }
+
   /** One inference: `{name: TypedArray}` in, `{name: TypedArray}` (fresh copies) out. */
   run(values) {
     if (typeof values !== "object" || values === null)
@@ -151,8 +170,7 @@ export class Model {
       const known = INPUTS.map((tensor) => `'${tensor.name}'`).join(", ");
       throw new TypeError(`unknown input '${[...given][0]}'; the model has ${known || "none"}`);
     }
-    const status = this.#call("run", this.#table, this.#table + 4 * INPUTS.length, this.#arena);
-    if (status !== 0) throw new Error(`inference failed (error ${status})`);
+    this.#checked(this.#call("run", ...this.#buffers));
     const results = {};
     for (const { name } of OUTPUTS) results[name] = this.#view(`out:${name}`).slice();
     return results;
