@@ -183,7 +183,7 @@ def test_nothing_leaks(built: Bundle) -> None:
 
 API = (
     "version", "weights_bytes", "arena_bytes", "input_count", "output_count",
-    "input", "output", "init", "run",
+    "input", "output", "init", "run", "step_count", "step",
 )  # fmt: skip
 
 
