@@ -175,8 +175,8 @@ def test_the_manifest_tells_traffic_and_the_arena(tmp_path: Path) -> None:
         for i in range(3)
     ]
     ends = [helper.make_tensor_value_info(n, 1, [1, 16, 8, 8]) for n in ("t0", "t3")]
-    graph = helper.make_graph(nodes, "net", ends[:1], ends[1:],
-                              [numpy_helper.from_array(w, f"w{i}") for i, w in enumerate(weights)])  # fmt: skip
+    initializers = [numpy_helper.from_array(w, f"w{i}") for i, w in enumerate(weights)]
+    graph = helper.make_graph(nodes, "net", ends[:1], ends[1:], initializers)
     opset = [helper.make_opsetid("", 17)]
     save(helper.make_model(graph, opset_imports=opset, ir_version=8), tmp_path / "net.onnx")
     made = pipeline.compile(tmp_path / "net.onnx", target="host", output=tmp_path / "b")
