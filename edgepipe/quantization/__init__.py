@@ -1,7 +1,7 @@
 """Quantization: from the canonical float graph to a standard ONNX graph with Q/DQ pairs.
 
 The stages of ``apply``, each one file: samples are checked (``calibration``), outliers migrated and
-channels equalised (``smoothquant``, ``equalization``), places chosen (``placement``), ranges
+channels equalised (``smoothquant``, ``equalization``), biases joined (``dense``), places chosen (``placement``), ranges
 observed (``observers``), weights fitted layer by layer (``sweep``, ``weights`` and one file per
 method: ``reconstruction``, ``gptq``, ``adaround``, ``adaquant``; or ``nncf_ptq``), and all of
 it written into the graph (``qdq``). ``interpreter`` runs the result in integers and defines what
@@ -56,7 +56,14 @@ def fit(
 
     The copy's channels may be equalised; its nodes and values are those of the ``Rounding``.
     """
-    from edgepipe.quantization import calibration, equalization, nncf_ptq, smoothquant, sweep
+    from edgepipe.quantization import (
+        calibration,
+        dense,
+        equalization,
+        nncf_ptq,
+        smoothquant,
+        sweep,
+    )
     from edgepipe.quantization.executor import Rounding
     from edgepipe.quantization.placement import place
 
@@ -70,6 +77,8 @@ def fit(
         smoothquant.smooth(graph, inputs, note)
     if "equalization" in config.methods:
         equalization.equalize(graph, inputs, config.activation_bits, note)
+    if config.activation_bits is not None:
+        dense.rewrite(graph, note)
     placement = place(graph, config, note)
     context.progress("observing ranges")
     rounding = Rounding(placement, calibration.ranges(graph, placement, inputs, config, note))

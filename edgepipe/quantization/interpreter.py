@@ -11,7 +11,8 @@ DequantizeLinear and a QuantizeLinear is computed on the codes instead:
 4. An Add gathers terms: round(acc₁ · m₁ + acc₂ · m₂), each product rounded to float32, then the
    float32 sum (no fused multiply-add). A residual behind a convolution is such a term.
 5. Movement and MaxPool move codes. Functions of one value are tables: float32 function of the
-   dequantized code, then requantised. Mul: product of the two codes, scale sa·sb.
+   dequantized code, then requantised. Mul: product of the two codes, scale sa·sb; by a positive
+   constant: the scale of every term times it.
 6. What no QuantizeLinear follows leaves as float32: float32(acc) · scale, summed over terms.
 Everything else runs in float by ONNX Runtime: float islands.
 """
@@ -27,7 +28,7 @@ import onnx_ir as ir
 
 from edgepipe.quantization import integer_ops
 from edgepipe.quantization.float_node import FloatNodes
-from edgepipe.quantization.graph import Array, bounds, constant, is_op, name_of
+from edgepipe.quantization.graph import Array, bounds, constant, dims, is_op, name_of
 
 INT_LIMITS = {
     ir.DataType.INT8: (-128, 127),
@@ -190,6 +191,15 @@ def _quantize(node: ir.Node, inputs: list[Tensor]) -> Array:
     return result
 
 
+def scalar_factor(node: ir.Node) -> Array | None:
+    """The positive float32 constant that a Mul multiplies its first operand by."""
+    array = constant(node.inputs[1]) if is_op(node, "Mul") else None
+    if array is None or array.size != 1 or array.dtype != np.float32 or not array.reshape(()) > 0:
+        return None
+    same = dims(node.inputs[0]) == dims(node.outputs[0]) if node.inputs[0] is not None else False
+    return array.reshape(()) if same else None
+
+
 def _table(node: ir.Node, inputs: list[Tensor]) -> bool:
     """A function of one tensor of codes, so at most 256 different results."""
     from edgepipe.quantization.placement import TABLES
@@ -211,6 +221,9 @@ def _integer(node: ir.Node, inputs: list[Tensor]) -> list[Tensor] | None:
     second = inputs[1] if len(inputs) > 1 else None
     if is_op(node, "Add") and isinstance(second, Sum):
         return _add(first, second)
+    if (factor := scalar_factor(node)) is not None:
+        terms = [replace(t, scale=np.asarray(t.scale * factor, np.float32)) for t in first.terms]
+        return [Sum(tuple(terms), float(first.low * factor), float(first.high * factor))]
     term = first.single
     if term is None:
         return None

@@ -5,7 +5,7 @@
 2. Add and Sub gather terms. Relu and Clip cut what is not rounded yet.
 3. Averages: the sum of the codes, the count in the scale.
 4. Movement and MaxPool: the operator itself, on codes.
-5. Mul of two tensors of codes: the product of their integers.
+5. Mul of two tensors of codes: the product of their integers; by a positive constant: the scales.
 6. A function of one tensor of codes is a table of all codes; so is a Mul of codes with a table of
    the same codes (SiLU and the like).
 """
@@ -49,6 +49,8 @@ def combine(node: ir.Node, operands: list[Operand]) -> Sum | None:
         return _named(node, _biased(first, second), first)
     if is_op(node, "Add", "Sub") and isinstance(second, Sum):
         return _named(node, _added(node, first, second), first, second)
+    if (factor := interpreter.scalar_factor(node)) is not None:
+        return _named(node, _scaled(first, factor), first)
     if is_op(node, "Mul") and isinstance(second, Sum):
         return _named(node, _multiplied(node, first, second))
     if is_op(node, *TABLES):
@@ -155,6 +157,17 @@ def _added(node: ir.Node, first: Sum, second: Sum) -> Sum | None:
         negative = replace(second.terms[0], scale=-second.terms[0].scale)
         return Sum((first.terms[0], negative))
     return Sum(first.terms + second.terms)
+
+
+def _scaled(x: Sum, factor: Array) -> Sum:
+    terms = []
+    for term in x.terms:
+        scale = np.asarray(term.scale * factor, np.float32)
+        inputs = term.inputs
+        if term.kind == "codes":
+            inputs = (replace(inputs[0], scale=scale),)
+        terms.append(replace(term, scale=scale, inputs=inputs))
+    return Sum(tuple(terms), float(x.low * factor), float(x.high * factor))
 
 
 def _multiplied(node: ir.Node, first: Sum, second: Sum) -> Sum | None:
