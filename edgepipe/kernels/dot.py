@@ -138,19 +138,30 @@ def nibble(packed: Any, count: int, which: int, arch: str, offset: int) -> Any:
     return value if offset else value - const(8)
 
 
-def multiply_long(arch: str, pairs: Sequence[tuple[Any, Any]], acc: Any) -> Any:
+def multiply_long(
+    arch: str, pairs: Sequence[tuple[Any, Any]], acc: Any, apart: bool = False
+) -> Any:
     """``acc`` (int32x4) plus the products of int8x16 vectors, summed in int16 first.
 
-    Exact while ``len(pairs)`` products of one lane, twice, fit int16.
+    Exact while ``len(pairs)`` products of one lane, twice, fit int16; ``apart`` widens every
+    product by itself, which is exact for all of int8.
     """
     total: Any = None
     for x, w in pairs:
         for which in (0, 1):
             a, b = (tirx.Cast("int16x8", half(v, 16, which)) for v in (x, w))
-            total = a * b if total is None else total + a * b
+            if apart:
+                acc = _widened(arch, acc, a * b)
+            else:
+                total = a * b if total is None else total + a * b
+    return acc if apart else _widened(arch, acc, total)
+
+
+def _widened(arch: str, acc: Any, products: Any) -> Any:
+    """``acc`` plus sums of neighbours of int16x8."""
     if arch == "arm":
-        return intrinsic("int32x4", "arm.neon.vpadals", acc, total)
-    return acc + intrinsic("int32x4", "aarch64.neon.saddlp", total)
+        return intrinsic("int32x4", "arm.neon.vpadals", acc, products)
+    return acc + intrinsic("int32x4", "aarch64.neon.saddlp", products)
 
 
 _DOTS = {

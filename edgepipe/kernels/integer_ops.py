@@ -62,6 +62,27 @@ class QConvOp:
 
 
 @dataclass(frozen=True)
+class QMatmulOp:
+    """y[batch, m, n] = Σ (a − a.zero)(b − b.zero) · multiplier: codes a [batch, m, k] and b
+    [batch, k, n], row-major. ``b_batch`` is 1 where all products share b."""
+
+    a: Blocked
+    b: Blocked
+    y: Blocked
+    batch: int
+    b_batch: int
+    m: int
+    k: int
+    n: int
+    multiplier: float
+    limits: Limits
+
+    @property
+    def macs(self) -> int:
+        return self.batch * self.m * self.k * self.n
+
+
+@dataclass(frozen=True)
 class QAddOp:
     """Sum of tensors of codes of one shape, or a change of grid where there is one."""
 
@@ -134,4 +155,6 @@ class MoveOp:
     factors: tuple[int, int] = (1, 1)
 
 
-IntegerOp = QConvOp | QAddOp | QMulOp | QPoolOp | QTableOp | QuantizeOp | DequantizeOp | MoveOp
+IntegerOp = (
+    QConvOp | QMatmulOp | QAddOp | QMulOp | QPoolOp | QTableOp | QuantizeOp | DequantizeOp | MoveOp
+)

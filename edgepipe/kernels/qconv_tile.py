@@ -57,7 +57,9 @@ class Emission:
     def __init__(self, op: QConvOp, knobs: Knobs, g: Geometry, buffers: Sequence[Any]) -> None:
         self.op, self.knobs, self.g, self.dot = op, knobs, g, g.dot
         self.source, self.weights, self.bias, self.multipliers, *self.rest = buffers
+        #: What is added to the sums of every pixel, where accumulators begin with it.
         self.sums = self.rest.pop() if knobs["offset"] else None
+        self.corrects = self.dot.name == "relaxed"
         self.target = self.rest.pop()
         self.pixels, self.groups, self.flat = knobs["pixels"], knobs["groups"], knobs["flat"]
         self.rows, self.columns = (1, op.y.h * op.y.w) if self.flat else (op.y.h, op.y.w)
@@ -104,7 +106,7 @@ class Emission:
             first = load(self.bias, channel + j * lanes, lanes) if parts == 1 else zero
             for i in range(self.pixels):
                 value = first
-                if self.dot.name == "relaxed":
+                if self.corrects:
                     correction = self.sums[row * self.columns + start + i]  # type: ignore[index]
                     value = first + splat(correction, lanes)
                 for p in range(parts):
@@ -143,7 +145,9 @@ class Emission:
 
     def chunk(self) -> int:
         """Steps that are unrolled together."""
-        return int(self.knobs["deep" if self.dot.name == "mlal" else "unroll"])
+        if self.dot.name == "mlal":
+            return max(1, int(self.knobs["deep"]))
+        return int(self.knobs["unroll"])
 
     def steps(self, acc: Registers, at: Any, run: Any, step: Any, count: int) -> None:
         """``count`` steps from ``step`` on, unrolled."""
@@ -185,7 +189,8 @@ class Emission:
                         w = self.weight(at, run, step, u, j, p)
                         pairs.append((inputs[i * count + u], w))
                     r = (i * self.groups + j) * 4 + p
-                    acc[r] = dot.multiply_long(self.knobs["arch"], pairs, acc[r])
+                    apart = not self.knobs["deep"]
+                    acc[r] = dot.multiply_long(self.knobs["arch"], pairs, acc[r], apart)
 
     def weight(self, at: Any, run: Any, step: Any, u: int, j: int, part: int) -> Any:
         """Weights of one part of step ``step + u``; with 4 bits ``step`` is even."""

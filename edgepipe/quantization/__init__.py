@@ -1,11 +1,11 @@
 """Quantization: from the canonical float graph to a standard ONNX graph with Q/DQ pairs.
 
 The stages of ``apply``, each one file: samples are checked (``calibration``), outliers migrated and
-channels equalised (``smoothquant``, ``equalization``), biases joined (``dense``), places chosen (``placement``), ranges
-observed (``observers``), weights fitted layer by layer (``sweep``, ``weights`` and one file per
-method: ``reconstruction``, ``gptq``, ``adaround``, ``adaquant``; or ``nncf_ptq``), and all of
-it written into the graph (``qdq``). ``interpreter`` runs the result in integers and defines what
-kernels must compute.
+channels equalised (``smoothquant``, ``equalization``), biases and scalars joined (``dense``),
+places chosen (``placement``), ranges observed (``observers``), weights fitted layer by layer
+(``sweep``, ``weights`` and one file per method: ``reconstruction``, ``gptq``, ``adaround``,
+``adaquant``; or ``nncf_ptq``), and all of it written into the graph (``qdq``). ``interpreter``
+runs the result in integers and defines what kernels must compute.
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ def fit(
     if "equalization" in config.methods:
         equalization.equalize(graph, inputs, config.activation_bits, note)
     if config.activation_bits is not None:
-        dense.rewrite(graph, note)
+        dense.rewrite(graph, config, note)
     placement = place(graph, config, note)
     context.progress("observing ranges")
     rounding = Rounding(placement, calibration.ranges(graph, placement, inputs, config, note))

@@ -12,6 +12,7 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
+from edgepipe.quantization.config import QuantConfig
 from edgepipe.quantization.graph import Array, bounds, constant, dims, is_op, only_user
 from edgepipe.quantization.interpreter import scalar_factor
 from edgepipe.quantization.placement import TABLES, weight_of
@@ -20,20 +21,25 @@ from edgepipe.quantization.remarks import Note
 OPSET = 23
 
 
-def rewrite(graph: ir.Graph, note: Note) -> None:
+def rewrite(graph: ir.Graph, config: QuantConfig, note: Note) -> None:
     """Write every MatMul by constants with an Add of a vector behind it as Reshape, Gemm, Reshape,
     and move scalars behind products.
 
-    Functions of one value between the Add and the next operator stay right behind the Gemm.
+    Functions of one value between the Add and the next operator stay right behind the Gemm. A
+    MatMul to which ``config`` gives a format that a Gemm would not get stays.
     """
     names = {v.name for n in graph.all_nodes() for v in n.outputs} | {*graph.initializers}
     names |= {v.name for v in graph.inputs}
     count = 0
     for node in list(graph):
-        if is_op(node, "MatMul") and weight_of(node) is not None:
-            count += _with_bias(graph, node, names)
-        elif is_op(node, "MatMul"):
+        if not is_op(node, "MatMul"):
+            continue
+        if weight_of(node) is None:
             _scalar_behind(graph, node)
+        elif config.format_of(node.name or "", "MatMul") == config.format_of(
+            node.name or "", "Gemm"
+        ):
+            count += _with_bias(graph, node, names)
     if count:
         note(None, f"{count} dense layers take their bias into the accumulator")
 

@@ -70,7 +70,9 @@ class Kernels:
         packed = self.templates[index].pack(self.ops[index], self.knobs[index], weights)
         arrays = [aligned(a) for a in [*inputs, *packed, *residuals]]
         out = aligned(np.full(elements, np.nan if dtype == "float32" else 77, dtype))
-        pointers = [ctypes.c_void_p(a.ctypes.data) for a in [*arrays, out]]
+        sizes = self.templates[index].scratch(self.ops[index], self.knobs[index])
+        scratch = [aligned(np.full(size, -1, np.int32)) for size in sizes]
+        pointers = [ctypes.c_void_p(a.ctypes.data) for a in [*arrays, out, *scratch]]
         getattr(self.library, f"k{index}")(*pointers)
         return out
 

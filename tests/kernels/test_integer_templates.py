@@ -17,6 +17,7 @@ from edgepipe.kernels.integer_ops import (
     MoveOp,
     QAddOp,
     QConvOp,
+    QMatmulOp,
     QMulOp,
     QPoolOp,
     QTableOp,
@@ -29,7 +30,7 @@ from tests.kernels.harness import Kernels
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
-TEMPLATES = {"codes", "q_conv", "q_depthwise", "q_elementwise", "q_pool"}
+TEMPLATES = {"codes", "q_conv", "q_depthwise", "q_elementwise", "q_matmul", "q_pool"}
 
 #: What the host is told to sum products with: its own way, and int16 pairs for weights beyond 7.
 HOST = Target.load("host")
@@ -150,6 +151,38 @@ def test_convolution(kind: str, target: Target, limit: int, tmp_path: Path) -> N
         expected = total if float_out else rounded(total, op.limits, op.y.zero)
         packed = [r.layout.pack(a) for r, a in zip(op.residuals, added, strict=True)]
         check(kernels, index, op.y, [op.x.pack(x)], [w, b, m], packed, expected)
+
+
+@pytest.mark.parametrize("target", [HOST, PAIRS], ids=["host", "pairs"])
+def test_product_of_two_activations(target: Target, tmp_path: Path) -> None:
+    choices, rng = random.Random(11), np.random.default_rng(11)
+    ops = []
+    for index in range(8):
+        batch, m = choices.choice([1, 3]), choices.choice([1, 5, 19])
+        k, n = choices.choice([4, 18, 64]), choices.choice([8, 16, 29])
+        shared = index % 2
+        zeros = [choices.choice([0, 128, 255, choices.randrange(256)]) for _ in range(3)]
+        a, b, y = (
+            Blocked(1, c, 1, rows, c, dtype="uint8", zero=zero)
+            for c, rows, zero in zip(
+                (k, n, n), (batch * m, k if shared else batch * k, batch * m), zeros, strict=True
+            )
+        )
+        limits = Limits(-y.zero, 255 - y.zero)
+        if index > 5:
+            y, limits = Blocked(1, n, 1, batch * m, n), Limits(-np.inf, np.inf)
+        scale = float(np.float32(3.0 / (70 * 70 * np.sqrt(k)) * 40))
+        ops.append(QMatmulOp(a, b, y, batch, 1 if shared else batch, m, k, n, scale, limits))
+    kernels = Kernels(list(ops), target, tmp_path)
+    for index, op in enumerate(ops):
+        left, right = (draw(rng, layout) for layout in (op.a, op.b))
+        a = centred(left, op.a)[0, :, 0].T.reshape(op.batch, op.m, op.k).astype(np.int64)
+        b = centred(right, op.b)[0, :, 0].T.reshape(op.b_batch, op.k, op.n).astype(np.int64)
+        total = (a @ b).reshape(-1, op.n).T[None, :, None]
+        value = total.astype(np.float32) * np.float32(op.multiplier)
+        if op.y.dtype == "uint8":
+            value = rounded(value, op.limits, op.y.zero)
+        check(kernels, index, op.y, [op.a.pack(left), op.b.pack(right)], [], [], value)
 
 
 def test_sums_products_and_tables(tmp_path: Path) -> None:

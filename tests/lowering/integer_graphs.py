@@ -179,7 +179,14 @@ def dense(g: Graph) -> None:
 
 
 def products(g: Graph) -> None:
-    g.finish(g.op("MatMul", [g.codes(2, 3, 5, 12), g.codes(2, 3, 12, 7)]))
+    r = g.random
+    m, k, n = r.choice([1, 5, 17]), r.choice([4, 12, 33, 50]), r.choice([3, 8, 13, 16, 36])
+    batch = r.choice([(), (3,), (2, 3)])
+    other = batch if r.random() < 0.7 else (1,) * len(batch)
+    y = g.op("MatMul", [g.codes(*batch, m, k), g.codes(*other, k, n)])
+    if r.random() < 0.5:
+        y = g.op("Mul", [y, g.const(np.asarray(0.25, np.float32))])
+    g.finish(g.activated(y))
 
 
 def arithmetic(g: Graph) -> None:

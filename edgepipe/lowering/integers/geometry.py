@@ -48,10 +48,17 @@ def view_of(node: ir.Node) -> str:
     if node.op_type in ("MatMul", "Gemm"):
         return ROWS
     rank = len(shape(node.inputs[0]))
+    if rank == 4 and _feeds_product(node.outputs[0]):  # attention: heads of rows
+        return ROWS
     if rank == 3:  # a sequence of channels where a convolution reads it
         readers = [use.node for use in node.outputs[0].uses()]
         return IMAGE if any(r.op_type == "Conv" for r in readers) else ROWS
     return IMAGE if rank == 4 else ROWS
+
+
+def _feeds_product(value: ir.Value) -> bool:
+    readers = [use.node for use in value.uses()]
+    return bool(readers) and all(r.op_type == "MatMul" for r in readers)
 
 
 def four(value: ir.Value, view: str) -> tuple[int, int, int, int] | None:

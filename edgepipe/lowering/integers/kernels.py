@@ -17,6 +17,7 @@ from edgepipe.kernels.integer_ops import (
     MoveOp,
     QAddOp,
     QConvOp,
+    QMatmulOp,
     QMulOp,
     QPoolOp,
     QTableOp,
@@ -165,11 +166,13 @@ def _arithmetic(node: ir.Node, inputs: list[Blocked], y: Blocked) -> IntegerOp |
         (r.layout.n, r.layout.c, r.layout.h, r.layout.w) != (y.n, y.c, y.h, y.w) for r in residuals
     ):
         return "its addends broadcast"
-    if kind == "product":
+    if kind == "product" and integer.term.weights is not None:
         return _product(node, integer, inputs[0], y, residuals)
     if first.size > 1:
         return "its multipliers differ"
     multiplier = float(first.reshape(()))
+    if kind == "product":
+        return "addends" if residuals else _of_two(node, inputs, y, multiplier, limits)
     if kind == "codes":
         addends = (Residual(inputs[0], multiplier), *residuals)
         same = (inputs[0].n, inputs[0].c, inputs[0].h, inputs[0].w) == (y.n, y.c, y.h, y.w)
@@ -219,11 +222,26 @@ def _multiply(
     return QMulOp(a, b, y, multiplier, limits)
 
 
+def _of_two(
+    node: ir.Node, inputs: list[Blocked], y: Blocked, multiplier: float, limits: Limits
+) -> IntegerOp | str:
+    """The product of two tensors of codes."""
+    a, b = (shape(value) for value in node.inputs)
+    if len(a) < 2 or len(b) < 2:
+        return "a vector"
+    batch, shared = int(np.prod(a[:-2])), int(np.prod(b[:-2])) == 1
+    if not shared and a[:-2] != b[:-2]:
+        return "its batch dimensions broadcast"
+    return QMatmulOp(
+        inputs[0], inputs[1], y, batch, 1 if shared else batch,
+        a[-2], a[-1], b[-1], multiplier, limits,
+    )  # fmt: skip
+
+
 def _product(
     node: ir.Node, integer: Integer, x: Blocked, y: Blocked, residuals: tuple[Residual, ...]
 ) -> IntegerOp | str:
-    if integer.term.weights is None:
-        return "both operands are computed"
+    assert integer.term.weights is not None
     codes = integer.term.weights.codes
     peak = int(np.abs(codes).max(initial=0))
     if codes.max(initial=0) == 8:  # one more than four bits hold
