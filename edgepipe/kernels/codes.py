@@ -29,6 +29,9 @@ def default(op: Any, target: Target) -> Knobs:
     if isinstance(op, MoveOp):
         vectors = op.y.blocks == 1 and all(x.blocks == 1 for x in op.inputs)
         edges = [x.c for x in op.inputs[:-1]] + [op.inputs[-1].lanes, op.y.lanes]
+        if op.spread > 1:
+            vectors = vectors and not op.interleave
+            edges = [op.y.c]
         return {"lanes": min(map(width, edges)) if vectors else 1}
     codes, plain = (op.y, op.x) if isinstance(op, QuantizeOp) else (op.x, op.y)
     lanes = min(width(codes.lanes), width(plain.lanes)) if codes.blocks == 1 else 1
@@ -142,11 +145,30 @@ def _dequantize(op: DequantizeOp, knobs: Knobs, source: Any, target: Any) -> Non
     _over(op.y, lanes, visit)
 
 
+def _spread(op: MoveOp, lanes: int, source: Any, target: Any) -> None:
+    """Channels to pixels."""
+    x, s = op.inputs[0], op.spread
+
+    def visit(place: Any, channel: Any) -> None:
+        n, row, column = place
+        with loop(s) as v, loop(s) as w:
+            phase = v * s + w
+            first = channel * s * s + phase if op.interleave else phase * op.y.c + channel
+            value = load(source, _at(x, place, first), lanes)
+            store(target, _at(op.y, (n, row * s + v, column * s + w), channel), value, lanes)
+
+    _over(Blocked(x.n, op.y.c, x.h, x.w, op.y.c), lanes, visit)
+
+
 def _move(op: MoveOp, knobs: Knobs) -> Any:
     lanes, (fy, fx) = knobs["lanes"], op.factors
 
     def body(*buffers: Any) -> None:
         *sources, target = buffers
+        if op.spread > 1:
+            _spread(op, lanes, sources[0], target)
+            zero_border(op.y, target)
+            return
         first = 0
         for x, source in zip(op.inputs, sources, strict=True):
 
@@ -168,6 +190,8 @@ def _move(op: MoveOp, knobs: Knobs) -> Any:
     arguments.append(("y", op.y.elements, op.y.dtype))
     concatenates, grows = len(op.inputs) > 1, op.factors != (1, 1)
     name = "q_concat" if concatenates else "q_upsample" if grows else "q_relayout"
+    if op.spread > 1:
+        name = "q_depth_to_space"
     return kernel(name, arguments, body)
 
 

@@ -147,12 +147,16 @@ class MoveOp:
     """Codes from one layout to another: plain and blocked, or into a part of a concatenation.
 
     ``inputs`` lie side by side along the channels of ``y``. ``factors`` repeat pixels (nearest
-    upsampling by whole factors).
+    upsampling by whole factors). ``spread`` s > 1 puts s² channels of one input into s × s pixels:
+    y[c, s·u + v, s·r + w] = x[(s·v + w) · y.c + c, u, r], or, where the channels ``interleave``,
+    x[s² · c + s·v + w, u, r].
     """
 
     inputs: tuple[Blocked, ...]
     y: Blocked
     factors: tuple[int, int] = (1, 1)
+    spread: int = 1
+    interleave: bool = False
 
 
 IntegerOp = (

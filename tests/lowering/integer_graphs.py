@@ -25,6 +25,7 @@ class Graph:
         self.outputs: list[onnx.ValueInfoProto] = []
         self.feeds: dict[str, Array] = {}
         self.scales: dict[str, np.float32] = {}
+        self.zeros: dict[str, int] = {}
         self.count = 0
 
     def fresh(self, hint: str) -> str:
@@ -60,7 +61,7 @@ class Graph:
         parameters = [self.const(np.asarray(scale)), self.const(np.asarray(zero, np.uint8))]
         codes = self.op("QuantizeLinear", [x, *parameters])
         result = self.op("DequantizeLinear", [codes, *parameters])
-        self.scales[result] = scale
+        self.scales[result], self.zeros[result] = scale, zero
         return result
 
     def codes(self, *shape: int) -> str:
@@ -155,11 +156,25 @@ def conv1d(g: Graph) -> None:
 
 
 def transposed(g: Graph) -> None:
-    weight, scale = g.weights([6, 5, 3, 2], 1, 127)
-    x = g.codes(1, 6, 4, 5)
+    r = g.random
+    kernel, stride = [r.choice([1, 2, 3, 4]), r.choice([2, 3, 4])], r.choice([1, 2, 2, 3])
+    pads = [r.randrange((k + 1) // 2) for k in kernel * 2]
+    more = [r.randrange(stride) for _ in kernel]
+    c, co = r.choice([6, 16]), r.choice([5, 8])
+    weight, scale = g.weights([c, co, *kernel], 1, r.choice(LIMITS))
+    x = g.codes(1, c, 4, 5)
     bias = g.bias(scale * g.scales[x])
-    y = g.op("ConvTranspose", [x, weight, bias], strides=[2, 2], pads=[1, 0, 0, 1])
-    g.finish(y)
+    attributes = {"strides": [stride] * 2, "pads": pads, "output_padding": more}
+    g.finish(g.activated(g.op("ConvTranspose", [x, weight, bias], **attributes)))
+
+
+def shuffled(g: Graph) -> None:
+    mode, c = g.random.choice(["DCR", "CRD"]), g.random.choice([1, 3, 8])
+    x = g.codes(1, 4 * c, 3, 5)
+    weight, _ = g.weights([6, c, 1, 1], 0, 63)
+    y = g.op("DepthToSpace", [x], blocksize=2, mode=mode)
+    y = g.rounded(y, g.scales[x], g.zeros[x])
+    g.finish(g.op("Conv", [y, weight]))
 
 
 def dense(g: Graph) -> None:
@@ -261,8 +276,9 @@ def movement(g: Graph) -> None:
 
 LAYERS: list[Callable[[Graph], None]] = [
     lambda g: conv(g, "pointwise"), lambda g: conv(g, "regular"), lambda g: conv(g, "regular"),
-    lambda g: conv(g, "depthwise"), lambda g: conv(g, "grouped"), conv1d, transposed, dense, dense,
-    products, arithmetic, arithmetic, pools, pools, tables, movement, movement,
+    lambda g: conv(g, "depthwise"), lambda g: conv(g, "grouped"), conv1d, transposed, transposed,
+    shuffled, dense, dense, products, arithmetic, arithmetic, pools, pools, tables, movement,
+    movement,
 ]  # fmt: skip
 
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 import onnx_ir as ir
 
 from edgepipe.context import Context
+from edgepipe.lowering.integers import transposed
 from edgepipe.lowering.integers.folder import Folder
 from edgepipe.quantization.graph import is_op
 
@@ -24,3 +25,4 @@ def fold(model: ir.Model, context: Context) -> None:
     """
     if any(is_op(node, "QuantizeLinear") for node in model.graph):
         Folder(model.graph, context).run()
+        transposed.split(model.graph)

@@ -38,7 +38,7 @@ def shape(value: ir.Value | None) -> tuple[int, ...]:
 
 def view_of(node: ir.Node) -> str:
     """How a node sees its tensors."""
-    if is_op(node, "MaxPool", "Resize", "Concat") or node.op_type in (
+    if is_op(node, "MaxPool", "Resize", "Concat", "DepthToSpace") or node.op_type in (
         "Conv",
         "AveragePool",
         "GlobalAveragePool",

@@ -52,7 +52,7 @@ def handles(node: ir.Node) -> bool:
     if node.domain == DOMAIN or is_op(node, "QuantizeLinear"):
         return node.domain == DOMAIN or is_codes(node.outputs[0])
     return is_codes(node.inputs[0]) and is_op(
-        node, "DequantizeLinear", "MaxPool", "Concat", "Resize"
+        node, "DequantizeLinear", "MaxPool", "Concat", "Resize", "DepthToSpace"
     )
 
 
@@ -138,6 +138,9 @@ def describe(node: ir.Node, inputs: list[Blocked], y: Blocked) -> IntegerOp | st
     if is_op(node, "MaxPool"):
         kernel, strides = pair(node, "kernel_shape", 1), pair(node, "strides", 1)
         return QPoolOp("max", x, y, kernel, strides, begin(node))
+    if is_op(node, "DepthToSpace"):
+        interleave = node.attributes.get_string("mode", "DCR") == "CRD"
+        return MoveOp(tuple(inputs), y, spread=y.h // x.h, interleave=interleave)
     factors = (y.h // x.h, y.w // x.w) if is_op(node, "Resize") else (1, 1)
     return MoveOp(tuple(inputs), y, factors)
 
