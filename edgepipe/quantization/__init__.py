@@ -4,8 +4,8 @@ The stages of ``apply``, each one file: samples are checked (``calibration``), o
 channels equalised (``smoothquant``, ``equalization``), biases and scalars joined (``dense``),
 places chosen (``placement``), ranges observed (``observers``), weights fitted layer by layer
 (``sweep``, ``weights`` and one file per method: ``reconstruction``, ``gptq``, ``adaround``,
-``adaquant``; or ``nncf_ptq``), and all of it written into the graph (``qdq``). ``interpreter``
-runs the result in integers and defines what kernels must compute.
+``adaquant``; or ``nncf_ptq``), and all of it written into the graph (``qdq``, ``embedding``).
+``interpreter`` runs the result in integers and defines what kernels must compute.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
     from edgepipe.quantization.executor import Rounding
     from edgepipe.quantization.graph import Array
+    from edgepipe.quantization.remarks import Note
 
 __all__ = ["QuantConfig", "apply", "fit"]
 
@@ -39,11 +40,22 @@ def apply(
     Reasons go to ``context.note``, doubts to ``context.warn``. Raises UserError for samples,
     weights or activations that cannot be quantized, naming the tensor.
     """
+    from edgepipe.quantization import embedding
     from edgepipe.quantization.qdq import QdqWriter
 
+    note = _remarks(context)
     result, rounding = fit(model, config, samples, context)
     QdqWriter(result.graph, rounding).write()
+    embedding.quantize(result.graph, config, note)
+    embedding.warn_of_floats(result.graph, note)
     return result
+
+
+def _remarks(context: Context) -> Note:
+    def note(subject: str | None, text: str, *, doubt: bool = False) -> None:
+        (context.warn if doubt else context.note)(STAGE, subject, text)
+
+    return note
 
 
 def fit(
@@ -67,9 +79,7 @@ def fit(
     from edgepipe.quantization.executor import Rounding
     from edgepipe.quantization.placement import place
 
-    def note(subject: str | None, text: str, *, doubt: bool = False) -> None:
-        (context.warn if doubt else context.note)(STAGE, subject, text)
-
+    note = _remarks(context)
     result = model.clone()
     graph = result.graph
     inputs = calibration.collect(graph, samples, config, note)

@@ -13,6 +13,7 @@ import numpy as np
 import onnx_ir as ir
 
 from edgepipe.quantization.config import QuantConfig
+from edgepipe.quantization.edit import Names, initializer
 from edgepipe.quantization.graph import Array, bounds, constant, dims, is_op, only_user
 from edgepipe.quantization.interpreter import scalar_factor
 from edgepipe.quantization.placement import TABLES, weight_of
@@ -28,8 +29,7 @@ def rewrite(graph: ir.Graph, config: QuantConfig, note: Note) -> None:
     Functions of one value between the Add and the next operator stay right behind the Gemm. A
     MatMul to which ``config`` gives a format that a Gemm would not get stays.
     """
-    names = {v.name for n in graph.all_nodes() for v in n.outputs} | {*graph.initializers}
-    names |= {v.name for v in graph.inputs}
+    names = Names(graph)
     count = 0
     for node in list(graph):
         if not is_op(node, "MatMul"):
@@ -44,7 +44,7 @@ def rewrite(graph: ir.Graph, config: QuantConfig, note: Note) -> None:
         note(None, f"{count} dense layers take their bias into the accumulator")
 
 
-def _with_bias(graph: ir.Graph, node: ir.Node, names: set[str | None]) -> bool:
+def _with_bias(graph: ir.Graph, node: ir.Node, names: Names) -> bool:
     add, source = only_user(node.outputs[0]), node.inputs[0]
     shape = None if source is None else dims(source)
     if add is None or source is None or shape is None or len(shape) < 3:
@@ -54,7 +54,7 @@ def _with_bias(graph: ir.Graph, node: ir.Node, names: set[str | None]) -> bool:
         return False
     rows = int(np.prod(shape[:-1]))
     flat = _reshape(graph, source, (rows, shape[-1]), names)
-    weight, held = node.inputs[1], _constant(graph, bias, f"{node.name}/bias", names)
+    weight, held = node.inputs[1], initializer(graph, bias, names.fresh(f"{node.name}/bias"))
     gemm = ir.Node("", "Gemm", [flat.outputs[0], weight, held], name=node.name, version=OPSET)
     last = add
     chain: list[ir.Node] = []
@@ -66,7 +66,7 @@ def _with_bias(graph: ir.Graph, node: ir.Node, names: set[str | None]) -> bool:
     assert full is not None
     readers = tuple(output.uses())
     product = gemm.outputs[0]
-    product.name, product.type = _fresh(names, f"{add.outputs[0].name}/rows"), output.type
+    product.name, product.type = names.fresh(f"{add.outputs[0].name}/rows"), output.type
     product.shape = ir.Shape((rows, full[-1]))
     first = chain[0] if chain else None
     if first is not None:
@@ -126,35 +126,11 @@ def _of_one_value(node: ir.Node) -> bool:
     return is_op(node, *TABLES) or bounds(node) is not None
 
 
-def _reshape(
-    graph: ir.Graph, source: ir.Value, shape: tuple[int, ...], names: set[str | None]
-) -> ir.Node:
-    target = _constant(graph, np.array(shape, np.int64), f"{source.name}/shape", names)
+def _reshape(graph: ir.Graph, source: ir.Value, shape: tuple[int, ...], names: Names) -> ir.Node:
+    target = initializer(graph, np.array(shape, np.int64), names.fresh(f"{source.name}/shape"))
     node = ir.Node("", "Reshape", [source, target], version=OPSET)
     value = node.outputs[0]
-    value.name = _fresh(names, f"{source.name}/as_{'x'.join(map(str, shape))}")
-    node.name = _fresh(names, f"{value.name}/Reshape")
+    value.name = names.fresh(f"{source.name}/as_{'x'.join(map(str, shape))}")
+    node.name = names.fresh(f"{value.name}/Reshape")
     value.shape, value.type = ir.Shape(shape), source.type
     return node
-
-
-def _constant(graph: ir.Graph, array: Array, hint: str, names: set[str | None]) -> ir.Value:
-    name = _fresh(names, hint)
-    tensor = ir.tensor(np.ascontiguousarray(array), name=name)
-    value = ir.Value(
-        name=name,
-        shape=ir.Shape(array.shape),
-        type=ir.TensorType(tensor.dtype),
-        const_value=tensor,
-    )
-    graph.register_initializer(value)
-    return value
-
-
-def _fresh(names: set[str | None], hint: str) -> str:
-    name, count = hint, 0
-    while name in names:
-        count += 1
-        name = f"{hint}_{count}"
-    names.add(name)
-    return name

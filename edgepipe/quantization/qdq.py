@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
+from edgepipe.quantization.edit import Names, initializer
 from edgepipe.quantization.executor import Rounding
 from edgepipe.quantization.graph import Array, bounds, name_of
 from edgepipe.quantization.layers import Layer
@@ -43,9 +44,7 @@ class QdqWriter:
 
     def __init__(self, graph: ir.Graph, rounding: Rounding) -> None:
         self.graph, self.rounding = graph, rounding
-        self.names: set[str | None] = {*graph.initializers, *(v.name for v in graph.inputs)}
-        self.names |= {v.name for n in graph.all_nodes() for v in n.outputs}
-        self.names |= {n.name for n in graph.all_nodes()}
+        self.names = Names(graph)
         self._parameters: dict[int, tuple[ir.Value, ir.Value]] = {}
 
     def write(self) -> None:
@@ -108,28 +107,8 @@ class QdqWriter:
             ) == {1}:
                 node.attributes.pop("dilations", None)
 
-    def _fresh(self, hint: str) -> str:
-        name, count = hint, 0
-        while name in self.names:
-            count += 1
-            name = f"{hint}_{count}"
-        self.names.add(name)
-        return name
-
     def _initializer(self, array: Array, hint: str, dtype: ir.DataType | None = None) -> ir.Value:
-        name = self._fresh(hint)
-        if dtype is None:
-            tensor = ir.tensor(np.ascontiguousarray(array).reshape(array.shape), name=name)
-        else:
-            tensor = ir.tensor(np.asarray(array, dtype.numpy()), dtype=dtype, name=name)
-        value = ir.Value(
-            name=name,
-            shape=ir.Shape(array.shape),
-            type=ir.TensorType(tensor.dtype),
-            const_value=tensor,
-        )
-        self.graph.register_initializer(value)
-        return value
+        return initializer(self.graph, array, self.names.fresh(hint), dtype)
 
     def _node(
         self, op_type: str, inputs: list[ir.Value], like: ir.Value, dtype: ir.DataType,
@@ -137,8 +116,8 @@ class QdqWriter:
     ) -> ir.Node:  # fmt: skip
         node = ir.node(op_type, inputs, attributes, version=OPSET)
         output = node.outputs[0]
-        output.name = self._fresh(hint)
-        node.name = self._fresh(f"{output.name}/{op_type}")
+        output.name = self.names.fresh(hint)
+        node.name = self.names.fresh(f"{output.name}/{op_type}")
         output.shape, output.type = like.shape, ir.TensorType(dtype)
         return node
 
@@ -187,7 +166,9 @@ class QdqWriter:
     def _matmul_bias(self, node: ir.Node, bias: ir.Value) -> None:
         """MatMul has no bias: an Add behind it carries the one that the methods found."""
         output = node.outputs[0]
-        add = ir.node("Add", [output, bias], version=OPSET, name=self._fresh(f"{node.name}/bias"))
+        add = ir.node(
+            "Add", [output, bias], version=OPSET, name=self.names.fresh(f"{node.name}/bias")
+        )
         added = add.outputs[0]
         added.shape, added.type = output.shape, output.type
         name = output.name
@@ -198,7 +179,7 @@ class QdqWriter:
         for use in output.uses():
             if use.node is not add:
                 use.node.replace_input_with(use.idx, added)
-        output.name, added.name = self._fresh(f"{name}/product"), name
+        output.name, added.name = self.names.fresh(f"{name}/product"), name
         self.graph.insert_after(node, add)
         group = self.rounding.placement.group
         if output in group:
@@ -237,4 +218,4 @@ class QdqWriter:
             for index, output in enumerate(self.graph.outputs):
                 if output is value:
                     self.graph.outputs[index] = restore.outputs[0]
-            value.name, restore.outputs[0].name = self._fresh(f"{stem}/float"), stem
+            value.name, restore.outputs[0].name = self.names.fresh(f"{stem}/float"), stem

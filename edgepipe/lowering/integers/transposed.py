@@ -15,14 +15,16 @@ import onnx_ir as ir
 
 from edgepipe.lowering.anchors import ints
 from edgepipe.lowering.integers.terms import DOMAIN, META, ZERO, Weights, integer_of
+from edgepipe.quantization.edit import Names
 from edgepipe.quantization.graph import Array, dims
 
 
 def split(graph: ir.Graph) -> None:
     """Rewrite every transposed convolution of ``graph`` that allows it."""
+    names = Names(graph)
     for node in list(graph):
         if node.domain == DOMAIN and node.op_type == "ConvTranspose" and _allows(node):
-            _split(graph, node)
+            _split(graph, node, names)
 
 
 def _allows(node: ir.Node) -> bool:
@@ -36,7 +38,7 @@ def _allows(node: ir.Node) -> bool:
     return whole and plain and explicit and "output_shape" not in node.attributes
 
 
-def _split(graph: ir.Graph, node: ir.Node) -> None:
+def _split(graph: ir.Graph, node: ir.Node, names: Names) -> None:
     integer, value = integer_of(node), node.outputs[0]
     assert integer.term.weights is not None
     result = dims(value)
@@ -66,7 +68,7 @@ def _split(graph: ir.Graph, node: ir.Node) -> None:
     if min(ends) < 0:  # rows at the end that nothing reads: rare, and left as it is
         return
     channels = ir.Value(
-        name=f"{value.name}/phases",
+        name=names.fresh(f"{value.name}/phases"),
         shape=ir.Shape([n, count * co, *inner]),
         type=value.type,
     )
@@ -81,7 +83,7 @@ def _split(graph: ir.Graph, node: ir.Node) -> None:
     shuffle = ir.Node(
         "", "DepthToSpace", [channels], [ir.AttrInt64("blocksize", stride)],
         outputs=[ir.Value(name=value.name, shape=value.shape, type=value.type)],
-        name=f"{node.name}/pixels",
+        name=names.fresh(f"{node.name}/pixels"),
     )  # fmt: skip
     new = shuffle.outputs[0]
     new.meta.update(value.meta)

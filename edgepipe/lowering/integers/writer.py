@@ -7,6 +7,7 @@ import onnx_ir as ir
 
 from edgepipe.errors import Unsupported
 from edgepipe.lowering.integers.terms import AXES, DOMAIN, META, ZERO, Codes, Integer, Sum, Term
+from edgepipe.quantization.edit import Names, initializer
 from edgepipe.quantization.graph import Array, constant, dims, is_op, name_of
 
 _KINDS = {"codes": "Requantize", "table": "Table", "multiply": "Mul"}
@@ -18,8 +19,7 @@ class Writer:
     def __init__(self, graph: ir.Graph, type: ir.DataType) -> None:
         self.graph, self.type = graph, type
         self.nodes: list[ir.Node] = []
-        self.names = {v.name for n in graph.all_nodes() for v in n.outputs} | {*graph.initializers}
-        self.names |= {v.name for v in graph.inputs}
+        self.fresh = Names(graph).fresh
 
     def emit(
         self, total: Sum, multipliers: tuple[Array, ...], limits: tuple[float, float],
@@ -67,24 +67,7 @@ class Writer:
 
     def constant(self, array: Array, hint: str) -> ir.Value:
         """A new initializer."""
-        tensor = ir.tensor(array)
-        value = ir.Value(
-            name=self.fresh(hint),
-            shape=ir.Shape(array.shape),
-            type=ir.TensorType(tensor.dtype),
-            const_value=tensor,
-        )
-        self.graph.register_initializer(value)
-        return value
-
-    def fresh(self, hint: str) -> str:
-        """A name that is not taken."""
-        name, count = hint, 0
-        while name in self.names:
-            count += 1
-            name = f"{hint}_{count}"
-        self.names.add(name)
-        return name
+        return initializer(self.graph, array, self.fresh(hint))
 
     def replace_nodes(self) -> None:
         """Put the new nodes, as far as something reads them, in place of the old ones."""
