@@ -8,25 +8,24 @@ what it is and never compared.
 from __future__ import annotations
 
 import statistics
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edgepipe import runners
-from edgepipe.display import table
-from edgepipe.errors import UserError, did_you_mean
+from edgepipe import peers, runners
+from edgepipe.display import db_text, table
+from edgepipe.errors import UserError
 from edgepipe.machine import machine, one_line, versions
-from edgepipe.reference import Reference, open_reference
+from edgepipe.peers import Case, Engine
+from edgepipe.validation_report import plain
 
 if TYPE_CHECKING:
     from edgepipe.bundle import Bundle
 
-#: Engines that a bundle can be measured against in this process's machine.
-PEERS = ("ort",)
-
 ROUNDS = 5
+#: An engine whose outputs are further from the bundle's than this does something else.
+LEAST_SNR_DB = 10.0
 
 
 @dataclass(frozen=True)
@@ -34,7 +33,8 @@ class Latency:
     """One engine's latency of one inference in milliseconds.
 
     ``median_ms`` is the median of the rounds' medians; ``low_ms`` and ``high_ms`` are the
-    smallest and the largest of them; ``min_ms`` is the fastest single inference.
+    smallest and the largest of them; ``min_ms`` is the fastest single inference. ``snr_db``: how
+    near a peer's outputs are to the bundle's.
     """
 
     engine: str
@@ -43,14 +43,16 @@ class Latency:
     high_ms: float
     min_ms: float
     emulated: bool = False
+    snr_db: float | None = None
 
     @classmethod
     def of(
-        cls, engine: str, medians: Sequence[float], minima: Sequence[float], emulated: bool = False
-    ) -> Latency:
+        cls, engine: str, medians: Sequence[float], minima: Sequence[float],
+        emulated: bool = False, snr_db: float | None = None,
+    ) -> Latency:  # fmt: skip
         """Summarise rounds."""
         middle = statistics.median(medians)
-        return cls(engine, middle, min(medians), max(medians), min(minima), emulated)
+        return cls(engine, middle, min(medians), max(medians), min(minima), emulated, snr_db)
 
 
 @dataclass(frozen=True)
@@ -89,7 +91,8 @@ class Benchmark:
 
     def to_json(self) -> dict[str, Any]:
         """The result for ``json.dumps``."""
-        return {"ratios": self.ratios, **asdict(self)}
+        fields: dict[str, Any] = plain(asdict(self))
+        return {"ratios": self.ratios, **fields}
 
     def __str__(self) -> str:
         lines = [
@@ -101,10 +104,15 @@ class Benchmark:
         if self.ours.emulated:
             lines.append("emulated: these times are the emulator's and say nothing of the device")
         rows = [
-            [r.engine, *(f"{v:.3f}" for v in (r.median_ms, r.low_ms, r.high_ms, r.min_ms))]
+            [r.engine, *(f"{v:.3f}" for v in (r.median_ms, r.low_ms, r.high_ms, r.min_ms)),
+             "–" if r.snr_db is None else db_text(r.snr_db)]
             for r in (self.ours, *self.peers)
-        ]
-        headers = ["engine", "median ms", "lowest median", "highest median", "min ms"]
+        ]  # fmt: skip
+        headers = ["engine", "median ms", "lowest median", "highest median", "min ms", "same, dB"]
+        lines += [
+            f"{r.engine}: its outputs are {db_text(r.snr_db)} dB from the bundle's: another model?"
+            for r in self.peers if r.snr_db is not None and r.snr_db < LEAST_SNR_DB
+        ]  # fmt: skip
         return "\n".join(
             [
                 *lines,
@@ -130,40 +138,33 @@ def bench(
 ) -> Benchmark:
     """Measure ``bundle`` through ``runner``, in turn with the engines ``against``.
 
-    ``against`` is by default ONNX Runtime on one thread where the runner executes on this
-    machine's CPU and the original model is found (or given by ``model``), else nothing; "none"
-    asks for nothing. Raises UserError.
+    ``against`` names peers (``edgepipe.peers``), ``NAME`` or ``NAME=FILE``; by default ONNX Runtime
+    where the runner executes on this machine's CPU and the original model is found (or given by
+    ``model``), else nothing; "none" asks for nothing. All run on one thread. Raises UserError.
     """
     executor = runners.pick(bundle.target, runner)
-    reference = _reference(bundle, executor.NAME, against, model)
+    engines = _engines(Case(bundle, model), executor.NAME, against)
+    same = _agreement(bundle, executor, engines)
     rounds = min(ROUNDS, runs)
     per_round = runs // rounds
     warmup = max(3, per_round // 4)
-    peer = _ort(bundle, reference) if reference else None
-    ours, theirs = [], []
-    if peer:
+    ours: list[runners.Timing] = []
+    theirs: list[list[tuple[float, float]]] = [[] for _ in engines]
+    if engines:
         for _ in range(rounds):
             ours.append(executor.bench(bundle, per_round, warmup))
-            theirs.append(peer(per_round, warmup))
+            for engine, times in zip(engines, theirs, strict=True):
+                times.append(engine.measure(per_round, warmup))
     else:  # one start of the device or the browser serves all rounds
         ours.append(executor.bench(bundle, per_round * rounds, warmup))
-    first = ours[0]
-    name = f"edgepipe ({first.engine}{', ' + first.variant if first.variant else ''})"
-    latency = Latency.of(
-        name,
-        [t.p50_ms for t in ours] if peer else first.round_p50_ms or [first.p50_ms],
-        [t.min_ms for t in ours],
-        emulated=first.emulated,
-    )
-    peers: tuple[Latency, ...] = ()
-    if theirs:
-        engine = f"ONNX Runtime {versions('onnxruntime')['onnxruntime']}"
-        peers = (Latency.of(engine, [m for m, _ in theirs], [low for _, low in theirs]),)
     return Benchmark(
         bundle=bundle.path.name,
         runner=executor.NAME,
-        ours=latency,
-        peers=peers,
+        ours=_ours(ours),
+        peers=tuple(
+            Latency.of(engine.name, [m for m, _ in times], [low for _, low in times], snr_db=snr)
+            for engine, times, snr in zip(engines, theirs, same, strict=True)
+        ),
         runs=per_round * rounds,
         rounds=rounds,
         machine=machine(),
@@ -172,50 +173,47 @@ def bench(
     )
 
 
-def _reference(
-    bundle: Bundle, runner: str, against: Sequence[str] | None, model: str | Path | None
-) -> Reference | None:
-    """The model for the peer, or None where there is nothing to compare with."""
-    comparable = runner == "local"
-    if against is None:
-        if not comparable:
-            return None
-        try:
-            return open_reference(bundle, model)
-        except UserError:
-            if model is not None:
-                raise
-            return None
-    if tuple(against) == ("none",):
-        return None
-    for engine in against:
-        if engine not in PEERS:
-            raise UserError(
-                f"unknown engine '{engine}'", where="--against", fix=did_you_mean(engine, PEERS)
-            )
-    if not comparable:
-        raise UserError(
-            f"ONNX Runtime runs on this machine's CPU, the bundle through '{runner}': "
-            "their times cannot be compared",
-            where="--against",
-            fix="leave it out, or see benchmarks/latency_node.py for onnxruntime-web",
-        )
-    return open_reference(bundle, model)
+def _ours(timings: Sequence[runners.Timing]) -> Latency:
+    first = timings[0]
+    name = f"edgepipe ({first.engine}{', ' + first.variant if first.variant else ''})"
+    medians = [t.p50_ms for t in timings]
+    if len(timings) == 1 and first.round_p50_ms:
+        medians = list(first.round_p50_ms)
+    return Latency.of(name, medians, [t.min_ms for t in timings], emulated=first.emulated)
 
 
-def _ort(bundle: Bundle, reference: Reference) -> Callable[[int, int], tuple[float, float]]:
-    """A function (runs, warmup) → (median, min) in ms of ONNX Runtime on one thread."""
-    session = reference.session
-    inputs = dict(bundle.golden()[0])
+def _engines(case: Case, runner: str, against: Sequence[str] | None) -> list[Engine]:
+    """What is measured in turn with the bundle; without a wish what there is."""
+    if against is not None:
+        wanted = [name for name in against if name != "none"]
+        return [engine for name in wanted for engine in peers.engines(case, name, runner)]
+    if runner != "local":
+        return []
+    try:
+        return peers.engines(case, "ort", runner)
+    except UserError:
+        if case.model is not None:
+            raise
+        return []
 
-    def measure(runs: int, warmup: int) -> tuple[float, float]:
-        for _ in range(warmup):
-            session.run(None, inputs)
-        times = []
-        for _ in range(runs):
-            start = time.perf_counter_ns()
-            session.run(None, inputs)
-            times.append((time.perf_counter_ns() - start) / 1e6)
-        return statistics.median(times), min(times)
 
-    return measure
+def _agreement(
+    bundle: Bundle, executor: runners.Runner, engines: Sequence[Engine]
+) -> list[float | None]:
+    """How near each engine's outputs are to the bundle's, in dB; the worst output counts."""
+    from edgepipe.metrics import Distance
+
+    if not engines:
+        return []
+    (ours,) = executor.run_many(bundle, [bundle.golden()[0]])
+    found: list[float | None] = []
+    for engine in engines:
+        distances = []
+        for name, value in engine.outputs().items():
+            distances.append(Distance())
+            if value.size != ours[name].size:
+                raise UserError(f"{engine.name} gives {list(value.shape)} for '{name}', the bundle "
+                                f"{list(ours[name].shape)}", where="--against")  # fmt: skip
+            distances[-1].add(value.reshape(ours[name].shape), ours[name])
+        found.append(min((d.snr_db for d in distances), default=None))
+    return found

@@ -56,6 +56,7 @@ PROBES: dict[str, Callable[[], str | None]] = {
     "needs_sshd": _has_sshd,
     "needs_torch": _has_module("torch"),
     "needs_litert": _has_module("ai_edge_litert"),
+    "needs_openvino": _has_module("openvino"),
     "needs_cuda_toolkit": _has_cuda_toolkit,
     "needs_shared": _has_shared,
 }

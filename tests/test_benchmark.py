@@ -5,9 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import dense
+import numpy as np
 import pytest
+from onnx import helper, numpy_helper, save
 
-from edgepipe import runners
+from edgepipe import peers, pipeline, runners
 from edgepipe.benchmark import Benchmark, Latency, bench
 from edgepipe.bundle import Bundle
 from edgepipe.errors import UserError
@@ -79,3 +81,79 @@ def test_the_ratio_is_ours_over_theirs() -> None:
     assert ours.median_ms == 3.0
     assert result.ratios == {"peer": 0.5}
     assert "faster" in str(result)
+
+
+def test_an_engine_that_computes_something_else_is_named(
+    built: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (right,) = peers.engines(peers.Case(built), "ort", "local")
+    wrong = peers.Engine("other", right.measure, lambda: {"scores": -right.outputs()["scores"]})
+    monkeypatch.setattr(peers, "engines", lambda case, name, runner: [right, wrong])
+    result = bench(built, runs=5, against=("ort",))
+    assert result.peers[0].snr_db is not None and result.peers[0].snr_db > 100
+    assert "other: its outputs are" in str(result)
+    assert str(result).count("another model?") == 1
+    shape = peers.Engine("other", right.measure, lambda: {"scores": np.zeros((1, 3))})
+    monkeypatch.setattr(peers, "engines", lambda case, name, runner: [shape])
+    with pytest.raises(UserError, match="gives"):
+        bench(built, runs=5, against=("ort",))
+
+
+def test_peers_say_what_they_lack(built: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    from edgepipe.peers import openvino
+
+    monkeypatch.setattr(openvino, "missing", lambda: "pip install it")
+    with pytest.raises(UserError, match="pip install it"):
+        bench(built, runs=5, against=("openvino",))
+    with pytest.raises(UserError, match="no such file"):
+        bench(built, runs=5, against=("ort=gone.onnx",))
+
+
+@pytest.fixture(scope="module")
+def quantized(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    """A convolution with a channels-first input, in integers, with the files for other engines."""
+    folder = tmp_path_factory.mktemp("quantized")
+    random = np.random.default_rng(2)
+    w, v = (
+        (random.standard_normal(s) / 5).astype(np.float32) for s in ((8, 3, 3, 3), (8, 8, 1, 1))
+    )
+    graph = helper.make_graph(
+        [helper.make_node("Conv", ["x", "w"], ["t"], pads=[1, 1, 1, 1], name="first"),
+         helper.make_node("Relu", ["t"], ["r"], name="relu"),
+         helper.make_node("Conv", ["r", "v"], ["y"], name="second")], "net",
+        [helper.make_tensor_value_info("x", 1, [1, 3, 8, 6])],
+        [helper.make_tensor_value_info("y", 1, [1, 8, 8, 6])],
+        [numpy_helper.from_array(w, "w"), numpy_helper.from_array(v, "v")],
+    )  # fmt: skip
+    opset = [helper.make_opsetid("", 17)]
+    save(helper.make_model(graph, opset_imports=opset, ir_version=8), folder / "net.onnx")
+    return pipeline.compile(folder / "net.onnx", target="host", recipe="w8a8",
+                            emit=("onnx", "tflite"), output=folder / "b")  # fmt: skip
+
+
+def test_both_forms_of_a_quantized_model(quantized: Bundle) -> None:
+    float_model, integers = bench(quantized, runs=5, against=("ort",)).peers
+    assert integers.engine.endswith(", Q/DQ")
+    assert integers.snr_db and float_model.snr_db and integers.snr_db > float_model.snr_db > 20
+
+
+@pytest.mark.needs_litert
+def test_litert(quantized: Bundle, built: Bundle, tmp_path: Path) -> None:
+    (peer,) = bench(quantized, runs=5, against=("litert",)).peers
+    assert peer.median_ms > 0 and peer.snr_db is not None and peer.snr_db > 12  # wrong axes: 0
+    with pytest.raises(UserError, match="--emit tflite"):
+        bench(built, runs=5, against=("litert",))
+    other = tmp_path / "other.tflite"
+    other.write_bytes(quantized.file("model.tflite").read_bytes())
+    with pytest.raises(UserError, match=r"takes float32 \[1, 8, 6, 3\]"):
+        bench(built, runs=5, against=(f"litert={other}",))
+    other.write_bytes(b"not a model at all")
+    with pytest.raises(UserError, match="LiteRT refuses the file"):
+        bench(built, runs=5, against=(f"litert={other}",))
+
+
+@pytest.mark.needs_openvino
+def test_openvino(quantized: Bundle) -> None:
+    result = bench(quantized, runs=5, against=("openvino", "ort"))
+    assert [p.engine.split()[0] for p in result.peers] == ["OpenVINO"] * 2 + ["ONNX"] * 2
+    assert all(p.snr_db is not None and p.snr_db > 20 for p in result.peers)

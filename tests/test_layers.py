@@ -177,7 +177,17 @@ MAY_IMPORT: dict[str, set[str]] = {
         "recipe",
         "reference",
     },
-    "benchmark": {"bundle", "display", "errors", "machine", "reference", "runners"},
+    "peers": {"bundle", "errors", "machine", "reference"},
+    "benchmark": {
+        "bundle",
+        "display",
+        "errors",
+        "machine",
+        "metrics",
+        "peers",
+        "runners",
+        "validation_report",
+    },
     "op_profile": {"bundle", "display", "errors", "machine", "runners"},
     "report": {
         "bundle",
@@ -220,7 +230,8 @@ HEAVY: dict[str, set[str]] = {
     "sklearn": {"zoo"},
     "nncf": {"quantization"},
     "flatbuffers": {"interchange"},
-    "ai_edge_litert": set(),  # only tests and benchmarks run .tflite files
+    "ai_edge_litert": {"peers"},
+    "openvino": {"peers"},
 }
 
 #: Never imported at the top of a module: optional, or slow before the first word is printed.

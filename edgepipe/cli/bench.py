@@ -23,7 +23,7 @@ def add_arguments(parser: Parser) -> None:
     parser.add_argument(
         "--against",
         metavar="PEER,…",
-        help="engines to measure in turn with it: ort (default), none",
+        help="engines to measure in turn with it: ort (default), litert, openvino; none",
     )
     parser.add_argument(
         "--per-op",
