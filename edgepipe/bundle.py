@@ -210,10 +210,11 @@ def _code_files(
     from edgepipe.codegen import driver, link, peaks
 
     target = context.target
+    version = f"{name} {target.name} edgepipe {manifest_file.version_of('edgepipe')}"
+    if target.kind == "cuda":
+        return _gpu_files(plan, objects, context, prefix, version)
     bench = peaks.build(target, prefix)
-    sources = driver.render(
-        plan, prefix, f"{name} {target.name} edgepipe {manifest_file.version_of('edgepipe')}"
-    )
+    sources = driver.render(plan, prefix, version)
     if target.kind == "wasm":
         texts = driver.wasm_files(plan, prefix, sorted(v for v in objects if v), bench)
         code = link.wasm(target, sources, objects, prefix, bench.objects)
@@ -225,6 +226,20 @@ def _code_files(
         )
         texts["model.h"] = sources["model.h"]
     return {**code, **{name: text.encode("utf-8") for name, text in texts.items()}}
+
+
+def _gpu_files(
+    plan: Plan, code: Mapping[str, bytes], context: Context, prefix: str, version: str
+) -> dict[str, bytes]:
+    """Programs, and all that it takes to build them for another machine: runner cuda-local."""
+    from edgepipe.codegen import driver, link
+    from edgepipe.codegen.cuda import host
+
+    assert context.target.cuda is not None
+    sources = host.render(plan, prefix, version, context.target.cuda, code)
+    sources |= driver.native_files(plan, prefix)
+    built = link.gpu(context.target.link.zig_target, sources, code)
+    return {**built, **code, **{name: text.encode() for name, text in sources.items()}}
 
 
 def _golden_file(

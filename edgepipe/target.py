@@ -58,15 +58,28 @@ class Run:
 
 @dataclass(frozen=True)
 class Cuda:
-    """The GPU: compute capability ``sm`` (62 for 6.2), the highest PTX ISA that the board's driver
-    takes, multiprocessors, memory bandwidth and float32 peak at the highest clock."""
+    """The GPU at its highest clock, and what the board's driver takes.
+
+    ``sm`` is the compute capability (62 for 6.2), ``ptx_isa`` the highest PTX ISA and ``driver``
+    the CUDA version of the driver. ``ptx_sm`` is the architecture PTX is made for where the
+    assembler does not know ``sm`` yet. A peak of 0 says that the GPU has no such arithmetic.
+    """
 
     sm: int
     ptx_isa: str
     driver: str
     processors: int
+    memory_gb: float
     bandwidth_gb_s: float
     peak_gflops_f32: float
+    peak_gflops_f16: float = 0.0
+    peak_gops_s8: float = 0.0
+    ptx_sm: int = 0
+
+    @property
+    def virtual_sm(self) -> int:
+        """The architecture that PTX is compiled for."""
+        return self.ptx_sm or self.sm
 
 
 @dataclass(frozen=True)

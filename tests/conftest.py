@@ -47,6 +47,12 @@ def _has_cuda_toolkit() -> str | None:
     return None if found else "NVIDIA's wheels are not installed: pip install 'edgepipe[cuda]'"
 
 
+def _has_aarch64_libc() -> str | None:
+    there = Path("/usr/aarch64-linux-gnu/lib/ld-linux-aarch64.so.1").exists()
+    emulated = shutil.which("qemu-aarch64-static") is not None
+    return None if there and emulated else "libc6-arm64-cross or qemu-user-static is not installed"
+
+
 #: Marker → probe that returns why the capability is missing, or None. Probes never raise.
 PROBES: dict[str, Callable[[], str | None]] = {
     "needs_qemu": _has_program("qemu-aarch64-static", "qemu-aarch64"),
@@ -58,6 +64,7 @@ PROBES: dict[str, Callable[[], str | None]] = {
     "needs_litert": _has_module("ai_edge_litert"),
     "needs_openvino": _has_module("openvino"),
     "needs_cuda_toolkit": _has_cuda_toolkit,
+    "needs_aarch64_libc": _has_aarch64_libc,
     "needs_shared": _has_shared,
 }
 

@@ -19,8 +19,9 @@ MAY_IMPORT: dict[str, set[str]] = {
     "resources": set(),
     "display": set(),
     "machine": set(),
+    "gpu": set(),
     "recipe": {"errors", "sparsity.pattern"},
-    "target": {"errors", "recipe", "resources"},
+    "target": {"errors", "gpu", "recipe", "resources"},
     "context": {"recipe", "target"},
     # What comes in.
     "zoo": {"errors", "resources"},
@@ -41,7 +42,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "target",
     },
     "tuning": {"context", "errors", "kernels", "lowering", "target", "runners"},
-    "codegen": {"context", "errors", "kernels", "lowering", "target"},
+    "codegen": {"context", "errors", "gpu", "kernels", "lowering", "target"},
     # What goes out.
     # Reads the Q/DQ graph that quantization writes, through the same questions about graphs.
     "interchange": {"errors", "quantization.config", "quantization.graph", "quantization.layers"},
@@ -116,7 +117,11 @@ MAY_IMPORT: dict[str, set[str]] = {
         "target",
     },
     # What is done with a bundle.
-    "runners": {"bundle", "codegen.plan", "errors", "golden", "target"},
+    # cuda-local builds a bundle's host program for this machine.
+    "runners": {
+        *("bundle", "codegen.cuda", "codegen.link", "codegen.plan", "errors"),
+        *("golden", "gpu", "target"),
+    },
     "data": {"codegen.plan", "errors", "golden", "resources", "zoo"},
     "float64": {"errors"},
     "metrics": {"float64"},

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from edgepipe import gpu
 from edgepipe.errors import UserError
 from edgepipe.recipe import Recipe
 from edgepipe.resources import data_folder
@@ -22,11 +23,27 @@ EXPECTED = {
     "wasm-simd",
     "x86-64-v3",
 }
+JETSON = {
+    *("jetson-nano", "jetson-tx1", "jetson-tx2", "jetson-xavier-nx", "jetson-agx-xavier"),
+    *("jetson-orin-nano", "jetson-orin-nx", "jetson-agx-orin", "jetson-thor"),
+}
 x86_only = pytest.mark.skipif(platform.machine() != "x86_64", reason="host is x86-64 only")
 
 
 def test_the_promised_targets_are_there() -> None:
-    assert set(target_names()) >= EXPECTED
+    assert set(target_names()) >= EXPECTED | JETSON
+
+
+@pytest.mark.parametrize("name", sorted(JETSON))
+def test_a_gpu_target_is_one_that_its_driver_can_serve(name: str) -> None:
+    target = Target.load(name)
+    assert target.name == name
+    assert target.cuda is not None
+    major, minor = map(int, target.cuda.driver.split("."))
+    assert gpu.driver_version(target.cuda.ptx_isa) <= 1000 * major + 10 * minor
+    assert target.cuda.sm < 70 or target.cuda.peak_gops_s8
+    assert target.cuda.bandwidth_gb_s and target.cuda.peak_gflops_f16 > target.cuda.peak_gflops_f32
+    target.check(Recipe("fp32"))
 
 
 @pytest.mark.parametrize("name", sorted(EXPECTED - {"host"}))

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
 from edgepipe.codegen.plan import Plan
 from edgepipe.context import Context
@@ -14,29 +15,45 @@ if TYPE_CHECKING:  # reading a bundle must not load onnx_ir
 def generate(program: Program, context: Context, prefix: str) -> tuple[Plan, dict[str, bytes]]:
     """Compile the kernels and plan memory.
 
-    Returns the plan and one object file per variant: ``""`` for the target itself, and the names
-    of ``target.variants``. Kernel symbols begin with ``prefix``.
+    Returns the plan and the kernels' code. For a CPU that is one object file per variant: ``""``
+    for the target itself, and the names of ``target.variants``; for a GPU source, PTX and cubin
+    by file name. Kernel symbols begin with ``prefix``.
     """
     from tvm import tirx
 
+    from edgepipe.codegen import cuda
     from edgepipe.codegen.flatten import Flattener
-    from edgepipe.codegen.primfunc import build_object
 
     context.progress("planning memory")
-    flat = Flattener(program)
+    flat = Flattener(program, gpu=context.target.kind == "cuda")
     functions = {
         var.name_hint: function
         for var, function in program.module.functions.items()
         if isinstance(function, tirx.PrimFunc)
     } | flat.copies
-    called = {call.function for call in flat.calls}
-    symbols = {name: f"{prefix}_{name}" for name in sorted(called)}
+    called = sorted({call.function for call in flat.calls})
+    symbols = {name: f"{prefix}_{name}" for name in called}
 
     context.progress(f"compiling {len(called)} kernels")
+    chosen = {symbols[name]: functions[name] for name in called}
+    if context.target.kind == "cuda":
+        files, workspaces, gpu = cuda.build(chosen, context)
+        return flat.plan(symbols, workspaces, gpu), files
+    objects, workspaces = _objects(chosen, program, symbols, context)
+    return flat.plan(symbols, workspaces), objects
+
+
+def _objects(
+    chosen: Mapping[str, Any], program: Program, symbols: Mapping[str, str], context: Context
+) -> tuple[dict[str, bytes], dict[str, list[int]]]:
+    """One object per variant; a variant's own functions replace those of the target."""
+    from edgepipe.codegen.primfunc import build_object
+
     objects: dict[str, bytes] = {}
     workspaces: dict[str, list[int]] = {}
     for variant, attributes in {"": (), **context.target.variants}.items():
         own = program.variants.get(variant, {})
-        chosen = {symbols[name]: own.get(name, functions[name]) for name in sorted(called)}
-        objects[variant], workspaces = build_object(chosen, context.target, attributes)
-    return flat.plan(symbols, workspaces), objects
+        replaced = {symbols[name]: own[name] for name in symbols if name in own}
+        functions = {**chosen, **replaced}
+        objects[variant], workspaces = build_object(functions, context.target, attributes)
+    return objects, workspaces

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from importlib import resources
 
@@ -72,34 +72,42 @@ _API = (
 )  # fmt: skip
 
 
-def render(plan: Plan, prefix: str, version: str = "") -> dict[str, str]:
+def render(
+    plan: Plan,
+    prefix: str,
+    version: str = "",
+    template: str = "driver.c",
+    gpu: Mapping[str, str] | None = None,
+) -> dict[str, str]:
     """Return ``{"model.h": …, "driver.c": …}`` for ``plan``.
 
     ``version`` is what ``PREFIX_version()`` returns. Model-supplied names appear only inside
-    escaped C strings. Raises UserError for a prefix or dtype that C cannot express.
+    escaped C strings. ``gpu`` has the values of another driver ``template``. Raises UserError for
+    a prefix or dtype that C cannot express.
     """
     check_prefix(prefix)
-    values = {"prefix": prefix, "PREFIX": prefix.upper(), "alignment": str(ALIGNMENT)}
-    header = _fill("model.h", values)
-    driver = _fill(
-        "driver.c",
-        {
-            **values,
-            "version": c_string(version or prefix),
-            "weights_bytes": str(ALIGNMENT + len(plan.weights)),
-            "weights_magic": f"0x{int.from_bytes(WEIGHTS_MAGIC, 'little'):016x}ull",
-            "weights_hash": f"0x{_weights_hash(plan):016x}ull",
-            "arena_bytes": str(arena_bytes(plan)),
-            "input_count": str(len(plan.inputs)),
-            "output_count": str(len(plan.outputs)),
-            "inputs": _descriptors(prefix, "input", plan.inputs),
-            "outputs": _descriptors(prefix, "output", plan.outputs),
-            "prototypes": "\n".join(_prototypes(plan.calls)),
-            "step_count": str(len(plan.calls)),
-            "calls": "\n".join(_call(i, call) for i, call in enumerate(plan.calls)),
-        },
-    )
-    return {"model.h": header, "driver.c": driver}
+    values = {
+        "prefix": prefix,
+        "PREFIX": prefix.upper(),
+        "alignment": str(ALIGNMENT),
+        "version": c_string(version or prefix),
+        "weights_bytes": str(ALIGNMENT + len(plan.weights)),
+        "weights_magic": f"0x{int.from_bytes(WEIGHTS_MAGIC, 'little'):016x}ull",
+        "weights_hash": f"0x{_weights_hash(plan):016x}ull",
+        "arena_bytes": str(ALIGNMENT if plan.gpu else arena_bytes(plan)),
+        "input_count": str(len(plan.inputs)),
+        "output_count": str(len(plan.outputs)),
+        "inputs": _descriptors(prefix, "input", plan.inputs),
+        "outputs": _descriptors(prefix, "output", plan.outputs),
+        "prototypes": "\n".join(_prototypes(plan.calls)),
+        "step_count": str(len(plan.calls)),
+        "calls": "\n".join(_call(i, call) for i, call in enumerate(plan.calls)),
+        **(gpu or {}),
+    }
+    values["api"] = _fill("api.c", values)
+    values["gpu_api"] = _fill("gpu_api.h", values) if gpu else ""
+    values["state"] = _GPU_STATE if gpu else _CPU_STATE
+    return {"model.h": _fill("model.h", values), "driver.c": _fill(template, values)}
 
 
 def native_files(plan: Plan, prefix: str, peaks: Peaks = NO_PEAKS) -> dict[str, str]:
@@ -118,6 +126,8 @@ def native_files(plan: Plan, prefix: str, peaks: Peaks = NO_PEAKS) -> dict[str, 
         "peaks": "\n".join(f"    {{{c_string(k.of)}, {k.symbol}, {k.work}}}," for k in kernels),
         "copy_bytes": str(peaks.copy_bytes),
         **{f"peak_{n}_bytes": str(b) for n, b in zip("xwy", peaks.buffers, strict=True)},
+        "needs": " and the GPU's driver" if plan.gpu else " alone",
+        "libraries": " -ldl -lpthread" if plan.gpu else "",
     }
     return {name: _fill(name, values) for name in ("bench.c", "profile.c", "example.c")}
 
@@ -146,6 +156,11 @@ def wasm_files(
     return {name: _fill(name, values) for name in _WASM_FILES}
 
 
+#: What the header says of memory; lines of a C comment.
+_CPU_STATE = """No function allocates memory, does I/O or keeps state
+ * other than the weights pointer."""
+_GPU_STATE = """The network runs on an NVIDIA GPU: its weights
+ * and all tensors in between are in GPU memory, and runs wait for each other. See the end."""
 _WASM_FILES = ("model.mjs", "model.d.mts", "measure.mjs", "profile.mjs", "bench.mjs",
                "bench.html")  # fmt: skip
 

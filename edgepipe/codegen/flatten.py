@@ -11,7 +11,16 @@ import tvm
 from tvm import relax
 
 from edgepipe.codegen.memory import Lifetime, align, peak_live, plan
-from edgepipe.codegen.plan import ALIGNMENT, ArenaTensor, Call, KernelAudit, Place, Plan, TensorSpec
+from edgepipe.codegen.plan import (
+    ALIGNMENT,
+    ArenaTensor,
+    Call,
+    GpuCode,
+    KernelAudit,
+    Place,
+    Plan,
+    TensorSpec,
+)
 from edgepipe.kernels.builder import kernel, load, loop, store
 from edgepipe.lowering import Program
 
@@ -61,8 +70,8 @@ class _Weights:
 class Flattener:
     """Reads ``main`` once. ``calls`` name PrimFuncs; ``copies`` are functions it had to add."""
 
-    def __init__(self, program: Program) -> None:
-        self.program = program
+    def __init__(self, program: Program, gpu: bool = False) -> None:
+        self.program, self.copy = program, _gpu_copy if gpu else _copy
         self.weights = _Weights()
         self.calls: list[RawCall] = []
         self.copies: dict[str, Any] = {}
@@ -126,10 +135,15 @@ class Flattener:
             return
         size = _type_bytes(type_)
         name = f"copy_{size}"
-        self.copies[name] = _copy_function(name, size)
+        self.copies[name] = self.copy(name, size)
         self._call(name, [buffer, Buffer(size, Place("output", index=index))])
 
-    def plan(self, symbols: Mapping[str, str], workspaces: Mapping[str, list[int]]) -> Plan:
+    def plan(
+        self,
+        symbols: Mapping[str, str],
+        workspaces: Mapping[str, list[int]],
+        gpu: GpuCode | None = None,
+    ) -> Plan:
         """Place everything. ``symbols`` maps function names to C symbols; ``workspaces`` gives the
         bytes of the extra pointers each symbol takes."""
         calls = []
@@ -163,6 +177,7 @@ class Flattener:
                 ArenaTensor(offset, t.size, t.first, t.last)
                 for offset, t in zip(offsets, lifetimes, strict=True)
             ),
+            gpu=gpu,
         )
 
 
@@ -198,7 +213,17 @@ def _audit(call: RawCall, audits: dict[str, list[KernelAudit]]) -> KernelAudit:
     )
 
 
-def _copy_function(name: str, size: int) -> Any:
+def _gpu_copy(name: str, size: int) -> Any:
+    from edgepipe.kernels.cuda.threads import parallel
+
+    def body(source: Any, target: Any) -> None:
+        with parallel(size) as i:
+            store(target, i, load(source, i, 1), 1)
+
+    return kernel(name, [("x", size, "uint8"), ("y", size, "uint8")], body)
+
+
+def _copy(name: str, size: int) -> Any:
     def body(source: Any, target: Any) -> None:
         with loop(size) as i:
             store(target, i, load(source, i, 1), 1)

@@ -29,6 +29,8 @@ _C_FLAGS = (
 _WASM_STACK_BYTES = 65536
 _TIMEOUT_S = 1200  # building a C library takes a minute on a slow machine; a hang has no end
 _INSTALL = "pip install 'ziglang>=0.17,<0.18'"
+#: What a GPU bundle's host program is made from, besides the code for the GPU.
+GPU_SOURCES = ("model.h", "driver.c", "bench.c", "profile.c")
 _DEFAULT_PAGE_BYTES = {"aarch64": 65536}
 
 
@@ -73,6 +75,35 @@ def native(
             *extra, "model.a", cwd=work)  # fmt: skip
         with contextlib.suppress(OSError):
             _libc_marker(target.link.static_zig_target).touch()
+        return {file: (work / file).read_bytes() for file in ("model.so", "model.a", "bench")}
+
+
+def gpu(
+    zig_target: str,
+    sources: Mapping[str, str],
+    code: Mapping[str, bytes],
+) -> dict[str, bytes]:
+    """Link ``model.so``, ``model.a`` and ``bench`` for the host of a GPU.
+
+    ``sources`` holds GPU_SOURCES, ``code`` the files that the driver embeds.
+    They need the C library of ``zig_target`` and open the GPU's driver at run time. Raises as
+    ``native`` does.
+    """
+    flags = ("-target", zig_target, "-O2", "-g0", "-fno-sanitize=all", "-fno-stack-protector")
+    libraries = ("-ldl", "-lpthread", "-s", "-Wl,--build-id=none")
+    with tempfile.TemporaryDirectory(prefix="edgepipe-link-") as name:
+        work = Path(name)
+        for file, text in sources.items():
+            (work / file).write_text(text, encoding="utf-8")
+        for file, content in code.items():
+            (work / file).write_bytes(content)
+        zig("cc", *flags, "-std=gnu99", "-fPIC", "-fvisibility=hidden", "-c", "driver.c",
+            "-o", "model.o", cwd=work)  # fmt: skip
+        zig("ar", "rcsD", "model.a", "model.o", cwd=work)
+        zig("cc", *flags, "-shared", "-o", "model.so", "model.o", "-Wl,-soname=model.so",
+            *libraries, cwd=work)  # fmt: skip
+        zig("cc", *flags, "-o", "bench", "bench.c", "profile.c", "model.a",
+            *libraries, cwd=work)  # fmt: skip
         return {file: (work / file).read_bytes() for file in ("model.so", "model.a", "bench")}
 
 

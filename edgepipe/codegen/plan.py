@@ -93,11 +93,38 @@ NO_PEAKS = Peaks()
 
 
 @dataclass(frozen=True)
+class Launch:
+    """A CUDA kernel and the blocks and threads of one launch of it."""
+
+    symbol: str
+    blocks: tuple[int, int, int]
+    threads: tuple[int, int, int]
+
+
+@dataclass(frozen=True)
+class Resources:
+    """What one CUDA kernel takes on its sm, as ptxas reports."""
+
+    registers: int
+    shared_bytes: int
+    spill_bytes: int
+
+
+@dataclass(frozen=True)
+class GpuCode:
+    """Launches of each call's symbol, in order, and what the kernels take."""
+
+    launches: Mapping[str, tuple[Launch, ...]]
+    resources: Mapping[str, Resources]
+
+
+@dataclass(frozen=True)
 class Plan:
     """Everything a driver needs. ``weights`` is one blob, every tensor in it 64-byte aligned.
 
     ``peak_live_bytes`` is the largest sum of arena tensors alive at once, the lower bound
-    of ``arena_bytes``; ``arena`` is where they lie, and when.
+    of ``arena_bytes``; ``arena`` is where they lie, and when. ``gpu`` is what the calls launch
+    where kernels run on a GPU.
     """
 
     inputs: tuple[TensorSpec, ...]
@@ -108,3 +135,4 @@ class Plan:
     weights: bytes
     audit: tuple[KernelAudit, ...]
     arena: tuple[ArenaTensor, ...] = ()
+    gpu: GpuCode | None = None

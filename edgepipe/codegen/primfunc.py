@@ -43,8 +43,12 @@ def llvm_target(target: Target, extra_attributes: tuple[str, ...] = ()) -> Any:
     return llvm.with_host(llvm)
 
 
-def passes(common_subexpressions: bool = True) -> list[Any]:
-    """What lowers a scheduled PrimFunc to flat loops over flat buffers."""
+def passes(gpu: bool = False) -> list[Any]:
+    """What lowers a scheduled PrimFunc to flat loops over flat buffers.
+
+    For a GPU common subexpressions are left to the assembler, since variables hide what is
+    aligned, and functions without threads are no error: they get a thread later.
+    """
     s, x = s_tir.transform, tirx.transform
     return [
         s.CanonicalizeLoop(),
@@ -67,8 +71,7 @@ def passes(common_subexpressions: bool = True) -> list[Any]:
         x.StmtSimplify(),
         x.RemoveNoOp(),
         s.RewriteUnsafeSelect(),
-        *([x.CommonSubexprElim()] if common_subexpressions else []),
-        x.VerifyMemory(),
+        *([] if gpu else [x.CommonSubexprElim(), x.VerifyMemory()]),
         x.AnnotateEntryFunc(),
     ]
 

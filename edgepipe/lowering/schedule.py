@@ -16,11 +16,13 @@ blocks) are left as they are.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import tvm
 from tvm import s_tir, tirx
 
+from edgepipe.lowering import schedule_cuda
 from edgepipe.lowering.blocks import (
     Block,
     contiguous,
@@ -40,9 +42,10 @@ _SHORTEST_VECTOR = 3
 def schedule_default(mod: Any, target: Target) -> Any:
     """Schedule every PrimFunc of ``mod`` (IRModule) that has no template; returns a new module."""
     functions = {}
+    steps = (_inline, schedule_cuda.bind) if target.kind == "cuda" else _CPU
     for var, function in mod.functions.items():
         if isinstance(function, tirx.PrimFunc) and not _is_done(function):
-            functions[var] = schedule_function(function, target.simd.lanes_f32)
+            functions[var] = schedule_function(function, target.simd.lanes_f32, steps)
         else:
             functions[var] = function
     return tvm.IRModule(functions, attrs=mod.attrs)
@@ -53,7 +56,7 @@ def _is_done(function: Any) -> bool:
     return attrs is not None and ("edgepipe.template" in attrs or "tirx.is_scheduled" in attrs)
 
 
-def schedule_function(function: Any, lanes: int) -> Any:
+def schedule_function(function: Any, lanes: int, steps: Sequence[Any] | None = None) -> Any:
     """Schedule one PrimFunc; what cannot be scheduled stays as it was."""
     try:
         sch = s_tir.Schedule(tvm.IRModule({"main": function}))
@@ -62,7 +65,7 @@ def schedule_function(function: Any, lanes: int) -> Any:
         return function
     if not blocks or any(b.opaque for b in blocks):
         return function
-    for step in (_inline, _reduce, _spatial):
+    for step in steps or _CPU:
         sch = _attempt(sch, step, lanes)
     return sch.mod["main"]
 
@@ -203,3 +206,6 @@ def _vectorize(sch: Any, loop: Any, lanes: int, alone: bool) -> None:
         vector = _divisor(extent, lanes)
     if vector >= _SHORTEST_VECTOR:
         sch.vectorize(sch.split(loop, [None, vector])[1])
+
+
+_CPU = (_inline, _reduce, _spatial)

@@ -70,7 +70,12 @@ class Choice:
 
 def choose(groups: list[Group], context: Context) -> dict[Group, Choice]:
     """A choice for every group whose weights have enough zeros to be worth a look."""
-    choices = {}
+    choices: dict[Group, Choice] = {}
+    if context.target.kind == "cuda":
+        if context.recipe.sparsity is not None:
+            what = "pruned weights are computed like all others: there is no sparse GPU kernel"
+            context.warn(STAGE, context.target.name, what)
+        return choices
     for group in groups:
         choice = _look_at(group, context)
         if choice is not None:

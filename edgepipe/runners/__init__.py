@@ -64,7 +64,8 @@ class Runner(Protocol):
 
 def names() -> list[str]:
     """Names of all runners, sorted."""
-    return sorted(m.name for m in pkgutil.iter_modules(__path__) if not m.name.startswith("_"))
+    found = (m.name for m in pkgutil.iter_modules(__path__) if not m.name.startswith("_"))
+    return sorted(name.replace("_", "-") for name in found)
 
 
 def get(name: str) -> Runner:
@@ -74,7 +75,7 @@ def get(name: str) -> Runner:
         raise UserError(
             f"unknown runner '{stem}'", where="--runner", fix=did_you_mean(stem, names())
         )
-    module = importlib.import_module(f"edgepipe.runners.{stem}")
+    module = importlib.import_module(f"edgepipe.runners.{stem.replace('-', '_')}")
     if hasattr(module, "at"):
         return cast(Runner, module.at(address))
     if address != Address():

@@ -23,15 +23,19 @@ _CHUNK_BYTES = 1 << 28
 
 
 def run_many(
-    bundle: Bundle, command: Sequence[str], samples: Sequence[Mapping[str, npt.NDArray[Any]]]
+    bundle: Bundle,
+    command: Sequence[str],
+    samples: Sequence[Mapping[str, npt.NDArray[Any]]],
+    program: Path | None = None,
 ) -> list[dict[str, npt.NDArray[Any]]]:
     """Execute samples with the bench program behind ``command`` (the launcher's words).
 
-    One process takes as many samples as fit 256 MB of temporary files.
+    ``program`` is used instead of the bundle's own. One process takes as many samples as fit
+    256 MB of temporary files.
     """
     results = []
     for part in chunks(bundle, samples):
-        results += _run_chunk(bundle, command, part)
+        results += _run_chunk(bundle, command, part, program)
     return results
 
 
@@ -46,30 +50,40 @@ def chunks(
 
 
 def _run_chunk(
-    bundle: Bundle, command: Sequence[str], samples: Sequence[Mapping[str, npt.NDArray[Any]]]
+    bundle: Bundle,
+    command: Sequence[str],
+    samples: Sequence[Mapping[str, npt.NDArray[Any]]],
+    program: Path | None,
 ) -> list[dict[str, npt.NDArray[Any]]]:
     with tempfile.TemporaryDirectory(prefix="edgepipe-run-") as name:
         source, result = Path(name) / "in.bin", Path(name) / "out.bin"
         source.write_bytes(_io.to_raw(samples))
-        _execute(bundle, command, ["run", str(source), str(result), str(len(samples))])
+        words = ["run", str(source), str(result), str(len(samples))]
+        _execute(bundle, command, words, program)
         return _io.from_raw(result.read_bytes(), bundle.outputs, len(samples))
 
 
 def bench(
     bundle: Bundle, command: Sequence[str], runner: str, engine: str, runs: int, warmup: int,
-    *, emulated: bool,
+    *, emulated: bool, program: Path | None = None,
 ) -> Timing:  # fmt: skip
     """Measure latency with the bench program and return what it printed."""
     options = ["--runs", str(runs), "--warmup", str(warmup), "--json"]
-    raw = json.loads(_execute(bundle, command, options))
+    raw = json.loads(_execute(bundle, command, options, program))
     return timing(raw, runner, engine, emulated=emulated)
 
 
 def profile(
-    bundle: Bundle, command: Sequence[str], engine: str, runs: int, *, emulated: bool
+    bundle: Bundle,
+    command: Sequence[str],
+    engine: str,
+    runs: int,
+    *,
+    emulated: bool,
+    program: Path | None = None,
 ) -> dict[str, Any]:
     """What the bench program prints of its kernels, with ``engine`` and ``emulated`` added."""
-    raw = json.loads(_execute(bundle, command, ["profile", str(runs)]))
+    raw = json.loads(_execute(bundle, command, ["profile", str(runs)], program))
     return {"engine": engine, "emulated": emulated, **raw}
 
 
@@ -84,10 +98,15 @@ def timing(raw: Mapping[str, Any], runner: str, engine: str, *, emulated: bool) 
     return Timing(runner=runner, engine=engine, emulated=emulated, **known)
 
 
-def _execute(bundle: Bundle, command: Sequence[str], arguments: Sequence[str]) -> str:
-    bundle.file("weights.bin")
+def _execute(
+    bundle: Bundle, command: Sequence[str], arguments: Sequence[str], program: Path | None = None
+) -> str:
+    weights = bundle.file("weights.bin")
     native = bundle.target.kind != "wasm"
-    program = bundle.file("bench" if native else "bench.mjs")
+    if program is not None:
+        arguments = [*arguments, "--weights", str(weights)]
+    else:
+        program = bundle.file("bench" if native else "bench.mjs")
     if not native:
         for name in bundle.manifest["files"]:  # what bench.mjs loads
             bundle.file(name)

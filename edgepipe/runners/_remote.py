@@ -52,7 +52,7 @@ class Board:
 
     def available(self, target: Target) -> Availability:
         """Whether the way there is installed and named; whether it answers shows at the run."""
-        if target.kind != "cpu":
+        if target.kind not in ("cpu", "cuda"):
             return Availability(False, f"it runs native bundles, not {target.kind}")
         if shutil.which(self.words[0]) is None:
             fix = f"apt-get install {self.package}"

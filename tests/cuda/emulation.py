@@ -19,6 +19,37 @@ from edgepipe.target import Target
 _HEADER = Path(__file__).with_name("emulated.h")
 
 
+FLAGS = ("-shared", "-fPIC", "-O1", "-w", "-fno-sanitize=all", "-fno-strict-aliasing")
+
+
+def zig(folder: Path, *words: str) -> None:
+    command = [sys.executable, "-m", "ziglang", *words]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[:3000]
+
+
+def to_cpp(text: str) -> tuple[str, dict[str, int]]:
+    """CUDA source as C++ with ``run_KERNEL`` functions; how many arguments each kernel takes."""
+    kernels = text[text.index('extern "C" __global__') :]
+    # Shared memory of the one block that runs; C++ wants alignas first.
+    kernels = kernels.replace("__shared__ alignas(64)", "alignas(64) static")
+    parameters = dict(re.findall(r"__launch_bounds__\(\d+\) (\w+)\(([^)]*)\);", kernels))
+    parts = [f'#include "{_HEADER}"', "#define uint unsigned int", kernels]
+    counts = {}
+    for name, words in parameters.items():
+        types = [re.sub(r"__restrict__.*", "", w).strip() for w in words.split(",")]
+        counts[name] = len(types)
+        passed = ", ".join(f"({t})a[{i}]" for i, t in enumerate(types))
+        parts.append(
+            f"static void body_{name}(void **a) {{ {name}({passed}); }}\n"
+            f'extern "C" void run_{name}(void **a, int x, int y, int z, int t, unsigned s) {{\n'
+            f"  emulated_body = body_{name}; emulated_arguments = a;\n"
+            "  for (int i = 0; i < x * y * z; i++) {\n"
+            "    blockIdx = {i % x, i / x % y, i / (x * y)}; emulated_block(t, s + i); }\n}"
+        )
+    return "\n".join(parts), counts
+
+
 class Emulated:
     """Ops compiled for ``target`` and callable on arrays. ``edit`` may change the source."""
 
@@ -34,27 +65,9 @@ class Emulated:
             self.chosen.append((template, knobs))
             functions[f"k{i}"] = template.emit(op, knobs)
         self.device = build_source(functions, target)
-        text = edit(self.device.source)
-        kernels = text[text.index('extern "C" __global__') :]
-        # Shared memory of the one block that runs; C++ wants alignas first.
-        kernels = kernels.replace("__shared__ alignas(64)", "alignas(64) static")
-        parameters = dict(re.findall(r"__launch_bounds__\(\d+\) (\w+)\(([^)]*)\);", kernels))
-        parts = [f'#include "{_HEADER}"', "#define uint unsigned int", kernels]
-        for name, words in parameters.items():
-            types = [re.sub(r"__restrict__.*", "", w).strip() for w in words.split(",")]
-            passed = ", ".join(f"({t})a[{i}]" for i, t in enumerate(types))
-            parts.append(
-                f"static void body_{name}(void **a) {{ {name}({passed}); }}\n"
-                f'extern "C" void run_{name}(void **a, int x, int y, int z, int t, unsigned s) {{\n'
-                f"  emulated_body = body_{name}; emulated_arguments = a;\n"
-                "  for (int i = 0; i < x * y * z; i++) {\n"
-                "    blockIdx = {i % x, i / x % y, i / (x * y)}; emulated_block(t, s + i); }\n}"
-            )
-        (folder / "k.cpp").write_text("\n".join(parts), encoding="utf-8")
-        command = [sys.executable, "-m", "ziglang", "c++", "-shared", "-fPIC", "-O1", "-w",
-                   "-fno-sanitize=all", "-fno-strict-aliasing", "-o", "k.so", "k.cpp"]  # fmt: skip
-        done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
-        assert done.returncode == 0, done.stderr[:3000]
+        text, _ = to_cpp(edit(self.device.source))
+        (folder / "k.cpp").write_text(text, encoding="utf-8")
+        zig(folder, "c++", *FLAGS, "-o", "k.so", "k.cpp")
         self.library = ctypes.CDLL(str(folder / "k.so"))
 
     def run(self, index: int, inputs, weights, residuals, elements: int, seed: int = 1):

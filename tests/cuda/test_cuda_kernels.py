@@ -32,7 +32,7 @@ from edgepipe.target import Target
 
 pytestmark = pytest.mark.slow
 
-TX2 = Target.load(str(Path(__file__).with_name("jetson-tx2.toml")))
+TX2 = Target.load("jetson-tx2")
 BORDER = (1, 1, 1, 1)
 #: float32 sums in another order than the reference's.
 LEAST_SNR_DB = 120

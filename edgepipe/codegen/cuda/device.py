@@ -14,17 +14,10 @@ from tvm import tirx
 from tvm.tirx.buffer import buffer_data_pointer_type, is_buffer_var
 from tvm_ffi import structural_walk
 
+from edgepipe.codegen import math
+from edgepipe.codegen.plan import Launch
 from edgepipe.codegen.primfunc import buffer_bytes, passes
 from edgepipe.target import Target
-
-
-@dataclass(frozen=True)
-class Launch:
-    """A CUDA kernel and the blocks and threads of one launch of it."""
-
-    symbol: str
-    blocks: tuple[int, int, int]
-    threads: tuple[int, int, int]
 
 
 @dataclass(frozen=True)
@@ -39,7 +32,7 @@ class Device:
 def cuda_target(target: Target) -> Any:
     """The TVM target that ``target`` compiles for."""
     assert target.cuda is not None
-    kind = {"kind": "cuda", "arch": f"sm_{target.cuda.sm}", "thread_warp_size": 32}
+    kind = {"kind": "cuda", "arch": f"sm_{target.cuda.virtual_sm}", "thread_warp_size": 32}
     limits = {"max_num_threads": 1024, "max_threads_per_block": 1024}
     shared = {"max_shared_memory_per_block": 49152}
     return tvm.target.Target({**kind, **limits, **shared})
@@ -47,6 +40,7 @@ def cuda_target(target: Target) -> Any:
 
 def build_source(functions: Mapping[str, Any], target: Target) -> Device:
     """Print ``functions`` (symbol → PrimFunc) as one CUDA source file."""
+    math.register_cuda()
     device = cuda_target(target)
     module = tvm.IRModule(dict(functions))
     both = device.with_host(tvm.target.Target({"kind": "llvm"}))
@@ -55,8 +49,7 @@ def build_source(functions: Mapping[str, Any], target: Target) -> Device:
     workspaces: dict[str, list[int]] = {}
     kernels: dict[str, Any] = {}
     with device, tvm.transform.PassContext(opt_level=3):
-        # Common subexpressions are left to the assembler: variables hide what is aligned.
-        module = tvm.transform.Sequential(passes(common_subexpressions=False))(module)
+        module = tvm.transform.Sequential(passes(gpu=True))(module)
         for var, function in sorted(module.functions.items(), key=lambda item: item[0].name_hint):
             symbol = var.name_hint
             parts, workspaces[symbol] = _split(function, symbol, device)

@@ -7,23 +7,14 @@ import importlib.util
 import re
 import subprocess
 import tempfile
-from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
+from edgepipe.codegen.plan import Resources
 from edgepipe.errors import EdgepipeError, UserError
 from edgepipe.target import Cuda
 
 _INSTALL = "pip install 'edgepipe[cuda]'"
-
-
-@dataclass(frozen=True)
-class Resources:
-    """What one kernel takes on its sm, as ptxas reports."""
-
-    registers: int
-    shared_bytes: int
-    spill_bytes: int
 
 
 @cache
@@ -36,20 +27,44 @@ def _folder(package: str, file: str) -> Path:
     raise UserError(f"NVIDIA's {package} is missing", where="--target", fix=_INSTALL)
 
 
+def check(cuda: Cuda) -> None:
+    """Refuse a GPU that NVRTC does not know, and missing wheels. Raises UserError."""
+    nvrtc = _nvrtc()
+    _assembler()
+    count = ctypes.c_int()
+    nvrtc.nvrtcGetNumSupportedArchs(ctypes.byref(count))
+    known = (ctypes.c_int * count.value)()
+    nvrtc.nvrtcGetSupportedArchs(known)
+    if cuda.virtual_sm not in known:
+        raise UserError(
+            f"NVRTC does not know sm_{cuda.virtual_sm}",
+            where="--target",
+            fix=f"it knows {', '.join(map(str, known))}; {_INSTALL} for another version",
+        )
+
+
+def _nvrtc() -> ctypes.CDLL:
+    library = _folder("cuda_nvrtc", "lib/libnvrtc.so.*") / "lib"
+    return ctypes.CDLL(str(next(library.glob("libnvrtc.so.*"))))
+
+
+def _assembler() -> Path:
+    return _folder("cuda_nvcc", "bin/ptxas") / "bin" / "ptxas"
+
+
 def to_ptx(source: str, cuda: Cuda) -> str:
     """Compile for the virtual architecture of ``cuda`` and label the PTX with its ISA.
 
     NVRTC labels PTX with its own, newest ISA, which the drivers of older boards refuse;
     ``to_cubin`` has the assembler check that what is in it belongs to the older one. Raises
-    UserError where the wheels are missing or do not know the architecture.
+    UserError where the wheels are missing.
     """
-    library = _folder("cuda_nvrtc", "lib/libnvrtc.so.*") / "lib"
-    nvrtc = ctypes.CDLL(str(next(library.glob("libnvrtc.so.*"))))
+    nvrtc = _nvrtc()
     includes = [_folder("cuda_runtime", "include/cuda_fp16.h") / "include"]
     includes.append(_folder("cuda_cccl", "include/nv") / "include")
     program, size = ctypes.c_void_p(), ctypes.c_size_t()
     nvrtc.nvrtcCreateProgram(ctypes.byref(program), source.encode(), b"model.cu", 0, None, None)
-    options = [f"--gpu-architecture=compute_{cuda.sm}", "--std=c++17", "-default-device"]
+    options = [f"--gpu-architecture=compute_{cuda.virtual_sm}", "--std=c++17", "-default-device"]
     words = [o.encode() for o in (*options, *(f"-I{folder}" for folder in includes))]
     status = nvrtc.nvrtcCompileProgram(program, len(words), (ctypes.c_char_p * len(words))(*words))
     if status:
@@ -57,8 +72,6 @@ def to_ptx(source: str, cuda: Cuda) -> str:
         log = ctypes.create_string_buffer(size.value)
         nvrtc.nvrtcGetProgramLog(program, log)
         message = log.value.decode("utf-8", "replace")
-        if "gpu-architecture" in message:
-            raise UserError(f"NVRTC does not know sm_{cuda.sm}", where="--target", fix=_INSTALL)
         first = next((x for x in message.splitlines() if "error" in x), message[:200])
         raise EdgepipeError(f"NVRTC failed: {first}")
     nvrtc.nvrtcGetPTXSize(program, ctypes.byref(size))
@@ -73,10 +86,16 @@ def to_ptx(source: str, cuda: Cuda) -> str:
 
 def to_cubin(ptx: str, cuda: Cuda) -> tuple[bytes, dict[str, Resources]]:
     """Assemble for the exact ``sm``; resources by kernel. Raises EdgepipeError."""
-    assembler = _folder("cuda_nvcc", "bin/ptxas") / "bin" / "ptxas"
     with tempfile.TemporaryDirectory(prefix="edgepipe-ptxas-") as name:
         (Path(name) / "model.ptx").write_text(ptx, encoding="utf-8")
-        command = [str(assembler), "-v", f"-arch=sm_{cuda.sm}", "model.ptx", "-o", "model.cubin"]
+        command = [
+            str(_assembler()),
+            "-v",
+            f"-arch=sm_{cuda.virtual_sm}",
+            "model.ptx",
+            "-o",
+            "model.cubin",
+        ]
         done = subprocess.run(command, cwd=name, capture_output=True, text=True, check=False)
         if done.returncode:
             last = (done.stderr.strip() or "no message").splitlines()[0]

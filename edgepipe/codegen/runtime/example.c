@@ -1,6 +1,6 @@
 /* Runs the model once on zeros and prints the start of each output. Build and run, in this folder:
  *
- *   cc -O2 example.c model.a -o example && ./example
+ *   cc -O2 example.c model.a@libraries@ -o example && ./example
  */
 #define _POSIX_C_SOURCE 200112L
 #include <stdio.h>

@@ -5,8 +5,7 @@
  *   3. @prefix@_run(inputs, outputs, arena): one inference. Threads may run at the same time,
  *      each with its own arena and its own outputs.
  *
- * Every tensor is dense and row-major. No function allocates memory, does I/O or keeps state
- * other than the weights pointer.
+ * Every tensor is dense and row-major. @state@
  */
 #ifndef EDGEPIPE_@PREFIX@_H
 #define EDGEPIPE_@PREFIX@_H
@@ -57,6 +56,7 @@ int @prefix@_run(const void *const *inputs, void *const *outputs, void *arena);
 size_t @prefix@_step_count(void);
 int @prefix@_step(size_t index, const void *const *inputs, void *const *outputs, void *arena);
 
+@gpu_api@
 #ifdef __cplusplus
 }
 #endif
