@@ -44,8 +44,6 @@ def default(op: QConvOp, target: Target) -> Knobs:
         "columns": min(op.y.w, 2 if target.kind == "wasm" or target.arch == "arm" else 4),
         "depth": sums_in_int16(op.limit, signed),
         "arch": target.arch,
-        # A multiplication that widens reads bytes; elsewhere weights are widened once, at rest.
-        "weights": "int8" if target.arch in ("aarch64", "arm") else "int16",
     }
 
 
@@ -55,7 +53,7 @@ def pack(op: QConvOp, knobs: Knobs, arrays: Sequence[np.ndarray]) -> list[np.nda
     c, _, kh, kw = weight.shape
     lanes = knobs["lanes"]
     channels = op.x.lanes
-    grown = np.zeros((channels, kh, kw), knobs["weights"])
+    grown = np.zeros((channels, kh, kw), np.int8)
     grown[:c] = weight[:, 0]
     blocked = grown.reshape(channels // lanes, lanes, kh, kw).transpose(0, 2, 3, 1)
     return [np.ascontiguousarray(blocked), *vectors(op, arrays, channels)]
@@ -63,7 +61,7 @@ def pack(op: QConvOp, knobs: Knobs, arrays: Sequence[np.ndarray]) -> list[np.nda
 
 def emit(op: QConvOp, knobs: Knobs) -> Any:
     (kh, kw), channels = op.kernel, op.x.lanes
-    buffers = arguments(op, (channels * kh * kw, knobs["weights"]), channels)
+    buffers = arguments(op, (channels * kh * kw, "int8"), channels)
     return kernel("q_depthwise", buffers, lambda *held: _Emission(op, knobs, held).run())
 
 
@@ -111,9 +109,8 @@ class _Emission:
         at = op.x.offset(n, 0, in_y, in_x) + chunk * self.lanes
         number = (chunk * op.kernel[0] + ky) * op.kernel[1] + kx
         weight = load(self.weights, number * self.lanes, self.lanes)
-        if self.knobs["weights"] == "int8":
-            weight = tirx.Cast(self.short, weight)
-        return tirx.Cast(self.short, load(self.source, at, self.lanes)) * weight
+        codes = load(self.source, at, self.lanes)
+        return tirx.Cast(self.short, codes) * tirx.Cast(self.short, weight)
 
     def store(self, total: Any, place: Any, channel: Any) -> None:
         op, lanes = self.op, self.lanes
