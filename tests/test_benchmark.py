@@ -37,6 +37,7 @@ def test_ours_and_onnx_runtime_in_one_run(built: Bundle) -> None:
     assert result.to_json()["ratios"]
 
 
+@pytest.mark.slow
 def test_without_the_original_only_the_bundle_is_measured(built: Bundle, tmp_path: Path) -> None:
     model = dense.save_model(tmp_path / "gone.onnx", *dense.weights())
     alone = dense.build(tmp_path, model, *dense.weights())

@@ -80,6 +80,7 @@ def test_json_is_all_there_is_on_stdout(capsys: pytest.CaptureFixture[str], tmp_
     assert any(dump.iterdir())
 
 
+@pytest.mark.slow
 def test_explain_says_why(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     out = str(tmp_path / "digits")
     arguments = ("compile", "digits", "--target", "host", "-o", out, "--explain")
@@ -91,6 +92,7 @@ def test_explain_says_why(capsys: pytest.CaptureFixture[str], tmp_path: Path) ->
     assert notes or "nothing to explain" in text
 
 
+@pytest.mark.slow
 def test_progress_is_plain_lines_where_there_is_no_terminal(
     capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
@@ -103,6 +105,7 @@ def test_progress_is_plain_lines_where_there_is_no_terminal(
     assert run(capsys, "compile", "digits", "--target", "host", "-o", out, "--quiet") == (0, "", "")
 
 
+@pytest.mark.slow
 def test_the_same_input_gives_the_same_bytes(host: Path, tmp_path: Path) -> None:
     again = tmp_path / "again"
     command = [*CLI, "compile", "digits", "--target", "host", "-o", str(again), "--quiet"]
@@ -110,6 +113,7 @@ def test_the_same_input_gives_the_same_bytes(host: Path, tmp_path: Path) -> None
     assert hashes(again) == hashes(host)
 
 
+@pytest.mark.slow
 def test_a_batch_and_a_prefix(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     out = str(tmp_path / "digits")
     options = ["--shape", "image=3,1,8,8", "--prefix", "net"]
@@ -123,6 +127,7 @@ def test_a_batch_and_a_prefix(capsys: pytest.CaptureFixture[str], tmp_path: Path
     assert report.runs == 150
 
 
+@pytest.mark.slow
 def test_python_says_the_same(host: Path, tmp_path: Path) -> None:
     bundle = edgepipe.compile("digits", target="host", output=tmp_path / "digits")
     assert hashes(bundle.path) == hashes(host)
@@ -131,6 +136,7 @@ def test_python_says_the_same(host: Path, tmp_path: Path) -> None:
     assert bundle.validate().ok
 
 
+@pytest.mark.slow
 def test_config_and_settings_reach_the_target(
     capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
@@ -206,6 +212,7 @@ def test_ctrl_c_leaves_nothing(tmp_path: Path, stage: str) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_a_full_disk_is_one_line(
     capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

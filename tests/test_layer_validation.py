@@ -78,6 +78,7 @@ def test_values_beyond_the_codes_are_counted(bundle) -> None:
     assert "are cut off" in beyond.advice[0]
 
 
+@pytest.mark.slow
 def test_rescaled_channels_are_compared_after_their_factor(tmp_path: Path) -> None:
     settings = Settings(methods=("equalization", "reconstruction"))
     made, _ = compiled(

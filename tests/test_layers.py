@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ast
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -283,11 +284,29 @@ def statements(tree: ast.Module, *, top_only: bool) -> Iterator[ast.AST]:
             pending += node.body
 
 
-def modules(repository: Path) -> Iterator[tuple[str, Path, ast.Module]]:
+@cache
+def modules(repository: Path) -> list[tuple[str, Path, ast.Module]]:
+    """Part, path and tree of every module of the package."""
     root = repository / "edgepipe"
-    for path in sorted(root.rglob("*.py")):
-        part = path.relative_to(root).parts[0].removesuffix(".py")
-        yield part, path.relative_to(repository), ast.parse(path.read_text(encoding="utf-8"))
+    return [
+        (
+            path.relative_to(root).parts[0].removesuffix(".py"),
+            path.relative_to(repository),
+            ast.parse(path.read_text(encoding="utf-8")),
+        )
+        for path in sorted(root.rglob("*.py"))
+    ]
+
+
+@cache
+def imports(repository: Path) -> list[tuple[str, Path, str]]:
+    """Part, path and dotted name of everything imported anywhere."""
+    return [
+        (part, path, name)
+        for part, path, tree in modules(repository)
+        for node in statements(tree, top_only=False)
+        for name in imported(node)
+    ]
 
 
 def allowed(part: str, name: str) -> bool:
@@ -305,9 +324,7 @@ def test_every_part_has_a_rule(repository: Path) -> None:
 def test_parts_import_only_what_they_may(repository: Path) -> None:
     wrong = [
         f"{path}: {name}"
-        for part, path, tree in modules(repository)
-        for node in statements(tree, top_only=False)
-        for name in imported(node)
+        for part, path, name in imports(repository)
         if name.startswith("edgepipe.") and not allowed(part, name.removeprefix("edgepipe."))
     ]
     assert not wrong
@@ -316,9 +333,7 @@ def test_parts_import_only_what_they_may(repository: Path) -> None:
 def test_heavy_packages_stay_where_they_belong(repository: Path) -> None:
     wrong = [
         f"{path}: {name}"
-        for part, path, tree in modules(repository)
-        for node in statements(tree, top_only=False)
-        for name in imported(node)
+        for part, path, name in imports(repository)
         if part not in HEAVY.get(name.split(".")[0], {part})
     ]
     assert not wrong

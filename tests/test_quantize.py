@@ -203,6 +203,7 @@ def test_golden_integers_are_what_the_bundle_computes(calibrated) -> None:
     np.testing.assert_allclose(bundle.run(inputs)["logits"], defined, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_golden_data_need_no_floor_against_the_original(calibrated) -> None:
     report = calibrated[0].validate()
     assert report.ok
@@ -283,6 +284,7 @@ def test_tflite_is_refused_for_float_activations(tmp_path: Path) -> None:
         compiled(tmp_path, "w8a16", emit=("tflite",))
 
 
+@pytest.mark.slow
 def test_a_tflite_file_comes_along(tmp_path: Path) -> None:
     options = {"calibration": {"image": images()}}
     bundle, _ = compiled(tmp_path, "w8a8", emit=("tflite", "onnx"), **options)

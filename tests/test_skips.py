@@ -47,6 +47,7 @@ def outcome(tmp_path: Path, repository: Path, marker: str, **environment: str) -
     return done.returncode, done.stdout
 
 
+@pytest.mark.slow
 def test_a_module_that_skips_itself_fails_in_ci(tmp_path: Path, repository: Path) -> None:
     (tmp_path / "test_whole.py").write_text(
         "import pytest\npytest.skip('not today', allow_module_level=True)", encoding="utf-8"
@@ -58,6 +59,7 @@ def test_a_module_that_skips_itself_fails_in_ci(tmp_path: Path, repository: Path
     assert "not today" in output
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("marker", "environment", "code", "said"),
     [

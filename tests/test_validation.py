@@ -74,6 +74,7 @@ def scaled(w: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return w * scale[:, None], b * scale
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("damage", [swapped, scaled])
 @pytest.mark.parametrize("source", ["golden", "npz"])
 def test_positive_control(folder: Path, model: Path, tmp_path: Path, damage, source: str) -> None:
@@ -91,6 +92,7 @@ def test_positive_control(folder: Path, model: Path, tmp_path: Path, damage, sou
         assert "accuracy drops" in lost.failures[0]
 
 
+@pytest.mark.slow
 def test_amplified_rounding_is_judged_by_float64(tmp_path: Path) -> None:
     """Terms of 3e4 that cancel leave both engines 50 dB of noise: no fault of the bundle."""
     w, b = dense.weights(cancelling=3e4)

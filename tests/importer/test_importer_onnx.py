@@ -224,6 +224,7 @@ def test_truncated_weights_are_found(tmp_path: Path) -> None:
         importer.load(save(proto, tmp_path))
 
 
+@pytest.mark.slow
 @pytest.mark.needs_shared
 def test_trained_networks(shared_models: Path) -> None:
     paths = sorted(shared_models.glob("*.onnx"))

@@ -74,6 +74,7 @@ def run(source: Any, **feed: np.ndarray) -> list[np.ndarray]:
     return onnxruntime.InferenceSession(source.proto_bytes()).run(None, feed)
 
 
+@pytest.mark.slow
 def test_factory_with_example_matches_torch_in_eval_mode(nets: str) -> None:
     import torch
 
@@ -87,6 +88,7 @@ def test_factory_with_example_matches_torch_in_eval_mode(nets: str) -> None:
     assert np.abs(got - run(source, image=image[:, ::-1])[0]).max() > 1e-3  # positive control
 
 
+@pytest.mark.slow
 def test_class_and_instance_are_factories_too(nets: str) -> None:
     shapes = {"image": (2, 3, 6, 6)}
     for name in ("Net", "instance"):
@@ -94,6 +96,7 @@ def test_class_and_instance_are_factories_too(nets: str) -> None:
         assert list(source.model.graph.inputs[0].shape.numpy()) == [2, 3, 6, 6]
 
 
+@pytest.mark.slow
 def test_examples_by_name(nets: str) -> None:
     source = importer.load(f"{nets}:with_dict")
     a, b = np.full((2, 3), 5, np.float32), np.full((2, 3), 1, np.float32)
@@ -101,12 +104,14 @@ def test_examples_by_name(nets: str) -> None:
     assert (total == 7).all() and (difference == 4).all()
 
 
+@pytest.mark.slow
 def test_shape_replaces_the_example_and_keeps_its_dtype(nets: str) -> None:
     source = importer.load(f"{nets}:integer", {"input": (1, 7)})
     value = source.model.graph.inputs[0]
     assert (list(value.shape.numpy()), value.dtype.name) == ([1, 7], "INT64")
 
 
+@pytest.mark.slow
 def test_export_is_reproducible_and_names_no_folder(nets: str, tmp_path: Path) -> None:
     first, second = (importer.load(f"{nets}:with_example") for _ in range(2))
     assert first.sha256 == second.sha256
@@ -139,6 +144,7 @@ def test_bad_shape_name(nets: str) -> None:
         importer.load(f"{nets}:Net", {"imge": (1, 3, 8, 8)})
 
 
+@pytest.mark.slow
 def test_terminal_stays_silent(nets: str) -> None:
     script = f"from edgepipe import importer; importer.load('{nets}:with_example')"
     done = subprocess.run(
@@ -176,6 +182,7 @@ def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("shapes", "batch"), [(None, 1), ({"x": (4, 3, 8, 8)}, 4)])
 def test_program(program: Path, shapes: dict[str, tuple[int, ...]] | None, batch: int) -> None:
     import torch

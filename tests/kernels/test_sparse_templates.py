@@ -103,6 +103,7 @@ def test_against_float64(lanes: int, registers: int, tmp_path: Path) -> None:
             assert snr_db(other, op.y.unpack(out)) < 40, op
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("lanes", [4, 16])
 def test_copies_between_planes_and_blocks(lanes: int, tmp_path: Path) -> None:
     rng = np.random.default_rng(1)

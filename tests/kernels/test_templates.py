@@ -127,6 +127,7 @@ def test_convolution(
         check(op, kernels, i, reference.conv(x, w, b, op), [op.x.pack(x)], [w, b], values)
 
 
+@pytest.mark.slow
 def test_transposed_convolution(tmp_path: Path) -> None:
     rng, values = random.Random(11), np.random.default_rng(11)
     ops = []

@@ -322,6 +322,7 @@ def test_resize_antialiased(mode: str) -> None:
     _check(Node("Resize", [_f(1, 2, 20, 31)], [None, None, sizes], attributes), atol=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", ["nearest", "linear", "cubic"])
 @pytest.mark.parametrize("padding", ["zeros", "border", "reflection"])
 @pytest.mark.parametrize("align", [0, 1])

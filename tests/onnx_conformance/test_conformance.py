@@ -52,6 +52,7 @@ def test_all_cases() -> None:
     _check(sorted(COMMITTED))
 
 
+@pytest.mark.slow
 def test_operator_table_is_up_to_date() -> None:
     assert table.DOCUMENT.read_text(encoding="utf-8") == table.render()
 

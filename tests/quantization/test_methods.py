@@ -71,6 +71,7 @@ def test_equalisation_leaves_clip_alone() -> None:
     ).factors
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["bias_correction", "mean_variance", "reconstruction"])
 def test_methods_beat_rounding_at_four_bits(method: str) -> None:
     model = build(MIXED)

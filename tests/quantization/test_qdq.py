@@ -47,6 +47,7 @@ def test_it_is_valid_runs_and_is_near(recipe: str) -> None:
     assert snr_db(plain, optimised) > LEAST_SNR_DB[recipe]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fuse", [True, False])
 @pytest.mark.parametrize("signed", [True, False])
 @pytest.mark.parametrize("recipe", ["w8a8", "w4a8", "w4a4"])

@@ -54,6 +54,7 @@ def test_emulated_times_are_in_no_table_and_no_plot() -> None:
     assert plots.trade_off((facts("a", 2.5, 0.9), facts("b", 1.25, 0.8)))
 
 
+@pytest.mark.slow
 @pytest.mark.needs_browser
 @pytest.mark.parametrize(("width", "dark"), [(390, False), (390, True), (1280, False)])
 def test_the_page_is_readable(tmp_path: Path, width: int, dark: bool) -> None:

@@ -80,6 +80,7 @@ def spec(server: Path, remote: Path, config: str = "ssh_config", run: str = "") 
     return f"ssh:board,config={server}/{config},dir={remote},timeout=20,run={launcher}"
 
 
+@pytest.mark.slow
 @pytest.mark.needs_sshd
 @pytest.mark.needs_qemu
 def test_samples_and_times_of_a_board(made: Made, server: Path, remote: Path) -> None:
@@ -104,6 +105,7 @@ def script(folder: Path, text: str) -> str:
     return f"sh {folder}/launch"
 
 
+@pytest.mark.slow
 @pytest.mark.needs_sshd
 @pytest.mark.parametrize(
     ("config", "launch", "error", "message"),
@@ -126,6 +128,7 @@ def test_what_goes_wrong_is_told_and_nothing_stays(
     assert list(remote.iterdir()) == []
 
 
+@pytest.mark.slow
 @pytest.mark.needs_sshd
 def test_a_hanging_program_is_ended(made: Made, server: Path, remote: Path, tmp_path: Path) -> None:
     launch = script(tmp_path, f"echo $$ > {tmp_path}/hung; sleep 600")
@@ -140,6 +143,7 @@ def test_a_hanging_program_is_ended(made: Made, server: Path, remote: Path, tmp_
     assert list(remote.iterdir()) == []
 
 
+@pytest.mark.slow
 @pytest.mark.needs_sshd
 @pytest.mark.may_skip
 def test_a_full_disk_is_told(made: Made, server: Path, remote: Path) -> None:

@@ -126,6 +126,7 @@ def served(made: Made) -> Iterator[tuple[str, list[str]]]:
         server.shutdown()
 
 
+@pytest.mark.slow
 def test_load_from_elsewhere(made: Made, served: tuple[str, list[str]], tmp_path: Path) -> None:
     address, asked = served
     folder = made("wasm-relaxed").path

@@ -65,6 +65,7 @@ def kinds(bundle: edgepipe.Bundle) -> Counter[str]:
     return Counter(k["kernel"].rsplit("_", 1)[0] for k in bundle.manifest["kernels"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("target", ["host", "wasm-simd", "raspberry-pi-4", "raspberry-pi-3-32"])
 def test_a_network_that_is_sparse_runs_over_planes(target: str, tmp_path: Path) -> None:
     path = network(tmp_path / "net.onnx", 0.9)
@@ -105,6 +106,7 @@ def test_a_recipe_prunes_to_what_the_kernels_share(
     assert np.abs(outputs["y"] - floats["y"]).max() > 0.05 * np.abs(floats["y"]).max()
 
 
+@pytest.mark.slow
 def test_calibration_refits_what_stays(tmp_path: Path) -> None:
     path = network(tmp_path / "net.onnx")
     rng = np.random.default_rng(1)
@@ -121,6 +123,7 @@ def test_calibration_refits_what_stays(tmp_path: Path) -> None:
     assert errors["refitted"] < 0.2 * errors["plain"]
 
 
+@pytest.mark.slow
 def test_wide_vectors_do_not_take_a_pattern_that_costs_more(tmp_path: Path) -> None:
     """2:4 of every channel for itself leaves hardly a place that 32 channels do not need."""
     path = network(tmp_path / "net.onnx")

@@ -58,6 +58,7 @@ def test_loading_needs_no_torch(monkeypatch: pytest.MonkeyPatch) -> None:
     importer.load("digits")
 
 
+@pytest.mark.slow
 @pytest.mark.needs_torch
 def test_held_out_images_are_those_of_the_split(held_out: dict[str, np.ndarray]) -> None:
     pytest.importorskip("sklearn")

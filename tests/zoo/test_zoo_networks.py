@@ -217,6 +217,7 @@ def test_networks_with_norms_keep_them(sources: dict[str, Source]) -> None:
     assert kinds.count("BatchNormalization") == kinds.count("Conv") == 27
 
 
+@pytest.mark.slow
 @pytest.mark.needs_torch
 def test_other_shapes_are_built(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
