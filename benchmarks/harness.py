@@ -57,8 +57,10 @@ def chosen_models(text: str) -> dict[str, str]:
 
 
 def chosen_targets(text: str) -> list[str]:
-    """``all`` or names separated by commas."""
-    return target_names() if text == "all" else text.split(",")
+    """``all`` (CPUs and WebAssembly), ``jetson`` (their GPUs), or names separated by commas."""
+    gpus = [n for n in target_names() if n.startswith("jetson-") and not n.endswith("-cpu")]
+    known = {"all": [n for n in target_names() if n not in (*gpus, "cuda")], "jetson": gpus}
+    return known.get(text) or text.split(",")
 
 
 @contextmanager
@@ -87,14 +89,14 @@ class Compiled:
     error: str = ""
 
 
-def compile_apart(model: str, target: str, path: Path) -> Compiled:
-    """Compile ``model`` for ``target`` into ``path``."""
+def compile_apart(model: str, target: str, path: Path, *options: str) -> Compiled:
+    """Compile ``model`` for ``target`` into ``path``, with further ``options``."""
     shim = [sys.executable, "-S", str(Path(__file__).with_name("rusage.py"))]
     command = [sys.executable, "-m", "edgepipe", "compile", model, "--target", target]
     with tempfile.TemporaryDirectory() as folder:
         usage = Path(folder) / "usage.json"
         done = subprocess.run(
-            [*shim, str(usage), *command, "-o", str(path), "--json"],
+            [*shim, str(usage), *command, *options, "-o", str(path), "--json"],
             capture_output=True,
             text=True,
             check=True,

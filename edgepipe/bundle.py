@@ -232,10 +232,11 @@ def _gpu_files(
     plan: Plan, code: Mapping[str, bytes], context: Context, prefix: str, version: str
 ) -> dict[str, bytes]:
     """Programs, and all that it takes to build them for another machine: runner cuda-local."""
-    from edgepipe.codegen import driver, link
+    from edgepipe.codegen import cuda, driver, link
     from edgepipe.codegen.cuda import host
 
     assert context.target.cuda is not None
+    cuda.check_memory(host.Block(plan).bytes, context.target)
     sources = host.render(plan, prefix, version, context.target.cuda, code)
     sources |= driver.native_files(plan, prefix)
     built = link.gpu(context.target.link.zig_target, sources, code)

@@ -22,12 +22,13 @@ class Check:
 
 
 def checks() -> list[Check]:
-    """Check zig, the packages that compile, torch for torch models, and every runner."""
+    """Check zig, the packages that compile, torch for models, NVRTC for GPUs, every runner."""
     return [
         _zig(),
         _package("apache-tvm", "tvm", "the compiler", "pip install apache-tvm==0.27.0.post1"),
         _package("onnxruntime", "onnxruntime", "the float reference", "pip install onnxruntime"),
         _package("torch", "torch", "torch models as input", "pip install 'edgepipe[torch]'"),
+        _cuda(),
         *_runners(),
     ]
 
@@ -40,6 +41,16 @@ def _zig() -> Check:
     except UserError as error:
         return Check("zig", False, error.what, error.fix or "")
     return Check("zig", True, f"{version('ziglang')} ({program})")
+
+
+def _cuda() -> Check:
+    from edgepipe.codegen.cuda import toolkit
+
+    try:
+        known = toolkit.architectures()
+    except UserError as error:
+        return Check("nvrtc", False, f"{error.what} (GPU targets)", error.fix or "")
+    return Check("nvrtc", True, f"sm_{known[0]} to sm_{known[-1]} (GPU targets)")
 
 
 def _package(distribution: str, module: str, purpose: str, fix: str) -> Check:

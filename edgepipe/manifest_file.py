@@ -9,7 +9,7 @@ from dataclasses import asdict, astuple, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edgepipe import bundle_folder
+from edgepipe import bundle_folder, roofline
 from edgepipe.bundle_folder import FORMAT, MANIFEST
 from edgepipe.codegen.plan import Plan, TensorSpec
 from edgepipe.context import Context
@@ -68,6 +68,7 @@ def describe(
         "macs": sum(kernel.macs for kernel in plan.audit),
         "layout_conversions": sum(_converts_layout(k.op_type, k.kernel) for k in plan.audit),
         "kernels": [asdict(kernel) for kernel in plan.audit],
+        "gpu": _gpu(plan, context.target),
         "files": {
             name: {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
             for name, data in files.items()
@@ -160,6 +161,14 @@ def _check(manifest: dict[str, Any]) -> None:
 
 def _converts_layout(op_type: str, kernel: str) -> bool:
     return "layout" in op_type.lower() or "layout" in kernel.lower()
+
+
+def _gpu(plan: Plan, target: Target) -> dict[str, Any] | None:
+    if target.cuda is None:
+        return None
+    from edgepipe.codegen.cuda import host
+
+    return roofline.to_json(plan, target.cuda, host.Block(plan).bytes)
 
 
 def _tensor(tensor: TensorSpec) -> dict[str, Any]:

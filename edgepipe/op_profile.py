@@ -120,9 +120,11 @@ class Profile:
                    "GB/s", "% of copy", "kernel"]  # fmt: skip
         peaks = ", ".join(f"{k} {v / 1e9:.1f} GOP/s" for k, v in self.peaks.items())
         copies = ", ".join(f"{size // 1024} KB {v / 1e9:.1f}" for size, v in self.copies)
+        share = f"{100 * self.efficiency:.0f} % of the core's peak over a whole inference: "
+        ideal = f", {self.ideal_us / 1e3:.3f} ms at the peak"
+        inference = f"{self.inference_us / 1e3:.3f} ms"
         return "\n".join([
-            f"{100 * self.efficiency:.0f} % of the core's peak over a whole inference: "
-            f"{self.inference_us / 1e3:.3f} ms, {self.ideal_us / 1e3:.3f} ms at the peak",
+            share + inference + ideal if self.peaks else f"a whole inference: {inference}",
             "", table(headers, rows), "",
             f"operators in their places sum to {whole / 1e3:.3f} ms; rates and shares are those of "
             "warm repetitions",

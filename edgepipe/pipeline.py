@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from edgepipe import bundle, emitted, importer, passes, prune, quantize
 from edgepipe.bundle import Bundle
-from edgepipe.codegen import driver
+from edgepipe.codegen import cuda, driver
 from edgepipe.context import Context, Note
 from edgepipe.recipe import Recipe
 from edgepipe.target import Target
@@ -52,6 +52,7 @@ def compile(
     source = importer.load(model, shapes)
     chosen = quantize.recipe_of(source, given, calibration)
     target.check(chosen)
+    cuda.check(target)
     emitted.check(emit, chosen)
     destination = bundle.destination(output, source, target, chosen)
     allow_float_fallback |= chosen.settings.allow_float_fallback

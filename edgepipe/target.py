@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
+from edgepipe import gpu
 from edgepipe.errors import UserError, did_you_mean
 from edgepipe.recipe import FORMATS, GROUPED, Recipe
 from edgepipe.resources import data_folder
@@ -161,6 +162,8 @@ class Target:
                     where=str(path),
                     fix=did_you_mean(str(recipe), (*FORMATS, *GROUPED)),
                 )
+        if target.cuda is not None and target.cuda.sm == 0:
+            return _detect_gpu(target, target.cuda)
         return _detect_host(target) if target.llvm.get("mcpu") == "detect" else target
 
     def check(self, recipe: Recipe) -> None:
@@ -214,3 +217,41 @@ def _detect_host(target: Target) -> Target:
         llvm["mattr"] = [*llvm.get("mattr", []), "+avx512vnni"]
         integer = Integer("vnni", "uint8")
     return replace(target, llvm=llvm, simd=Simd(lanes, registers, True), integer=integer)
+
+
+#: Two halves are one operand of a multiply-add from 5.3 on, 6.1 apart; dot products of four bytes
+#: from 6.1 on, 6.2 apart: CUDA C guide, arithmetic throughput.
+_NO_HALVES, _NO_BYTES = (61,), (60, 62)
+#: The newest architecture that every NVRTC of the extra ``cuda`` compiles for.
+_NEWEST_SM = 90
+
+
+def _detect_gpu(target: Target, cuda: Cuda) -> Target:
+    """Fill in this machine's GPU and host."""
+    found = gpu.detect()
+    if isinstance(found, str):
+        raise UserError(found, where="--target", fix="name a board, such as jetson-tx2")
+    major, minor = found.driver
+    peak = round(found.peak_gflops_f32, 1)
+    arch = {"amd64": "x86_64", "arm64": "aarch64"}.get(platform.machine(), platform.machine())
+    detected = replace(
+        cuda,
+        sm=found.sm,
+        ptx_sm=_NEWEST_SM if found.sm > _NEWEST_SM else 0,
+        ptx_isa=gpu.highest_isa(found.driver),
+        driver=f"{major}.{minor}",
+        processors=found.processors,
+        memory_gb=round(found.memory_bytes / 1e9, 1),
+        bandwidth_gb_s=round(found.bandwidth_gb_s, 1),
+        peak_gflops_f32=peak,
+        peak_gflops_f16=peak * (1 if found.sm in _NO_HALVES else 2),
+        peak_gops_s8=0.0 if found.sm < 61 or found.sm in _NO_BYTES else 4 * peak,
+    )
+    return replace(
+        target,
+        arch=arch,
+        summary=f"{target.summary}: {found.name}",
+        llvm={**target.llvm, "mtriple": f"{arch}-linux-gnu"},
+        link=Link(f"{arch}-linux-gnu.2.27"),
+        cuda=detected,
+    )

@@ -21,6 +21,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "display": set(),
     "machine": set(),
     "gpu": set(),
+    "roofline": {"codegen.plan", "target"},
     "recipe": {"errors", "sparsity.pattern"},
     "target": {"errors", "gpu", "recipe", "resources"},
     "context": {"recipe", "target"},
@@ -59,6 +60,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "prune",
         "quantize",
         "recipe",
+        "roofline",
         "target",
     },
     "bundle": {
@@ -204,7 +206,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "validation_report",
     },
     "demo": {"bundle", "bundle_folder", "errors", "pipeline"},
-    "doctor": {"codegen.link", "errors", "runners", "target"},
+    "doctor": {"codegen.cuda", "codegen.link", "errors", "runners", "target"},
     "cli": {
         "benchmark",
         "bundle",

@@ -187,6 +187,8 @@ def _report(
         if not notes:
             print("nothing to explain: every fusion and template that was tried applied")
         print(audit(bundle.manifest["kernels"]) + "\n")
+        if bundle.manifest.get("gpu"):
+            print(gpu_report(bundle.manifest) + "\n")
     if not values.get("quiet"):
         for warning in warnings[:MOST_WARNINGS]:
             print(f"warning: {warning}", file=sys.stderr)
@@ -202,6 +204,30 @@ def audit(kernels: Sequence[Mapping[str, Any]]) -> str:
         for k in kernels
     ]
     return table(["operator", "type", "kernel", "arithmetic", "accumulator", "products"], rows)
+
+
+def gpu_report(manifest: Mapping[str, Any]) -> str:
+    """Per operator what ptxas reports of its kernels, the worst of them, and an estimated time."""
+    gpu, prefix = manifest["gpu"], manifest["prefix"]
+    rows = []
+    for op in gpu["estimate"]["ops"]:
+        symbol = f"{prefix}_{op['kernel']}"
+        own = [k for n, k in gpu["kernels"].items() if n.split("_part")[0] == symbol]
+        rows.append(
+            [
+                *(op["op"], op["kernel"], max(k["registers"] for k in own)),
+                *(max(k[key] for k in own) for key in ("shared_bytes", "spill_bytes")),
+                f"{100 * min(k['occupancy'] for k in own):.0f} %",
+                *(f"{op['us']:.1f}", op["bound"]),
+            ]
+        )
+    headers = ["operator", "kernel", "registers", "shared bytes", "spilled bytes", "occupancy"]
+    return "\n".join(
+        [
+            table([*headers, "estimated us", "bound by"], rows),
+            f"{gpu['estimate']['ms']:.2f} ms: {gpu['estimate']['assumptions']}",
+        ]
+    )
 
 
 def summary(bundle: Bundle, stages: Sequence[tuple[str, float]], seconds: float) -> str:
@@ -226,9 +252,22 @@ def summary(bundle: Bundle, stages: Sequence[tuple[str, float]], seconds: float)
             f"{size_text(memory['peak_live_bytes'])})",
         ),
         ("kernels", _kernel_text(kernels)),
+        *_gpu_rows(manifest.get("gpu")),
         ("time", f"{seconds:.1f} s ({', '.join(f'{n} {s:.1f}' for n, s in stages if s >= 0.05)})"),
     ]
     return pairs(rows)
+
+
+def _gpu_rows(gpu: Mapping[str, Any] | None) -> list[tuple[str, object]]:
+    if gpu is None:
+        return []
+    spilled = sum(kernel["spill_bytes"] for kernel in gpu["kernels"].values())
+    estimated = gpu["estimate"]
+    return [
+        ("gpu", f"{size_text(gpu['memory_bytes'])} of memory, {gpu['launches']} launches, "
+                f"{spilled} bytes spilled"),
+        ("estimate", f"{estimated['ms']:.2f} ms ({estimated['assumptions']})"),
+    ]  # fmt: skip
 
 
 def _recipe_text(recipe: Recipe) -> str:

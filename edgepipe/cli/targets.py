@@ -72,11 +72,31 @@ def _details(target: Target) -> str:
         ("runners", ", ".join(target.run.runners)),
         ("recipes", ", ".join(target.recipes)),
     ]
+    rows += _gpu(target)
     if target.run.qemu:
         rows.append(("emulated by", f"{target.run.qemu} -cpu {target.run.qemu_cpu}"))
     rows += [(f"variant {name}", " ".join(extra)) for name, extra in target.variants.items()]
     rows += [(key.replace("_", " "), value) for key, value in target.facts.items()]
     return pairs(rows)
+
+
+def _gpu(target: Target) -> list[tuple[str, object]]:
+    cuda = target.cuda
+    if cuda is None:
+        return []
+    peaks = {
+        "float32": cuda.peak_gflops_f32,
+        "float16": cuda.peak_gflops_f16,
+        "int8": cuda.peak_gops_s8,
+    }
+    told = ", ".join(f"{name} {peak:g}" if peak else f"no {name}" for name, peak in peaks.items())
+    code = f"PTX for sm_{cuda.virtual_sm}" if cuda.ptx_sm else f"PTX and code for sm_{cuda.sm}"
+    return [
+        ("GPU", f"sm_{cuda.sm}, {cuda.processors} multiprocessors, {code}"),
+        ("driver", f"CUDA {cuda.driver}, PTX ISA {cuda.ptx_isa}"),
+        ("memory", f"{cuda.memory_gb:g} GB, {cuda.bandwidth_gb_s:g} GB/s"),
+        ("peaks", f"{told} (1e9 operations per second, without tensor cores)"),
+    ]
 
 
 def _text(value: object) -> str:

@@ -12,6 +12,7 @@ import pytest
 from cuda import stub
 from edgepipe import pipeline
 from edgepipe.bundle import Bundle
+from edgepipe.cli.compile import gpu_report
 from edgepipe.errors import EdgepipeError, UserError
 from edgepipe.gpu import VARIABLE
 from edgepipe.validation import validate
@@ -164,6 +165,25 @@ def test_the_boards_program_makes_the_calls_in_an_emulator(
     assert calls.count("launch graph") == 2
     assert "module cubin" in calls
     assert f"upload {bundle.manifest['memory']['weights_bytes']}" in calls
+
+
+def test_the_manifest_tells_what_ptxas_reports_and_what_is_estimated(
+    digits: tuple[Bundle, Path],
+) -> None:
+    manifest = digits[0].manifest
+    gpu = manifest["gpu"]
+    assert set(gpu["kernels"]) >= {f"model_{k['kernel']}" for k in manifest["kernels"]}
+    assert all(k["registers"] and not k["spill_bytes"] for k in gpu["kernels"].values())
+    assert all(0 < k["occupancy"] <= 1 for k in gpu["kernels"].values())
+    assert gpu["memory_bytes"] >= sum(
+        manifest["memory"][name] for name in ("weights_bytes", "arena_bytes")
+    )
+    estimate = gpu["estimate"]
+    assert estimate["assumptions"].startswith("estimate, not measured: ")
+    assert len(estimate["ops"]) == len(manifest["kernels"])
+    assert estimate["ms"] == pytest.approx(sum(op["us"] for op in estimate["ops"]) / 1e3, abs=1e-3)
+    shown = gpu_report(manifest)
+    assert "estimated us" in shown and estimate["assumptions"] in shown
 
 
 def test_the_ptx_is_for_the_boards_driver(digits: tuple[Bundle, Path]) -> None:

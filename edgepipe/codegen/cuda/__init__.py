@@ -7,6 +7,7 @@ from typing import Any
 
 from edgepipe.codegen.plan import GpuCode
 from edgepipe.context import Context
+from edgepipe.errors import UserError
 from edgepipe.target import Target
 
 SOURCE, PTX, CUBIN = "model.cu", "model.ptx", "model.cubin"
@@ -35,12 +36,27 @@ def build(
     if cuda.ptx_sm:  # the assembler does not know the GPU itself: its driver translates
         del files[CUBIN]
     launches = {symbol: tuple(found) for symbol, found in device.launches.items()}
+    for symbol, found in launches.items():
+        if any(launch.threads == launch.blocks == (1, 1, 1) for launch in found):
+            context.warn("codegen.cuda", symbol, "runs in one thread of the GPU: slow")
     return files, device.workspaces, GpuCode(launches, resources)
 
 
 def check(target: Target) -> None:
-    """Refuse what the toolkit at hand cannot compile for, before any work. Raises UserError."""
+    """Refuse a GPU that the toolkit at hand does not know, before any work. Raises UserError."""
     from edgepipe.codegen.cuda import toolkit
 
+    if target.cuda is not None:
+        toolkit.check(target.cuda)
+
+
+def check_memory(block_bytes: int, target: Target) -> None:
+    """Refuse a network that does not fit the board. Raises UserError."""
     assert target.cuda is not None
-    toolkit.check(target.cuda)
+    if block_bytes > target.cuda.memory_gb * 1e9:
+        raise UserError(
+            f"the network needs {block_bytes / 1e9:.2f} GB for weights and tensors, "
+            f"{target.name} has {target.cuda.memory_gb:g} GB in all",
+            where="--target",
+            fix="take a recipe with smaller weights, a smaller input or another board",
+        )

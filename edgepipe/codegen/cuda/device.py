@@ -12,7 +12,7 @@ from typing import Any
 import tvm
 from tvm import tirx
 from tvm.tirx.buffer import buffer_data_pointer_type, is_buffer_var
-from tvm_ffi import structural_walk
+from tvm_ffi import structural_map, structural_walk
 
 from edgepipe.codegen import math
 from edgepipe.codegen.plan import Launch
@@ -42,7 +42,7 @@ def build_source(functions: Mapping[str, Any], target: Target) -> Device:
     """Print ``functions`` (symbol → PrimFunc) as one CUDA source file."""
     math.register_cuda()
     device = cuda_target(target)
-    module = tvm.IRModule(dict(functions))
+    module = tvm.IRModule({name: _scalar(f) for name, f in functions.items()})
     both = device.with_host(tvm.target.Target({"kind": "llvm"}))
     module = tirx.transform.BindTarget(both)(module)
     launches: dict[str, list[Launch]] = {}
@@ -58,6 +58,26 @@ def build_source(functions: Mapping[str, Any], target: Target) -> Device:
         module = tirx.transform.LowerIntrin()(tvm.IRModule(kernels))
     library = tvm.get_global_func("target.build.cuda")(module, device)
     return Device(str(library.inspect_source("cuda")), launches, workspaces)
+
+
+def _scalar(function: Any) -> Any:
+    """``function`` as it is where it binds threads; else its vectors, of a CPU, become loops."""
+    bound: list[bool] = []
+
+    def visit(loop: Any) -> None:
+        if loop.kind == tirx.ForKind.THREAD_BINDING:
+            bound.append(True)
+
+    def serial(loop: Any) -> Any:
+        if loop.kind != tirx.ForKind.VECTORIZED:
+            return loop
+        return tirx.For(loop.loop_var, loop.min, loop.extent, tirx.ForKind.SERIAL, loop.body)
+
+    structural_walk(function.body, (tirx.For, visit))
+    if bound or _extents(function.body):
+        return function
+    body = structural_map(function.body, (tirx.For, serial))
+    return tirx.PrimFunc(function.params, body, function.ret_type, function.attrs)
 
 
 def _split(function: Any, symbol: str, device: Any) -> tuple[dict[str, Any], list[int]]:

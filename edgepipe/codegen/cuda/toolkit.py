@@ -29,18 +29,23 @@ def _folder(package: str, file: str) -> Path:
 
 def check(cuda: Cuda) -> None:
     """Refuse a GPU that NVRTC does not know, and missing wheels. Raises UserError."""
-    nvrtc = _nvrtc()
-    _assembler()
-    count = ctypes.c_int()
-    nvrtc.nvrtcGetNumSupportedArchs(ctypes.byref(count))
-    known = (ctypes.c_int * count.value)()
-    nvrtc.nvrtcGetSupportedArchs(known)
+    known = architectures()
     if cuda.virtual_sm not in known:
         raise UserError(
             f"NVRTC does not know sm_{cuda.virtual_sm}",
             where="--target",
             fix=f"it knows {', '.join(map(str, known))}; {_INSTALL} for another version",
         )
+
+
+def architectures() -> list[int]:
+    """What NVRTC compiles for, ascending. Raises UserError where a wheel is missing."""
+    nvrtc, count = _nvrtc(), ctypes.c_int()
+    _assembler()
+    nvrtc.nvrtcGetNumSupportedArchs(ctypes.byref(count))
+    known = (ctypes.c_int * count.value)()
+    nvrtc.nvrtcGetSupportedArchs(known)
+    return sorted(known)
 
 
 def _nvrtc() -> ctypes.CDLL:
