@@ -43,12 +43,19 @@ def assign(
     _Assigner(model.graph, groups, choices, context).run()
 
 
+def _stored_as(context: Context) -> str:
+    """How blocked activations are stored: as halves where a GPU's recipe has 16 bits for them."""
+    half = context.target.kind == "cuda" and context.recipe.halves
+    return "float16" if half else "float32"
+
+
 class _Assigner:
     def __init__(
         self, graph: ir.Graph, groups: list[Group], choices: dict[Group, Choice], context: Context
     ) -> None:
         self.graph, self.context = graph, context
         self.lanes = context.target.simd.lanes_f32
+        self.dtype = _stored_as(context)
         self.choices, self.planes = choices, sparsity.region(groups, choices)
         self.last = {g.nodes[-1]: g for g in groups}
         self.inside = {node for g in groups for node in g.nodes}
@@ -104,7 +111,7 @@ class _Assigner:
     def _own_layout(self, value: ir.Value) -> Blocked:
         """The layout a group stores ``value`` in."""
         lanes = 1 if value in self.planes else self.lanes
-        return Blocked(*four_dims(value), lanes, self.borders[value])
+        return Blocked(*four_dims(value), lanes, self.borders[value], self.dtype)
 
     def _border(self, group: Group) -> Pads:
         """What ``group`` reads around its input, with a spare column for strides over planes."""
@@ -121,7 +128,7 @@ class _Assigner:
 
     @staticmethod
     def _copy(have: Blocked, wanted: Blocked, name: str | None) -> KernelNode:
-        codes = have.dtype != "float32"
+        codes = have.dtype in ("int8", "uint8")
         op: Op = MoveOp((have,), wanted) if codes else RelayoutOp(have, wanted)
         return KernelNode(op, "Relayout", [f"relayout {name}"], inputs=[None])
 
@@ -144,6 +151,7 @@ class _Assigner:
             layout, wanted = self.layout[value], self._plain_layout(value)
             source, name = self.stored[value, layout], f"{value.name}_plain"
             row = layout.h == layout.w == 1 and layout.c % layout.lanes == 0
+            row = row and layout.dtype == wanted.dtype
             if layout == wanted or (row and not layout.padded):
                 self.plain[value] = self._reshape(source, shape_of(value), name)
             else:
@@ -275,16 +283,17 @@ class _Assigner:
         need = self._border(group)
         if group.output in self.planes:
             have = self.layout.get(value)
-            return have if have and have.lanes == 1 else Blocked(n, c, h, w, 1, need)
+            return have if have and have.lanes == 1 else Blocked(n, c, h, w, 1, need, self.dtype)
         grouped = int(attribute(group.anchor, "group", 1)) > 1
         dense = group.kind.startswith("conv") and not grouped
         if value in self.layout and (dense or self.layout[value].lanes == self.lanes):
             return self.layout[value]
         if not group.kind.startswith("conv"):
-            return Blocked(n, c, h, w, self.lanes, need)
+            return Blocked(n, c, h, w, self.lanes, need, self.dtype)
         # Few channels (an image): scalars straight from NCHW waste no lanes.
         lanes = self.lanes if grouped or c >= self.lanes else 1
-        return Blocked(n, c, h, w, lanes, need)
+        copied = lanes > 1 or need != NO_PADS
+        return Blocked(n, c, h, w, lanes, need, self.dtype if copied else "float32")
 
     def _operands(
         self, group: Group, y: Blocked
@@ -300,12 +309,13 @@ class _Assigner:
             assert dims is not None
             array = constant(operand)
             if array is not None:
-                layout = Blocked(*dims, y.lanes)
-                arrays.append(layout.pack(array.reshape(dims)))
+                layout = Blocked(*dims, y.lanes, NO_PADS, y.dtype)
+                arrays.append(layout.pack(array.reshape(dims).astype(y.dtype)))
             else:
-                layout = self.layout.get(operand, Blocked(*dims, y.lanes))
+                plain = Blocked(*dims, y.lanes, NO_PADS, y.dtype)
+                layout = self.layout.get(operand, plain)
                 if layout.lanes != y.lanes:
-                    layout = Blocked(*dims, y.lanes)
+                    layout = plain
                 arrays.append(None)
                 values.append(self._as(operand, layout))
             layouts.append(layout)

@@ -31,6 +31,7 @@ struct alignas(8) float2 { float x, y; };
 typedef _Float16 half;
 struct alignas(8) half4 { half x, y, z, w; };
 static inline half4 make_half4(half x, half y, half z, half w) { return half4{x, y, z, w}; }
+static inline half __float2half_rn(float x) { return (half)x; }
 using std::max;
 using std::min;
 

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+from kernels.harness import aligned
 
 from edgepipe.codegen.cuda.device import build_source
 from edgepipe.kernels.ops import Op
@@ -70,12 +71,13 @@ class Emulated:
         zig(folder, "c++", *FLAGS, "-o", "k.so", "k.cpp")
         self.library = ctypes.CDLL(str(folder / "k.so"))
 
-    def run(self, index: int, inputs, weights, residuals, elements: int, seed: int = 1):
-        """The output buffer of op ``index``, which starts as NaN so that a hole shows."""
+    def run(self, index: int, inputs, weights, residuals, elements: int, dtype=None, seed: int = 1):
+        """The output buffer of op ``index``; floats start as NaN so that a hole shows."""
         template, knobs = self.chosen[index]
         arrays = [*inputs, *template.pack(self.ops[index], knobs, weights), *residuals]
-        arrays = [np.ascontiguousarray(a) for a in arrays]
-        out = np.full(elements, np.nan, np.float32)
+        arrays = [aligned(np.ascontiguousarray(a)) for a in arrays]
+        dtype = np.dtype(dtype or "float32")
+        out = aligned(np.full(elements, np.nan if dtype.kind == "f" else 77, dtype))
         pointers = (ctypes.c_void_p * (len(arrays) + 1))(*(a.ctypes.data for a in [*arrays, out]))
         for launch in self.device.launches[f"k{index}"]:
             function = getattr(self.library, f"run_{launch.symbol}")

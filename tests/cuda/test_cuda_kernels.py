@@ -12,12 +12,14 @@ import torch.nn.functional as F
 from kernels.harness import snr_db
 
 from cuda.emulation import Emulated
+from cuda.test_cuda_templates import stored
 from edgepipe.codegen.cuda import toolkit
 from edgepipe.codegen.cuda.device import build_source
 from edgepipe.kernels.epilogue import Step
 from edgepipe.kernels.layout import Blocked
 from edgepipe.kernels.ops import (
     ConvOp,
+    ConvTransposeOp,
     GlobalPoolOp,
     LayerNormOp,
     MatmulOp,
@@ -50,6 +52,9 @@ OPS: dict[str, Op] = {
     "halves": dataclasses.replace(CONV, weights=WeightFormat("float16")),
     "grouped": dataclasses.replace(CONV, y=Blocked(1, 16, 9, 7, 4), groups=2),
     "depthwise": dataclasses.replace(CONV, y=Blocked(1, 16, 9, 7, 4), groups=16),
+    "transposed": ConvTransposeOp(
+        X, Blocked(1, 22, 18, 14, 4, BORDER), (3, 3), (2, 2), offset=(1, 1)
+    ),
     "pool": PoolOp("max", X, Blocked(1, 16, 5, 4, 4), (3, 3), (2, 2), offset=(1, 1)),
     "global": GlobalPoolOp("average", X, Blocked(1, 16, 1, 1, 4)),
     "relayout": RelayoutOp(Blocked(1, 6, 5, 5, 1), Blocked(1, 6, 5, 5, 4, BORDER)),
@@ -140,8 +145,9 @@ def test_the_emulation_notices_a_missing_barrier(tmp_path: Path) -> None:
 def test_kernels_assemble_without_spills(sm: int, isa: str) -> None:
     assert TX2.cuda is not None
     board = dataclasses.replace(TX2, cuda=dataclasses.replace(TX2.cuda, sm=sm, ptx_isa=isa))
+    halves = {f"{name}_half": stored(op, "float16") for name, op in OPS.items() if hasattr(op, "y")}
     functions = {}
-    for name, op in OPS.items():
+    for name, op in {**OPS, **halves}.items():
         template, _ = select(op, board)
         assert template is not None
         functions[name] = template.emit(op, template.default(op, board))

@@ -18,6 +18,7 @@ from edgepipe.kernels.cuda.threads import (
     fill_border,
     finish,
     launch,
+    read,
     when,
     zeros,
 )
@@ -73,7 +74,7 @@ def emit(op: ConvOp, knobs: Knobs) -> Any:
         for ky in range(kh):
             for kx in range(kw):
                 at = (ky * kw + kx) * channels + block * LANES
-                weight[kx] = row_values(op.weights, weights[0], at)
+                weight[kx] = row_values(weights[0], at)
             users: dict[int, list[tuple[int, int]]] = {}
             for i in range(columns):
                 for kx in range(kw):
@@ -81,7 +82,7 @@ def emit(op: ConvOp, knobs: Knobs) -> Any:
             for shift, uses in sorted(users.items()):
                 in_y = row * sy + ky * dy - op.offset[0]
                 in_x = first * sx + shift - op.offset[1]
-                vector[0] = load(source, x.offset(n, block, in_y, in_x), LANES)
+                vector[0] = read(source, x.offset(n, block, in_y, in_x), LANES)
                 for i, kx in uses:
                     sums[i] = sums[i] + vector[0] * weight[kx]
         for i in range(columns):

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 from tvm import tirx
 
-from edgepipe.kernels.builder import Registers, kernel, load, loop, operand_offset, splat
-from edgepipe.kernels.cuda.threads import each_vector, finish
+from edgepipe.kernels.builder import Registers, kernel, loop, operand_offset, splat
+from edgepipe.kernels.cuda.threads import each_vector, finish, read
 from edgepipe.kernels.ops import BilinearOp, MapOp, Op, PoolOp, UpsampleOp
 from edgepipe.kernels.output import signature
 from edgepipe.kernels.pool import divisor
@@ -66,7 +66,7 @@ def emit(op: _Op, knobs: Knobs) -> Any:
 def _taken(op: MapOp | UpsampleOp, source: Any, place: tuple[Any, ...]) -> Any:
     fy, fx = op.factors if isinstance(op, UpsampleOp) else (1, 1)
     n, block, row, column = place
-    return load(source, operand_offset(op.x, n, block, row // fy, column // fx), op.y.lanes)
+    return read(source, operand_offset(op.x, n, block, row // fy, column // fx), op.y.lanes)
 
 
 def _pooled(op: PoolOp, source: Any, place: tuple[Any, ...]) -> Any:
@@ -80,7 +80,7 @@ def _pooled(op: PoolOp, source: Any, place: tuple[Any, ...]) -> Any:
             # Clamping repeats elements of the window: the border must not take part.
             at_y = tirx.min(tirx.max(at_y, 0), x.h - 1)
             at_x = tirx.min(tirx.max(at_x, 0), x.w - 1)
-        return load(source, x.offset(n, block, at_y, at_x), lanes)
+        return read(source, x.offset(n, block, at_y, at_x), lanes)
 
     result = Registers(1, lanes)
     result[0] = tap(0, 0) if op.kind == "max" else splat(tirx.const(0.0, "float32"), lanes)
@@ -100,7 +100,7 @@ def _interpolated(
     corners = Registers(4, lanes)
     for i in range(4):
         at_y, at_x = row_index[row * 2 + i // 2], column_index[column * 2 + i % 2]
-        corners[i] = load(source, op.x.offset(n, block, at_y, at_x), lanes)
+        corners[i] = read(source, op.x.offset(n, block, at_y, at_x), lanes)
     for i in range(2):
         weight = splat(column_weight[column], lanes)
         corners[2 * i] = corners[2 * i] + (corners[2 * i + 1] - corners[2 * i]) * weight

@@ -64,7 +64,7 @@ def _emit(op: MatmulOp, tile: Tile, buffers: Sequence[Any]) -> None:
             batch = at[2] if op.b_batched else 0
             safe = tirx.min(column, op.n - 1) if op.n % tile.bm else column
             row = tirx.min(k, op.k - 1) if op.k % tile.k else k
-            value = row_values(op.weights, weights[0], (batch * op.k + row) * op.n + safe, 1)
+            value = row_values(weights[0], (batch * op.k + row) * op.n + safe, 1)
             store(left, i, inside(k, op.k, tile.k, value), 1)
 
         def activation(i: Any) -> None:

@@ -6,8 +6,15 @@ from typing import Any
 
 from tvm import tirx
 
-from edgepipe.kernels.builder import float32, kernel, load, store
-from edgepipe.kernels.cuda.threads import each_vector
+from edgepipe.kernels.builder import float32, kernel
+from edgepipe.kernels.cuda.threads import (
+    THREADS,
+    each_vector,
+    fill_border,
+    launch,
+    read,
+    write,
+)
 from edgepipe.kernels.layout import Blocked
 from edgepipe.kernels.ops import ConcatOp, Op, RelayoutOp
 from edgepipe.kernels.template import KernelTemplate, Knobs
@@ -34,15 +41,13 @@ def emit(op: RelayoutOp | ConcatOp, knobs: Knobs) -> Any:
             first += x.blocks
         _border(op.y, target)
 
-    arguments = [(f"x{i}", x.elements, "float32") for i, x in enumerate(inputs)]
-    arguments.append(("y", op.y.elements, "float32"))
+    arguments = [(f"x{i}", x.elements, x.dtype) for i, x in enumerate(inputs)]
+    arguments.append(("y", op.y.elements, op.y.dtype))
     return kernel("concat" if isinstance(op, ConcatOp) else "relayout", arguments, body)
 
 
 def _border(y: Blocked, target: Any) -> None:
     if y.padded:
-        from edgepipe.kernels.cuda.threads import THREADS, fill_border, launch
-
         count = y.n * y.blocks * (y.rows * y.cols - y.h * y.w)
         blocks = -(-count // THREADS)
         with launch((blocks,), THREADS) as (block, _, _, thread):
@@ -53,15 +58,17 @@ def _copy(x: Blocked, y: Blocked, source: Any, target: Any, first: int) -> Any:
     def compute(n: Any, block: Any, row: Any, column: Any) -> None:
         at = y.offset(n, first + block, row, column)
         if x.lanes == y.lanes:
-            store(target, at, load(source, x.offset(n, block, row, column), x.lanes), x.lanes)
+            value = read(source, x.offset(n, block, row, column), x.lanes)
+            write(target, at, value, x.lanes)
             return
         for lane in range(y.lanes):
             channel = block * y.lanes + lane
             safe = tirx.min(channel, y.c - 1) if y.c % y.lanes else channel
-            value = source[x.offset(n, safe // x.lanes, row, column) + safe % x.lanes]
+            place = x.offset(n, safe // x.lanes, row, column) + safe % x.lanes
+            value = read(source, place, 1)
             if y.c % y.lanes:
                 value = tirx.Select(channel < y.c, value, float32(0))
-            store(target, at + lane, value, 1)
+            write(target, at + lane, value, 1)
 
     return compute
 

@@ -16,6 +16,7 @@ from edgepipe.kernels.cuda.threads import (
     barrier,
     finish,
     launch,
+    read,
     reduced,
     shared,
     when,
@@ -112,7 +113,7 @@ def _global_pool(op: GlobalPoolOp, buffers: Sequence[Any]) -> None:
         for lane in range(lanes):
 
             def value(i: Any, lane: int = lane) -> Any:
-                return source[x.offset(n, block, i // x.w, i % x.w) + lane]
+                return read(source, x.offset(n, block, i // x.w, i % x.w) + lane, 1)
 
             start = -3.4e38 if op.kind == "max" else 0
             total = _gather(memory, thread, x.h * x.w, start, value, combine)
@@ -127,7 +128,7 @@ def _global_pool(op: GlobalPoolOp, buffers: Sequence[Any]) -> None:
 def emit(op: _Op, knobs: Knobs) -> Any:
     if isinstance(op, GlobalPoolOp):
         name = f"global_{op.kind}_pool"
-        inputs = signature(op, [("x", op.x.elements, "float32")])
+        inputs = signature(op, [("x", op.x.elements, op.x.dtype)])
         return kernel(name, inputs, lambda *buffers: _global_pool(op, buffers))
     elements = op.rows * op.n
     arguments = [("x", elements, "float32")]

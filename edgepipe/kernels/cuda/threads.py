@@ -2,7 +2,8 @@
 
 A kernel here is a PrimFunc whose top-level statements bind ``blockIdx`` and ``threadIdx``; each
 such statement becomes one launch. Activations are ``NCHW4c``: a thread reads and writes four
-channels of a pixel as one 16-byte vector, neighbouring threads neighbouring pixels.
+channels of a pixel as one vector, neighbouring threads neighbouring pixels. They are stored as
+float32 or float16; arithmetic is float32.
 """
 
 from __future__ import annotations
@@ -56,6 +57,24 @@ def parallel(count: int, threads: int = THREADS) -> Iterator[Any]:
         index = block * threads + thread
         with when(True if count % threads == 0 else index < count):
             yield index
+
+
+def read(buffer: Any, offset: Any, lanes: int) -> Any:
+    """``lanes`` consecutive elements as float32, whatever they are stored as."""
+    value = load(buffer, offset, lanes)
+    return value if str(buffer.dtype) == "float32" else tirx.Cast(_floats(lanes), value)
+
+
+def write(buffer: Any, offset: Any, value: Any, lanes: int) -> None:
+    """Store ``lanes`` consecutive float32 as what ``buffer`` holds."""
+    dtype = str(buffer.dtype)
+    if dtype != "float32":
+        value = tirx.Cast(f"{dtype}x{lanes}" if lanes > 1 else dtype, value)
+    store(buffer, offset, value, lanes)
+
+
+def _floats(lanes: int) -> str:
+    return f"float32x{lanes}" if lanes > 1 else "float32"
 
 
 def barrier() -> None:
@@ -130,11 +149,11 @@ def finish(op: Fused, residuals: Sequence[Any], target: Any, place: Any, value: 
     """Apply the epilogue to one vector and store it at ``place``, (n, block, row, column)."""
     lanes = op.y.lanes
     operands = [
-        load(buffer, operand_offset(layout, *place), lanes)
+        read(buffer, operand_offset(layout, *place), lanes)
         for buffer, layout in zip(residuals, op.residuals, strict=True)
     ]
     result = applied(op.epilogue, value, lanes, operands)
-    store(target, op.y.offset(*place), result, lanes)
+    write(target, op.y.offset(*place), result, lanes)
 
 
 def reduced(memory: Any, thread: Any, threads: int, combine: Callable[[Any, Any], Any]) -> Any:

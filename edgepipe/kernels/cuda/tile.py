@@ -9,6 +9,7 @@ read and stored as vectors; its pixels are ``tx`` apart, so that threads store s
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -96,7 +97,7 @@ def product(
         weights, inputs = shared(tile.k * tile.bm), shared(tile.k * tile.bn)
         sums = zeros(tile.tn * tile.tm // LANES, LANES)
         left, right = Registers(tile.tm // LANES, LANES), Registers(tile.tn, 1)
-        with T.serial(0, steps) as step:
+        with T.serial(0, steps) if steps else nullcontext() as step:
             fill((at[0], at[1], at[2]), step, weights, inputs, thread)
             barrier()
             with loop(tile.k) as k:

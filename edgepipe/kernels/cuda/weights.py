@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from tvm import tirx
 
 from edgepipe.kernels.builder import load
+from edgepipe.kernels.cuda.threads import read
 from edgepipe.kernels.weights import WeightFormat
 
 _STORED = {"float32": "float32", "float16": "float16", "int8": "int8"}
@@ -32,12 +32,9 @@ def arguments(format: WeightFormat, elements: int, channels: int) -> list[tuple[
     return found + ([("s", channels, "float32")] if format.coded else [])
 
 
-def row_values(format: WeightFormat, buffer: Any, offset: Any, lanes: int = 4) -> Any:
+def row_values(buffer: Any, offset: Any, lanes: int = 4) -> Any:
     """``lanes`` weights from ``offset`` on, as float32, without scale."""
-    raw = load(buffer, offset, lanes)
-    if format.kind == "float32":
-        return raw
-    return tirx.Cast(f"float32x{lanes}" if lanes > 1 else "float32", raw)
+    return read(buffer, offset, lanes)
 
 
 def scaled(

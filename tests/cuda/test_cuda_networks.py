@@ -1,0 +1,33 @@
+"""Whole networks in a GPU's formats: kernels executed on the CPU against the float model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from cuda import stub
+from edgepipe import pipeline
+from edgepipe.bundle import Bundle
+from edgepipe.gpu import VARIABLE
+from edgepipe.validation import validate
+
+pytestmark = [pytest.mark.slow, pytest.mark.needs_cuda_toolkit]
+
+
+def executed(bundle: Bundle, folder: Path, patch: pytest.MonkeyPatch, least_db: float) -> None:
+    """The bundle's own kernels agree with its reference, on the CPU."""
+    library = stub.executing((bundle.path / "model.cu").read_text("utf-8"), folder)
+    patch.setenv(VARIABLE, str(library))
+    report = validate(bundle, min_snr_db=least_db, runner="cuda-local")
+    assert report.ok, report
+    assert not validate(bundle, min_snr_db=90, runner="cuda-local").ok
+
+
+def test_halves_in_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "bundle"
+    bundle = pipeline.compile("digits", target="jetson-nano", recipe="fp16", output=path)
+    single = pipeline.compile("digits", target="jetson-nano", output=tmp_path / "single")
+    for part in ("weights_bytes", "arena_bytes"):
+        assert bundle.manifest["memory"][part] < 0.6 * single.manifest["memory"][part]
+    executed(bundle, tmp_path, monkeypatch, 45)
