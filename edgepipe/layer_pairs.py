@@ -31,6 +31,8 @@ class LayerPair:
     codes: tuple[float, float, float] | None  # floats of the first and last code, and the step
     rescaled: bool
     sums: Any = None
+    low: float = float("inf")
+    high: float = float("-inf")
     beyond: int = 0
     elements: int = 0
     seen: set[int] = field(default_factory=set)
@@ -41,6 +43,7 @@ class LayerPair:
         sums = np.stack([np.sum(a * b, axis=1) for a, b in ((r, r), (r, y), (y, y))])
         self.sums = sums if self.sums is None else self.sums + sums
         self.elements += exact.size
+        self.low, self.high = min(self.low, float(r.min())), max(self.high, float(r.max()))
         if self.codes is not None:
             low, high, step = self.codes
             if not self.rescaled:

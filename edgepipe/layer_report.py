@@ -30,7 +30,9 @@ class LayerReport:
     those of its weights where it has any. ``snr_db`` counts everything upstream; ``loss_db`` is
     how much lower it is than at the worst of the layer's inputs (None for an input of the model).
     ``saturation``: share of the float values beyond the last codes; ``codes_used``: share of the
-    tensor's codes that occur, both 0…1 and None where the tensor is not rounded.
+    tensor's codes that occur, both 0…1 and None where the tensor is not rounded. ``values`` are the
+    smallest and the largest float value seen, ``codes`` what the first and the last code stand for;
+    None where channels were rescaled, so that one range says nothing of the other.
     """
 
     tensor: str
@@ -41,6 +43,8 @@ class LayerReport:
     loss_db: float | None
     saturation: float | None
     codes_used: float | None
+    values: tuple[float, float] | None = None
+    codes: tuple[float, float] | None = None
 
     @property
     def advice(self) -> list[str]:

@@ -8,6 +8,9 @@ twin is the same graph without the roundings of activations.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
+from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +18,7 @@ import numpy as np
 
 from edgepipe import passes, quantize
 from edgepipe.context import Context
-from edgepipe.data import Samples, from_arrays, open_data
+from edgepipe.data import Inputs, Samples, from_arrays, open_data
 from edgepipe.emitted import FILES
 from edgepipe.errors import UserError
 from edgepipe.layer_pairs import LayerPair, match
@@ -38,11 +41,13 @@ def validate_layers(
     data: str | Path | Mapping[str, Array] | Samples | None = None,
     *,
     model: str | Path | None = None,
+    limit: int | None = None,
     step: Callable[[int, int], None] = lambda done, total: None,
 ) -> LayersReport:
     """Compare every rounded tensor of ``bundle``'s network with its float value.
 
-    ``data`` and ``model`` are those of ``edgepipe.validation.validate``. Raises UserError for
+    ``data`` and ``model`` are those of ``edgepipe.validation.validate``; ``limit`` takes the first
+    samples alone. Raises UserError for
     bundles that are not quantized or lack their Q/DQ model.
     """
     facts = bundle.manifest.get("quantization")
@@ -68,9 +73,15 @@ def validate_layers(
     imported = bool(facts["imported"])
     rescaled = config is not None and bool({*PREPARATIONS} & {*config.methods}) and not imported
     pairs = match(exact, rounded, rescaled=rescaled, same_nodes=imported)
+    if limit is not None and samples.count > limit:
+        samples = replace(samples, count=limit, read=partial(_first, samples, limit))
     runs = _run(exact, rounded, pairs, samples, step)
     layers = tuple(_reports(pairs))
     return LayersReport(samples.description, samples.synthetic, runs, layers, imported)
+
+
+def _first(samples: Samples, limit: int) -> Iterator[Inputs]:
+    return islice(iter(samples), limit)
 
 
 def _emitted(bundle: Bundle) -> ir.Model:
@@ -176,4 +187,6 @@ def _reports(pairs: list[LayerPair]) -> Iterator[LayerReport]:
             loss_db=worst - own if np.isfinite(worst) and np.isfinite(own) else None,
             saturation=pair.saturation,
             codes_used=pair.codes_used,
+            values=None if pair.rescaled else (pair.low, pair.high),
+            codes=None if pair.rescaled or pair.codes is None else pair.codes[:2],
         )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from edgepipe.display import Progress
@@ -45,8 +46,10 @@ def execute(options: argparse.Namespace) -> int:
     return 0
 
 
-def gathered(options: argparse.Namespace) -> list[Facts]:
-    """The facts of every bundle named. Raises UserError."""
+def gathered(
+    options: argparse.Namespace, against: Sequence[str] | None = ("none",), details: bool = False
+) -> list[Facts]:
+    """The facts of every bundle named (see ``edgepipe.report.facts.gather``). Raises UserError."""
     from edgepipe.bundle import Bundle
     from edgepipe.report.facts import gather
 
@@ -57,7 +60,8 @@ def gathered(options: argparse.Namespace) -> list[Facts]:
     try:
         facts = [
             gather(bundle, data=options.data, runner=options.runner, runs=options.runs,
-                   measure=not options.no_measure, progress=progress)
+                   measure=not options.no_measure, against=against, details=details,
+                   progress=progress)
             for bundle in bundles
         ]  # fmt: skip
         progress.finish()

@@ -19,6 +19,8 @@ _MARK = "<!-- edgepipe report -->"
 def add_arguments(parser: Parser) -> None:
     """Declare the options of ``edgepipe report``."""
     add_measuring(parser)
+    parser.add_argument("--against", metavar="PEER,…", help="engines to measure in turn with them, "
+                        "where these run here: ort (default), litert, openvino; none")  # fmt: skip
     parser.add_argument("-o", "--output", metavar="FILE.html", required=True, help="the page")
 
 
@@ -30,7 +32,8 @@ def execute(options: argparse.Namespace) -> int:
     if path.exists() and not _is_report(path):
         raise UserError("exists and is not a report, so it is not replaced", where=str(path),
                         fix="choose another file with -o")  # fmt: skip
-    text = _MARK + "\n" + page.render(gathered(options))
+    against = None if options.against is None else tuple(options.against.split(","))
+    text = _MARK + "\n" + page.render(gathered(options, against, details=True))
     try:
         path.write_text(text, encoding="utf-8")
     except OSError as error:

@@ -2,22 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from edgepipe import runners
+from edgepipe.benchmark import Benchmark
 from edgepipe.bundle import Bundle
 from edgepipe.errors import UserError
+from edgepipe.layer_report import LayersReport
+from edgepipe.op_profile import Profile
 from edgepipe.runners import Timing
 from edgepipe.validation_report import Report
+
+#: Samples that layers are compared on: sums over all elements settle soon.
+LAYER_SAMPLES = 32
+_PROFILED = 50
 
 
 @dataclass(frozen=True)
 class Facts:
     """A bundle's sizes in bytes, its kernels, and where measured its validation and latency.
 
-    ``kernels`` are the manifest's, one per operator. ``quality`` and ``timing`` are None where they
-    were not asked for; ``why_not`` says why measuring failed.
+    ``kernels`` are the manifest's, one per operator, ``arena`` its memory plan: offset, bytes,
+    first and last kernel of each tensor. ``quality``, ``timing``, ``benchmark``, ``profile`` and
+    ``layers`` are None where they were not asked for or cannot be; ``why_not`` says why measuring
+    failed.
     """
 
     name: str
@@ -32,11 +42,17 @@ class Facts:
     quality: Report | None = None
     timing: Timing | None = None
     why_not: str = ""
+    arena: tuple[tuple[int, int, int, int], ...] = ()
+    benchmark: Benchmark | None = None
+    profile: Profile | None = None
+    layers: LayersReport | None = None
 
     @property
     def latency_ms(self) -> float | None:
         """Median latency on the device itself."""
-        return None if self.timing is None or self.timing.emulated else self.timing.p50_ms
+        if self.timing is None or self.timing.emulated:
+            return None
+        return self.benchmark.ours.median_ms if self.benchmark else self.timing.p50_ms
 
     @property
     def accuracy(self) -> float | None:
@@ -52,24 +68,32 @@ class Facts:
 
 def gather(
     bundle: Bundle, *, data: str | None = None, runner: str | None = None, runs: int = 200,
-    measure: bool = True, progress: Callable[[str], None] = lambda line: None,
+    measure: bool = True, against: Sequence[str] | None = ("none",), details: bool = False,
+    progress: Callable[[str], None] = lambda line: None,
 ) -> Facts:  # fmt: skip
-    """The facts of ``bundle``; unless ``measure`` is False, validated on ``data`` and timed.
+    """The facts of ``bundle``; unless ``measure`` is False, validated on ``data`` and timed in turn
+    with the engines ``against`` (see ``edgepipe.benchmark.bench``), with ``details`` operator by
+    operator and layer by layer too.
 
     A bundle that nothing here can run keeps what its manifest says, and the reason.
     """
     files = bundle.manifest["files"]
     code = next(n for n in ("model.relaxed.wasm", "model.wasm", "model.so") if n in files)
     memory = bundle.manifest["memory"]
-    quality, timing, why_not = None, None, ""
+    measured: dict[str, Any] = {}
     if measure:
         try:
             progress(f"validating {bundle.path.name}")
-            quality = bundle.validate(data=data, runner=runner)
+            measured["quality"] = bundle.validate(data=data, runner=runner)
             progress(f"measuring {bundle.path.name}")
-            timing = bundle.bench(runner=runner, runs=runs, against=("none",)).timing
+            here = runners.pick(bundle.target, runner).NAME == "local"
+            peers = against if here else ("none",)  # they run on this CPU
+            timed = bundle.bench(runner=runner, runs=runs, against=peers)
+            measured |= {"benchmark": timed, "timing": timed.timing}
+            if details:
+                _add_details(measured, bundle, data, runner, progress)
         except UserError as error:
-            why_not = str(error)
+            measured["why_not"] = str(error)
     return Facts(
         name=bundle.path.name,
         network=str(bundle.manifest["source"]["name"]),
@@ -80,7 +104,22 @@ def gather(
         arena_bytes=memory["arena_bytes"],
         macs=bundle.manifest["macs"],
         kernels=tuple(bundle.manifest["kernels"]),
-        quality=quality,
-        timing=timing,
-        why_not=why_not,
+        arena=tuple(tuple(piece) for piece in memory.get("arena", ())),
+        **measured,
     )
+
+
+def _add_details(
+    measured: dict[str, Any], bundle: Bundle, data: str | None, runner: str | None,
+    progress: Callable[[str], None],
+) -> None:  # fmt: skip
+    from edgepipe.layer_validation import validate_layers
+    from edgepipe.op_profile import profile
+
+    timing: Timing = measured["timing"]
+    if not timing.emulated and timing.runner != "wasmtime":
+        progress(f"profiling {bundle.path.name}")
+        measured["profile"] = profile(bundle, runner=runner, runs=_PROFILED)
+    if "model.qdq.onnx" in bundle.manifest["files"]:
+        progress(f"comparing the layers of {bundle.path.name}")
+        measured["layers"] = validate_layers(bundle, data, limit=LAYER_SAMPLES)

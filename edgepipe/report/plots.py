@@ -1,47 +1,71 @@
-"""Plots as SVG text that takes its ink from the page, so that one file serves light and dark."""
+"""Bundles beside each other: quality over latency, the efficiency gap, sizes."""
 
 from __future__ import annotations
 
-import io
-import re
 from collections.abc import Sequence
-from typing import Any
 
-from edgepipe.errors import UserError
 from edgepipe.report.facts import Facts
+from edgepipe.report.figure import COLOURS, INK, MARKS, figure, legend, svg
 
-_INK = "#010203"  # stands for the page's own colour until the text is written
-#: Readable on white and on near-black, and apart from each other for colour-blind readers.
-COLOURS = ("#2a78d6", "#d95f02", "#1b9e77", "#c2478d", "#8a6fd1", "#a6761d", "#4d9fb3", "#888888")
-_MARKS = ("o", "s", "^", "D", "v", "P", "X", "*")
+#: An exact output has no noise and an infinite SNR; in a plot it is this high.
+_EXACT_DB = 200.0
 
 
 def trade_off(bundles: Sequence[Facts]) -> str:
     """Accuracy (SNR where there are no labels) over latency, the Pareto front joined; "" where
     fewer than two bundles were timed on their device."""
-    labelled = all(f.accuracy is not None for f in bundles if f.latency_ms is not None)
-    points = []
-    for i, f in enumerate(bundles):
-        quality = 100 * (f.accuracy or 0) if labelled else f.snr_db
-        if f.latency_ms is not None and quality is not None:
-            points.append((f.latency_ms, min(quality, 200.0), i))
+    timed = [f for f in bundles if f.latency_ms is not None]
+    values = _quality(timed)
+    points = [(f.latency_ms or 0.0, y, bundles.index(f)) for f, y in zip(timed, values, strict=True)
+              if y is not None]  # fmt: skip
     if len(points) < 2:
         return ""
-    figure, axes = _figure(4.2 + 0.22 * len(points))
+    made, axes = figure(3.4 + 0.22 * len(points))
     for x, y, i in points:
-        axes.plot([x], [y], _MARKS[i % 8], color=COLOURS[i % 8], ms=9, label=bundles[i].name)
+        axes.plot([x], [y], MARKS[i % 8], color=COLOURS[i % 8], ms=9, label=bundles[i].name)
     front = pareto([(x, y) for x, y, _ in points])
-    axes.plot([x for x, _ in front], [y for _, y in front], color=_INK, lw=1, ls=":", zorder=0)
+    axes.plot([x for x, _ in front], [y for _, y in front], color=INK, lw=1, ls=":", zorder=0)
     axes.set_xlabel("median latency, ms")
-    axes.set_ylabel("top-1 accuracy, %" if labelled else "SNR against the original, dB")
+    axes.set_ylabel(_quality_label(timed))
     axes.margins(0.12)
-    figure.legend(loc="outside lower center", ncols=1, frameon=False, labelcolor=_INK)
-    return _svg(figure, "trade-off")
+    legend(made)
+    return svg(made, "trade-off")
+
+
+def efficiency_gap(bundles: Sequence[Facts]) -> str:
+    """Quality over measured latency and over what the operations would take at the core's peak,
+    the two joined (Lavin, On the Efficiency of Convolutional Neural Networks, 2024); "" without a
+    profile. Without any quality bundles stand one above the other."""
+    shown = [f for f in bundles if f.profile is not None and f.profile.ideal_us > 0]
+    if not shown:
+        return ""
+    values = _quality(shown)
+    if any(v is None for v in values):
+        values = [float(-i) for i in range(len(shown))]
+    made, axes = figure(3.0 + 0.22 * len(shown))
+    for f, y in zip(shown, values, strict=True):
+        assert f.profile is not None
+        i = bundles.index(f)
+        ideal, real = f.profile.ideal_us / 1e3, f.profile.inference_us / 1e3
+        axes.plot([ideal, real], [y, y], color=COLOURS[i % 8], lw=1.2)
+        axes.plot([ideal], [y], MARKS[i % 8], color=COLOURS[i % 8], ms=8, mfc="none")
+        axes.plot([real], [y], MARKS[i % 8], color=COLOURS[i % 8], ms=9,
+                  label=f"{f.name}: {100 * f.profile.efficiency:.0f} %")  # fmt: skip
+    axes.set_xscale("log")
+    _plain_log(axes)
+    axes.set_xlabel("ms: at the core's peak (hollow), measured")
+    if values and values[0] is not None and min(v or 0 for v in values) > 0:
+        axes.set_ylabel(_quality_label(shown))
+    else:
+        axes.set_yticks([])
+    axes.margins(0.12)
+    legend(made)
+    return svg(made, "efficiency-gap")
 
 
 def sizes(bundles: Sequence[Facts]) -> str:
     """Code, weights and arena of each bundle, in KB."""
-    figure, axes = _figure(1.6 + 0.45 * len(bundles))
+    made, axes = figure(1.6 + 0.45 * len(bundles))
     names, left = [f.name for f in bundles], [0.0] * len(bundles)
     for part, colour in zip(("code", "weights", "arena"), COLOURS, strict=False):
         kib = [getattr(f, f"{part}_bytes") / 1024 for f in bundles]
@@ -49,8 +73,8 @@ def sizes(bundles: Sequence[Facts]) -> str:
         left = [a + b for a, b in zip(left, kib, strict=True)]
     axes.invert_yaxis()
     axes.set_xlabel("KB")
-    figure.legend(loc="outside lower center", ncols=3, frameon=False, labelcolor=_INK)
-    return _svg(figure, "sizes")
+    legend(made, 3)
+    return svg(made, "sizes")
 
 
 def pareto(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
@@ -62,37 +86,26 @@ def pareto(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
     return front
 
 
-def _figure(height: float) -> tuple[Any, Any]:
-    try:
-        from matplotlib.figure import Figure
-    except ImportError:
-        raise UserError("matplotlib is not installed", where="report",
-                        fix="pip install 'edgepipe[report]'") from None  # fmt: skip
-    # Narrow, so that text is readable where the plot is as wide as a phone.
-    figure = Figure(figsize=(4.8, height), layout="constrained")
-    axes = figure.subplots()
-    axes.patch.set_alpha(0)
-    figure.patch.set_alpha(0)
-    axes.tick_params(colors=_INK)
-    for text in (axes.xaxis.label, axes.yaxis.label):
-        text.set_color(_INK)
-    for side, spine in axes.spines.items():
-        spine.set_color(_INK)
-        spine.set_visible(side in ("left", "bottom"))
-    return figure, axes
+def _labelled(bundles: Sequence[Facts]) -> bool:
+    return all(f.accuracy is not None for f in bundles)
 
 
-def _svg(figure: Any, name: str) -> str:
-    import matplotlib as mpl
+def _quality(bundles: Sequence[Facts]) -> list[float | None]:
+    """Accuracy in percent where all have labels, else SNR in dB."""
+    if _labelled(bundles):
+        return [100 * (f.accuracy or 0.0) for f in bundles]
+    return [None if f.snr_db is None else min(f.snr_db, _EXACT_DB) for f in bundles]
 
-    buffer = io.StringIO()
-    # Text stays text; ids are the plot's own, as several share one page.
-    with mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": name, "font.size": 11}):
-        figure.savefig(buffer, format="svg", metadata={"Date": None})
-    text = buffer.getvalue().replace(_INK, "currentColor")
-    text = re.sub(r"<metadata>.*?</metadata>", "", text[text.index("<svg") :], flags=re.DOTALL)
-    text = re.sub(r'id="(\w+?)(_\d+)?"', rf'id="{name}-\1\2"', text)
-    text = re.sub(r'(url\(#|href="#)(\w)', rf"\1{name}-\2", text)
-    return re.sub(r'<svg [^>]*viewBox="([^"]*)"[^>]*>', rf'<svg viewBox="\1" role="img" '
-                  rf'aria-label="{name}" xmlns:xlink="http://www.w3.org/1999/xlink">', text,
-                  count=1)  # fmt: skip
+
+def _quality_label(bundles: Sequence[Facts]) -> str:
+    return "top-1 accuracy, %" if _labelled(bundles) else "SNR against the original, dB"
+
+
+def _plain_log(axes: object) -> None:
+    """A few plain numbers instead of powers of ten."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+    axis = axes.xaxis  # type: ignore[attr-defined]
+    axis.set_major_locator(LogLocator(base=10, subs=(1, 3), numticks=8))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.4g}"))
+    axis.set_minor_formatter(NullFormatter())

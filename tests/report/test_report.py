@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import html
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import browsing
 import dense
 import pytest
 
+from edgepipe.benchmark import Benchmark, Latency
 from edgepipe.bundle import Bundle
 from edgepipe.cli import main
-from edgepipe.report import page, plots
+from edgepipe.layer_report import LayerReport, LayersReport
+from edgepipe.op_profile import OpProfile, Profile
+from edgepipe.report import operators, page, plots
 from edgepipe.report.compare import changed_kernels, compare
 from edgepipe.report.facts import Facts, gather
 from edgepipe.runners import Timing
@@ -54,11 +59,62 @@ def test_emulated_times_are_in_no_table_and_no_plot() -> None:
     assert plots.trade_off((facts("a", 2.5, 0.9), facts("b", 1.25, 0.8)))
 
 
+def op(name: str, macs: int, us: float, kernel: str = "conv_0") -> OpProfile:
+    return OpProfile(name, "Conv", kernel, "float32", macs, 4096, us, us, 100e9, 10e9)
+
+
+def detailed(name: str, index: int) -> Facts:
+    """Facts with everything that a report can show."""
+    ops = (op("a", 2_000_000, 60.0), op("b", 50_000, 9.0, "depthwise_0"), op("c", 0, 4.0))
+    profile = Profile(name, "local", "cpu", 9, 80.0 + index, ops, {"float32": 100e9},
+                      ((16384, 10e9),), {}, {})  # fmt: skip
+    layers = tuple(
+        LayerReport(f"t{i}", f"layer_{i}", "Conv", 8, 40.0 - i, 1.5, 0.01, 0.9,
+                    (-1.0 - i, 2.0), (-1.0, 2.0))
+        for i in range(12)
+    )  # fmt: skip
+    sparse = {**KERNEL, "op": "c", "sparsity": {"zeros": 0.8, "form": "rows"}}
+    dense_form = {**KERNEL, "op": "d", "sparsity": {"zeros": 0.3, "form": "dense"}}
+    latency = Latency("edgepipe", 0.5 + index / 3, 0.4, 0.9, 0.3)
+    peer = Latency("ONNX <Runtime> 1", 1.0, 0.9, 1.1, 0.8, snr_db=99.0)
+    base = facts(name, 0.5 + index / 3, 0.9 + index / 100)
+    return replace(
+        base, kernels=(KERNEL, sparse, dense_form), profile=profile,
+        layers=LayersReport("data", False, 9, layers),
+        arena=((0, 512, 0, 1), (512, 512, 1, 2), (0, 256, 2, 2)),
+        benchmark=Benchmark(name, "local", latency, (peer,), 9, 3, {}, {}, base.timing),
+    )  # fmt: skip
+
+
+def test_every_part_is_there() -> None:
+    text = page.render([detailed("one", 0), facts("two", 2.0, 0.8)])
+    plain = html.unescape(text)
+    assert "ONNX <Runtime> 1" not in text and "ONNX <Runtime> 1" in plain
+    assert "0.50 ×" in text and "99.0" in text
+    for name in ("trade-off", "efficiency-gap", "sizes", "waterline-0", "noise-0", "ranges-0",
+                 "zeros-0", "arena-0"):  # fmt: skip
+        assert text.count(f'aria-label="{name}"') == 1, name
+    assert "waterline-1" not in text  # nothing was profiled
+    # 2 * 2.05 million operations at 100 G/s take 41 of 80 µs
+    assert "one: 51 %" in text
+    assert "5.5 % of the time goes to operators that do not multiply" in text
+    assert "layer_11" in text and "depthwise_0" not in text
+
+
+def test_tall_bars_of_small_operators_are_cut() -> None:
+    ops = (op("a", 1_000_000, 30.0), op("b", 1_000, 9.0))
+    shown = Profile("p", "local", "cpu", 9, 40.0, ops, {}, (), {}, {})
+    assert operators._cut(ops) == pytest.approx(1.1 * 1.5)
+    assert ": 1 of 2" in operators.beside_the_waterline(shown)
+    assert operators._cut(ops[:1]) == pytest.approx(1.1 * 1.5)
+    assert operators.waterline(replace(shown, ops=(op("c", 0, 1.0),)), "w") == ""
+
+
 @pytest.mark.slow
 @pytest.mark.needs_browser
 @pytest.mark.parametrize(("width", "dark"), [(390, False), (390, True), (1280, False)])
 def test_the_page_is_readable(tmp_path: Path, width: int, dark: bool) -> None:
-    shown = [facts(f"digits-{i}-a-long-target-name", 0.5 + i / 3, 0.9 + i / 100) for i in range(7)]
+    shown = [detailed(f"digits-{i}-a-long-target-name", i) for i in range(7)]
     text = page.render(shown)
     assert len(text.encode()) < 2_000_000 and "http" not in text.replace("http://www.w3.org/", "")
     assert text == page.render(shown)
@@ -68,9 +124,16 @@ def test_the_page_is_readable(tmp_path: Path, width: int, dark: bool) -> None:
         browsing.chromium(width=width, dark=dark) as driver,
     ):
         driver.get(address)
-        for k in range(2):
-            driver.execute_script(f"document.querySelectorAll('svg')[{k}].id = 'plot{k}'")
-            assert not browsing.overlaps(driver, f"#plot{k} text")
+        count = driver.execute_script(
+            "const all = [...document.querySelectorAll('svg')];"
+            "all.forEach((e, i) => (e.id = `plot${i}`)); return all.length"
+        )
+        assert count == 3 + 5 * len(shown)
+        # Figures of one kind differ by their numbers alone: all of the page's, one bundle's.
+        for k in range(8):
+            assert not browsing.overlaps(driver, f"#plot{k} text"), k
+        assert not browsing.overlaps(driver, "h1, h2, figure, section > .wide, summary, .soft")
+        assert driver.execute_script(EMPTY) == []
         # Ink on paper: text in plots has the page's colour, in both schemes.
         ink, plot = driver.execute_script(
             "return [document.body, document.querySelector('svg text')]"
@@ -80,11 +143,26 @@ def test_the_page_is_readable(tmp_path: Path, width: int, dark: bool) -> None:
             "return document.documentElement.scrollWidth - window.innerWidth"
         )
         points = driver.execute_script("return document.querySelectorAll('#plot0 use').length")
-        load_ms = driver.execute_script(
-            "const [t] = performance.getEntriesByType('navigation'); return t.loadEventEnd"
-        )
         errors = [e for e in driver.get_log("browser") if e["level"] == "SEVERE"]
-    assert ink == plot and beside <= 0 and points >= 7 and load_ms > 0 and not errors
+        # A control: an empty plot, and a text on another, are found.
+        driver.execute_script(
+            "document.querySelectorAll('#plot1 path, #plot1 use').forEach((e) => e.remove());"
+            "const [a, b] = document.querySelectorAll('#plot0 text');"
+            "b.replaceWith(a.cloneNode(true))"
+        )
+        assert driver.execute_script(EMPTY) == ["efficiency-gap"]
+        assert browsing.overlaps(driver, "#plot0 text")
+    assert ink == plot and beside <= 0 and points >= 7 and not errors
+
+
+#: Labels of the figures without anything in a colour of its own, which only data have.
+EMPTY = """
+return [...document.querySelectorAll('svg')].filter((svg) =>
+  ![...svg.querySelectorAll('path, use')].some((e) =>
+    /(fill|stroke): #/.test(e.getAttribute('style'))
+    && e.getBoundingClientRect().width + e.getBoundingClientRect().height > 0)
+).map((svg) => svg.getAttribute('aria-label'));
+"""
 
 
 @pytest.fixture
