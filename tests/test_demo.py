@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import shutil
 import threading
 from pathlib import Path
@@ -50,13 +51,14 @@ def test_drawn_digits_are_recognised(tmp_path: Path) -> None:
         for digit, points in STROKES.items():
             driver.find_element(By.ID, "clear").click()
             draw(driver, points)
-            wait.until(lambda d: len(d.execute_script("return window.answers ?? []")) == 2)
+            wait.until(lambda d: len(d.execute_script("return window.answers ?? []")) == 3)
             answers = driver.execute_script("return window.answers")
-            assert [a["digit"] for a in answers] == [digit, digit]
-            assert [a["recipe"] for a in answers] == ["fp32", "w8a8"]
+            assert [a["digit"] for a in answers] == [digit] * 3
+            assert [a["recipe"] for a in answers] == ["fp32", "w8a8", "fp32+60%"]
             assert all(a["p50_ms"] > 0 for a in answers)
         text = driver.execute_script("return document.body.innerText")
         assert "99.33 % right" in text and "per inference" in text
+        assert "60 % of its weights zero" in text and len(set(re.findall(r"[\d.]+ KB", text))) == 3
         assert not browsing.overlaps(driver, "h1, h2, canvas, button, .answer, .facts, .latency")
         wide = "return document.documentElement.scrollWidth - window.innerWidth"
         assert driver.execute_script(wide) <= 0

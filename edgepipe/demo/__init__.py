@@ -1,4 +1,5 @@
-"""A page on which digits are drawn and classified in the browser, dense and in 8-bit integers."""
+"""A page on which digits are drawn and classified in the browser: dense, in 8-bit integers, and with
+most weights zero, side by side."""
 
 from __future__ import annotations
 
@@ -14,8 +15,12 @@ from edgepipe.bundle import Bundle
 from edgepipe.errors import UserError
 
 TARGET = "wasm-relaxed"
-#: Recipe, what it is called, and the data it is calibrated with.
-NETWORKS = (("fp32", "float32", None), ("w8a8", "8-bit integers", "digits-train"))
+#: Folder, recipe, what it is called, and the data it is calibrated with.
+NETWORKS = (
+    ("fp32", "fp32", "float32", None),
+    ("w8a8", "w8a8", "8-bit integers", "digits-train"),
+    ("sparse", "fp32+60%", "float32, sparse", "digits-train"),
+)
 _PAGE, _LIST = "index.html", "demo.json"
 
 
@@ -27,16 +32,16 @@ def build(folder: Path, progress: Callable[[str], None] = lambda line: None) -> 
     """
     _check(folder)
     listed = []
-    for recipe, title, calibration in NETWORKS:
+    for name, recipe, title, calibration in NETWORKS:
         progress(f"compiling digits, {title}")
         made = pipeline.compile(
-            "digits", target=TARGET, recipe=recipe, calibration=calibration, output=folder / recipe
+            "digits", target=TARGET, recipe=recipe, calibration=calibration, output=folder / name
         )
         progress(f"validating {title}")
         size = _download_bytes(made)
         accuracy = made.validate(data="digits").accuracy
-        listed.append({"folder": recipe, "recipe": recipe, "title": title, "kib": size / 1024,
-                       "accuracy": accuracy})  # fmt: skip
+        listed.append({"folder": name, "recipe": recipe, "title": title, "kib": size / 1024,
+                       "accuracy": accuracy, "zeros": _zeros(made)})  # fmt: skip
     page = resources.files("edgepipe.demo").joinpath(_PAGE).read_bytes()
     try:
         (folder / _PAGE).write_bytes(page)
@@ -65,13 +70,19 @@ def _download_bytes(bundle: Bundle) -> int:
     return sum(files[n]["bytes"] for n in ("model.mjs", "model.relaxed.wasm", "weights.bin"))
 
 
+def _zeros(bundle: Bundle) -> float:
+    """Share of the pruned layers' weights that are zero, in 0…1."""
+    layers = (bundle.manifest.get("sparsity") or {}).get("zeros", {})
+    return sum(layers.values()) / len(layers) if layers else 0.0
+
+
 def _check(folder: Path) -> None:
     bundle_folder.check_writable(folder)
     if not folder.exists():
         return
     if not folder.is_dir():
         raise UserError("is not a folder", where=str(folder), fix="choose another with -o")
-    own = {_PAGE, _LIST, *(recipe for recipe, _, _ in NETWORKS)}
+    own = {_PAGE, _LIST, *(name for name, *_ in NETWORKS)}
     foreign = sorted(entry.name for entry in folder.iterdir() if entry.name not in own)
     if foreign or (any(folder.iterdir()) and not (folder / _LIST).exists()):
         what = f"holds other files ({', '.join(foreign[:3]) or 'no demo'}), so it is not replaced"
