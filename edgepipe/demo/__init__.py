@@ -1,5 +1,5 @@
-"""A page on which digits are drawn and classified in the browser: dense, in 8-bit integers, and with
-most weights zero, side by side."""
+"""A page on which digits are drawn and classified in the browser: in float32, in 8-bit integers and
+with most weights zero, side by side."""
 
 from __future__ import annotations
 
