@@ -32,6 +32,14 @@ typedef _Float16 half;
 struct alignas(8) half4 { half x, y, z, w; };
 static inline half4 make_half4(half x, half y, half z, half w) { return half4{x, y, z, w}; }
 static inline half __float2half_rn(float x) { return (half)x; }
+static inline float __fmul_rn(float a, float b) { volatile float r = a * b; return r; }
+static inline int __float2int_rn(float x) {
+    return x >= 2147483648.f ? INT32_MAX : x <= -2147483648.f ? INT32_MIN : (int)rintf(x);
+}
+static inline int __dp4a(int a, int b, int c) {
+    for (int i = 0; i < 4; i++) c += (signed char)(a >> 8 * i) * (signed char)(b >> 8 * i);
+    return c;
+}
 using std::max;
 using std::min;
 

@@ -88,7 +88,7 @@ def shared(elements: int, dtype: str = "float32") -> Any:
 
 
 def fill_border(layout: Blocked, buffer: Any, thread: Any, threads: int) -> None:
-    """Write the zero border of ``layout``, shared out to ``threads`` threads of one launch.
+    """Write the border of ``layout``, its zero, shared out to ``threads`` threads of one launch.
 
     No thread of the launch may read it. Costs no launch of its own.
     """
@@ -97,7 +97,9 @@ def fill_border(layout: Blocked, buffer: Any, thread: Any, threads: int) -> None
     top, left, bottom, right = layout.pads
     across = (top + bottom) * layout.cols
     ring = across + (left + right) * layout.h
-    total = layout.n * layout.blocks * ring
+    unit = LANES if layout.lanes % LANES == 0 else 1
+    parts = layout.lanes // unit  # codes have all channels in one block
+    total = layout.n * layout.blocks * ring * parts
 
     def position(j: Any) -> Any:
         lower = tirx.Select(j < top * layout.cols, j, j + layout.h * layout.cols)
@@ -110,9 +112,10 @@ def fill_border(layout: Blocked, buffer: Any, thread: Any, threads: int) -> None
     with T.serial(0, -(-total // threads)) as turn:
         index = turn * threads + thread
         with when(True if total % threads == 0 else index < total):
-            plane, j = index // ring, index % ring
-            at = (plane * (layout.rows * layout.cols) + position(j)) * layout.lanes
-            store(buffer, at, splat(tirx.const(0, layout.dtype), layout.lanes), layout.lanes)
+            plane, j = index // (ring * parts), index // parts % ring
+            at = (plane * (layout.rows * layout.cols) + position(j)) * parts + index % parts
+            value = splat(tirx.const(layout.zero, layout.dtype), unit)
+            store(buffer, at * unit, value, unit)
 
 
 def each_vector(
@@ -169,9 +172,9 @@ def reduced(memory: Any, thread: Any, threads: int, combine: Callable[[Any, Any]
     return memory[0]
 
 
-def zeros(count: int, lanes: int) -> Registers:
+def zeros(count: int, lanes: int, dtype: str = "float32") -> Registers:
     """Accumulators, zero."""
-    registers = Registers(count, lanes)
+    registers = Registers(count, lanes, dtype)
     for i in range(count):
-        registers[i] = splat(float32(0), lanes)
+        registers[i] = splat(tirx.const(0, dtype), lanes)
     return registers

@@ -85,18 +85,21 @@ def product(
     fill: Callable[[tuple[Any, Any, Any], Any, Any, Any, Any], None],
     finish: Callable[[tuple[Any, Any, Any], Any, Any, Any], None],
     after: Callable[[Any, int], None] = lambda thread, threads: None,
+    dtype: str = "float32",
+    multiply_add: Callable[[Any, Any, Any], Any] = lambda a, b, c: c + a * b,
 ) -> None:
     """One launch of ``blocks`` (pixel tiles, channel tiles, batch).
 
     ``fill(at, step, weights, inputs, thread)`` brings ``tile.k`` rows of both operands to shared
     memory; ``finish(at, channel, pixel, sums)`` takes four channels of one pixel, both counted
-    within the block's tile; ``after`` is called with the thread's number in the launch.
+    within the block's tile; ``after`` is called with the thread's number in the launch. Operands
+    and sums are ``dtype``, one product is ``multiply_add(weight, input, sum)``.
     """
     with launch(blocks, tile.threads) as (*at, thread):
         tx, ty = thread % tile.tx, thread // tile.tx
-        weights, inputs = shared(tile.k * tile.bm), shared(tile.k * tile.bn)
-        sums = zeros(tile.tn * tile.tm // LANES, LANES)
-        left, right = Registers(tile.tm // LANES, LANES), Registers(tile.tn, 1)
+        weights, inputs = (shared(tile.k * width, dtype) for width in (tile.bm, tile.bn))
+        sums = zeros(tile.tn * tile.tm // LANES, LANES, dtype)
+        left, right = Registers(tile.tm // LANES, LANES, dtype), Registers(tile.tn, 1, dtype)
         with T.serial(0, steps) if steps else nullcontext() as step:
             fill((at[0], at[1], at[2]), step, weights, inputs, thread)
             barrier()
@@ -108,7 +111,7 @@ def product(
                 for j in range(tile.tn):
                     for i in range(tile.tm):
                         r = j * tile.tm + i
-                        total = sums.buffer[r] + left.buffer[i] * right.buffer[j]
+                        total = multiply_add(left.buffer[i], right.buffer[j], sums.buffer[r])
                         T.buffer_store(sums.buffer, total, [r])
             barrier()
         for j in range(tile.tn):
