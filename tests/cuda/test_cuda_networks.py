@@ -31,3 +31,19 @@ def test_halves_in_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     for part in ("weights_bytes", "arena_bytes"):
         assert bundle.manifest["memory"][part] < 0.6 * single.manifest["memory"][part]
     executed(bundle, tmp_path, monkeypatch, 45)
+
+
+def test_codes_in_integers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "bundle"
+    bundle = pipeline.compile("digits", target="jetson-orin-nano", recipe="w8a8", output=path)
+    products = [k for k in bundle.manifest["kernels"] if k["macs"]]
+    assert products
+    assert {(k["arithmetic"], k["accumulator"]) for k in products} == {("int8", "int32")}
+    monkeypatch.setenv("STUB_CAPABILITY", "87")
+    monkeypatch.setenv("STUB_DRIVER", "12060")
+    text = (path / "model.cu").read_text("utf-8")
+    for right, source in [(True, text), (False, text.replace("__float2int_rn(", "(int)("))]:
+        folder = tmp_path / str(right)
+        folder.mkdir()
+        monkeypatch.setenv(VARIABLE, str(stub.executing(source, folder)))
+        assert validate(bundle, runner="cuda-local").ok is right

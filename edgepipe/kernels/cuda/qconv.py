@@ -135,18 +135,14 @@ def _emit(shape: _Shape, buffers: Sequence[Any]) -> None:
     )  # fmt: skip
 
 
-def _finish(
-    shape: _Shape, buffers: Any, index: Any, channel: Any, totals: Sequence[Any]
-) -> None:
+def _finish(shape: _Shape, buffers: Any, index: Any, channel: Any, totals: Sequence[Any]) -> None:
     """Requantise neighbouring channels of a pixel from int32 sums, and store them."""
     multipliers, bias, residuals, target = buffers
     finish(shape.op, (multipliers, residuals, target), _place(shape, index), channel,
            [total + bias[channel + i] for i, total in enumerate(totals)])  # fmt: skip
 
 
-def finish(
-    op: QConvOp, buffers: Any, place: Any, channel: Any, totals: Sequence[Any]
-) -> None:
+def finish(op: QConvOp, buffers: Any, place: Any, channel: Any, totals: Sequence[Any]) -> None:
     """From complete int32 sums of neighbouring channels to what ``y`` holds."""
     multipliers, residuals, target = buffers
     values = [scaled(total, multipliers[channel + i]) for i, total in enumerate(totals)]

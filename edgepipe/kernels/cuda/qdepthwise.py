@@ -13,7 +13,6 @@ import numpy as np
 from edgepipe.kernels.builder import Registers, kernel, minimum
 from edgepipe.kernels.cuda.qconv import finish, unfit
 from edgepipe.kernels.cuda.threads import (
-    LANES,
     THREADS,
     WARP,
     fill_border,

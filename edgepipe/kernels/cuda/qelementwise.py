@@ -58,9 +58,8 @@ def emit(op: Any, knobs: Knobs) -> Any:
             elif isinstance(op, QPoolOp) and op.kind == "max":
                 values = _largest(op, sources[0], place, channel, lanes)
             else:
-                find = {QAddOp: _sums, QMulOp: _products, QPoolOp: _means}[type(op)]
-                put(target, op.y, place, channel, find(op, sources, place, channel, lanes),
-                    op.limits)  # fmt: skip
+                sums = _float_sums(op, sources, place, channel, lanes)
+                put(target, op.y, place, channel, sums, op.limits)
                 return
             put_codes(target, at(op.y, place, channel), values)
 
@@ -68,6 +67,13 @@ def emit(op: Any, knobs: Knobs) -> Any:
 
     names = {QAddOp: "q_add", QMulOp: "q_mul", QTableOp: "q_table"}
     return kernel(names.get(type(op)) or f"q_{op.kind}_pool", arguments, body)
+
+
+def _float_sums(op: Any, sources: list[Any], place: Any, channel: Any, lanes: int) -> list[Any]:
+    if isinstance(op, QAddOp):
+        return _sums(op, sources, place, channel, lanes)
+    find = _products if isinstance(op, QMulOp) else _means
+    return find(op, sources, place, channel, lanes)
 
 
 def _sums(op: QAddOp, sources: list[Any], place: Any, channel: Any, lanes: int) -> list[Any]:

@@ -15,7 +15,7 @@ from typing import Any
 from tvm import tirx
 from tvm.script.ir_builder import tirx as T
 
-from edgepipe.kernels.builder import Registers, float32, load, operand_offset, splat, store
+from edgepipe.kernels.builder import Registers, load, operand_offset, splat, store
 from edgepipe.kernels.epilogue import Step, apply
 from edgepipe.kernels.layout import Blocked
 from edgepipe.kernels.output import Fused
