@@ -147,11 +147,12 @@ def bench(
     ``model``), else nothing; "none" asks for nothing. All run on one thread. Raises UserError.
     """
     executor = runners.pick(bundle.target, runner)
-    engines = _engines(Case(bundle, model), executor.NAME, against)
+    engines = _engines(Case(bundle, model, runner=executor.NAME), executor.NAME, against)
     same = _agreement(bundle, executor, engines)
     rounds = min(ROUNDS, runs)
     per_round = runs // rounds
-    warmup = max(3, per_round // 4)
+    # Engines of WebAssembly run baseline code first.
+    warmup = max(3 if executor.NAME == "local" else 20, per_round // 4)
     ours: list[runners.Timing] = []
     theirs: list[list[tuple[float, float]]] = [[] for _ in engines]
     if engines:

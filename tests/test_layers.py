@@ -185,7 +185,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "recipe",
         "reference",
     },
-    "peers": {"bundle", "errors", "machine", "reference"},
+    "peers": {"bundle", "errors", "machine", "reference", "runners"},
     "benchmark": {
         "bundle",
         "display",

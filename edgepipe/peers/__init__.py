@@ -3,7 +3,7 @@ file.
 
 A peer module has
 
-- ``RUNNER``: whose times its own can be compared with: "local" (this process's CPU) or "node"
+- ``RUNNERS``: whose times its own can be compared with: "local" (this CPU), "node", "browser"
 - ``missing() -> str``: the command that would install it, "" where it is there; never raises
 - ``engines(case) -> list of Engine``: the model on one thread, once per form that the bundle has
 
@@ -18,7 +18,7 @@ import pkgutil
 import statistics
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -45,11 +45,12 @@ class Engine:
 @dataclass(frozen=True)
 class Case:
     """A bundle and where its original is; ``file`` is another form of the model, as
-    ``NAME=FILE`` gives it."""
+    ``NAME=FILE`` gives it, ``runner`` what the bundle runs through."""
 
     bundle: Bundle
     model: str | Path | None = None
     file: Path | None = None
+    runner: str = "local"
 
     @cached_property
     def inputs(self) -> dict[str, Any]:
@@ -74,7 +75,8 @@ class Case:
 
 def names() -> list[str]:
     """What ``--against`` takes, sorted."""
-    return sorted(m.name.replace("_", "-") for m in pkgutil.iter_modules(__path__))
+    found = (m.name for m in pkgutil.iter_modules(__path__) if not m.name.startswith("_"))
+    return sorted(name.replace("_", "-") for name in found)
 
 
 def engines(case: Case, wanted: str, runner: str) -> list[Engine]:
@@ -85,15 +87,15 @@ def engines(case: Case, wanted: str, runner: str) -> list[Engine]:
         raise UserError(f"unknown engine '{name}'", where="--against",
                         fix=did_you_mean(name, [*names(), "none"]))  # fmt: skip
     peer: Any = importlib.import_module(f"edgepipe.peers.{name.replace('-', '_')}")
-    if runner.partition(":")[0] != peer.RUNNER:
-        where = "on this machine's CPU" if peer.RUNNER == "local" else f"in {peer.RUNNER}"
-        what = f"{name} runs {where}, the bundle through '{runner}': their times cannot be compared"
-        raise UserError(what, where="--against", fix=f"leave it out, or --runner {peer.RUNNER}")
+    if runner.partition(":")[0] not in peer.RUNNERS:
+        where = " or ".join(f"'{r}'" for r in peer.RUNNERS)
+        what = f"{name} runs as {where} does, the bundle as '{runner}': they cannot be compared"
+        raise UserError(what, where="--against", fix=f"leave it out, or --runner {peer.RUNNERS[0]}")
     if command := peer.missing():
         raise UserError(f"{name} is not installed", where="--against", fix=command)
     if file and not Path(file).is_file():
         raise UserError("no such file", where=file)
-    found: list[Engine] = peer.engines(Case(case.bundle, case.model, Path(file) if file else None))
+    found: list[Engine] = peer.engines(replace(case, file=Path(file) if file else None))
     return found
 
 

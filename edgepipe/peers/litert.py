@@ -13,7 +13,7 @@ from edgepipe.errors import UserError
 from edgepipe.machine import versions
 from edgepipe.peers import Case, Engine, Outputs, timed
 
-RUNNER = "local"
+RUNNERS = ("local",)
 
 
 def missing() -> str:
@@ -26,7 +26,7 @@ def engines(case: Case) -> list[Engine]:
     """The bundle's own ``model.tflite``, or the file that was named. Raises UserError."""
     from ai_edge_litert.interpreter import Interpreter
 
-    path = case.file or _emitted(case)
+    path = tflite(case)
     try:
         interpreter = Interpreter(model_path=str(path), num_threads=1)
         interpreter.allocate_tensors()
@@ -40,7 +40,10 @@ def engines(case: Case) -> list[Engine]:
     return [Engine(name, timed(interpreter.invoke), partial(_outputs, case, interpreter))]
 
 
-def _emitted(case: Case) -> Path:
+def tflite(case: Case) -> Path:
+    """The file that was named, or the bundle's own. Raises UserError where there is neither."""
+    if case.file is not None:
+        return case.file
     if "model.tflite" in case.bundle.manifest["files"]:
         return case.bundle.file("model.tflite")
     fix = "compile w8a8 with --emit tflite, or name a file: litert=FILE.tflite"

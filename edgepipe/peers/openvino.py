@@ -13,7 +13,7 @@ from edgepipe.errors import UserError
 from edgepipe.machine import versions
 from edgepipe.peers import Case, Engine, Outputs, timed
 
-RUNNER = "local"
+RUNNERS = ("local",)
 _SETTINGS = {"INFERENCE_NUM_THREADS": 1, "NUM_STREAMS": "1", "INFERENCE_PRECISION_HINT": "f32"}
 
 

@@ -8,7 +8,7 @@ from edgepipe.machine import versions
 from edgepipe.peers import Case, Engine, timed
 from edgepipe.reference import run_session, session
 
-RUNNER = "local"
+RUNNERS = ("local",)
 
 
 def missing() -> str:

@@ -59,10 +59,10 @@ def _engine() -> str:
     return f"node {_version()}"
 
 
-def command(target: Target) -> list[str]:
+def command(target: Target | None = None) -> list[str]:
     """Node and the options that turn on what the target's variants use."""
     words = [shutil.which("node") or "node"]
-    if "relaxed" in target.variants and (_major() or 0) < _RELAXED_MAJOR:
+    if target is not None and "relaxed" in target.variants and (_major() or 0) < _RELAXED_MAJOR:
         words.append("--experimental-wasm-relaxed-simd")
     return words
 

@@ -1,0 +1,114 @@
+"""Engines from npm, in Node or in a browser, started anew for each round.
+
+They are taken from the nearest ``node_modules`` above the working folder, where ``npm install``
+puts them; nothing is bundled along.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from edgepipe.errors import EdgepipeError, UserError
+from edgepipe.peers import Case, Engine, Outputs
+from edgepipe.runners import _page, node
+
+_TIMEOUT_S = 600.0
+_PAGE = b"""<!doctype html><meta charset="utf-8"><link rel="icon" href="data:,">
+<script type="importmap">
+{"imports": {"@litertjs/wasm-utils": "./modules/@litertjs/wasm-utils/dist/index.js"}}
+</script><script type="module" src="web.mjs"></script>"""
+
+
+def package(name: str) -> Path | None:
+    """The folder of an npm package, None where it is not installed."""
+    here = Path.cwd()
+    found = (folder / "node_modules" / name for folder in (here, *here.parents))
+    return next((path for path in found if (path / "package.json").is_file()), None)
+
+
+@dataclass(frozen=True)
+class Web:
+    """The model ``model`` in the engine ``kind`` of web.mjs; ``inputs`` in the order of the file,
+    ``channels_last`` where its tensors with four axes are so."""
+
+    case: Case
+    kind: str
+    folder: Path
+    model: bytes
+    inputs: Mapping[str, Any]
+    channels_last: bool = False
+
+    def engine(self, title: str, form: str) -> Engine:
+        """With its version in its name, and the ``form`` of the model."""
+        version = json.loads((self.folder / "package.json").read_text(encoding="utf-8"))["version"]
+        return Engine(f"{title} {version}{form}", self._measure, self._outputs)
+
+    def _measure(self, runs: int, warmup: int) -> tuple[float, float]:
+        result = self._run({"runs": runs, "warmup": max(warmup, 20)})  # baseline code comes first
+        return float(result["median_ms"]), float(result["min_ms"])
+
+    def _outputs(self) -> Outputs:
+        result = self._run({"runs": 1, "warmup": 0})["outputs"]
+        tensors = self.case.bundle.outputs
+        if not isinstance(result, dict):  # by order
+            result = dict(zip((t.name for t in tensors), result, strict=True))
+        found = {}
+        for t in tensors:
+            value = np.asarray(result[t.name], np.float64)
+            if self.channels_last and len(t.shape) == 4:
+                n, c, h, w = t.shape
+                value = value.reshape(n, h, w, c).transpose(0, 3, 1, 2)
+            found[t.name] = value
+        return found
+
+    def _run(self, job: Mapping[str, Any]) -> dict[str, Any]:
+        values = {}
+        for name, value in self.inputs.items():
+            if value.dtype != np.float32:
+                raise UserError(f"input '{name}' is {value.dtype}: web engines are given float32",
+                                where=f"--against {self.kind}")  # fmt: skip
+            last = self.channels_last and value.ndim == 4
+            values[name] = np.ascontiguousarray(value.transpose(0, 2, 3, 1)) if last else value
+        shapes = [{"name": n, "shape": v.shape, "file": f"input{i}.bin"}
+                  for i, (n, v) in enumerate(values.items())]  # fmt: skip
+        files = {f"input{i}.bin": v.tobytes() for i, v in enumerate(values.values())}
+        files |= {"model.bin": self.model, "index.html": _PAGE,
+                  "web.mjs": Path(__file__).with_name("web.mjs").read_bytes()}  # fmt: skip
+        modules = self.folder.parents[len(Path(_name(self.folder)).parts) - 1]
+        files["job.json"] = json.dumps({**job, "engine": self.kind, "inputs": shapes,
+                                        "modules": modules.as_uri()}).encode()  # fmt: skip
+        if self.case.runner == "node":
+            return _in_node(files)
+        program = _page.find(self.case.runner.partition(":")[2])
+        assert program is not None  # the bundle has just run in it
+        data: dict[str, Any] = json.loads(
+            _page.exchange(program, files, {"modules": modules}, _TIMEOUT_S)
+        )
+        return data
+
+
+def _name(folder: Path) -> str:
+    """The package's name, with its scope."""
+    scope = folder.parent.name
+    return f"{scope}/{folder.name}" if scope.startswith("@") else folder.name
+
+
+def _in_node(files: Mapping[str, bytes]) -> dict[str, Any]:
+    with tempfile.TemporaryDirectory(prefix="edgepipe-peer-") as name:
+        for file, data in files.items():
+            (Path(name) / file).write_bytes(data)
+        words = [*node.command(), str(Path(name) / "web.mjs")]
+        done = subprocess.run(words, capture_output=True, text=True, check=False)
+    if done.returncode:
+        last = (done.stderr.strip() or "no message").splitlines()[-1]
+        raise EdgepipeError(f"the engine failed in Node: {last}")
+    result: dict[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])
+    return result

@@ -1,0 +1,112 @@
+"""Engines from npm beside wasm bundles, with stand-ins for the packages: what they are given, what
+comes back, and what is said where they fail."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from onnx import helper, save
+
+from edgepipe import pipeline
+from edgepipe.benchmark import bench
+from edgepipe.bundle import Bundle
+from edgepipe.errors import EdgepipeError, UserError
+
+ORT = """
+export const env = { wasm: {} };
+export class Tensor {
+  constructor(type, data, shape) { Object.assign(this, { type, data, shape }); }
+}
+export const InferenceSession = { async create(model, options) {
+  if (model.length < 20 || options.executionProviders[0] !== "wasm" || env.wasm.numThreads !== 1)
+    throw new Error("not what was asked for");
+  return { async run({ x }) {
+    if (x.shape.join() !== "1,2,3,4") throw new Error(`shape ${x.shape}`);
+    return { y: { data: x.data.map((v) => Math.max(v, 0)) } };
+  } };
+} };
+"""
+LITERT = """
+export async function loadLiteRt(path, { threads }) {
+  if (!path.endsWith("/wasm/") || threads) throw new Error("not what was asked for");
+}
+export class Tensor { constructor(data, shape) { Object.assign(this, { data, shape }); } }
+export const loadAndCompile = async (url) => {
+  const text = await (await fetch(url)).text();
+  if (text !== "a tflite file") throw new Error(`a model of '${text}'`);
+  return { async run(x) {
+    if (x.shape.join() !== "1,3,4,2") throw new Error(`shape ${x.shape}`);
+    const values = x.data.map((v) => Math.max(v, 0));
+    return [{ toTypedArray: () => values, delete() {} }];
+  } };
+};
+"""
+
+
+@pytest.fixture(scope="module")
+def relu(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    folder = tmp_path_factory.mktemp("relu")
+    ends = [helper.make_tensor_value_info(n, 1, [1, 2, 3, 4]) for n in "xy"]
+    graph = helper.make_graph([helper.make_node("Relu", ["x"], ["y"])], "net", ends[:1], ends[1:])
+    opset = [helper.make_opsetid("", 17)]
+    save(helper.make_model(graph, opset_imports=opset, ir_version=8), folder / "net.onnx")
+    return pipeline.compile(folder / "net.onnx", target="wasm-simd", output=folder / "b")
+
+
+@pytest.fixture
+def npm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A project folder, the current one, with both packages."""
+    for name, files in {
+        "onnxruntime-web": {"dist/ort.node.min.mjs": ORT, "dist/ort.wasm.min.mjs": ORT},
+        "@litertjs/core": {"dist/index.js": LITERT},
+    }.items():
+        package = tmp_path / "node_modules" / name
+        for file, text in {**files, "package.json": '{"version": "9.8", "type": "module"}'}.items():
+            (package / file).parent.mkdir(parents=True, exist_ok=True)
+            (package / file).write_text(text)
+    (tmp_path / "project").mkdir()
+    monkeypatch.chdir(tmp_path / "project")
+    return tmp_path / "node_modules"
+
+
+@pytest.mark.needs_node
+def test_ort_web_in_node(relu: Bundle, npm: Path) -> None:
+    (peer,) = bench(relu, runner="node", runs=5, against=("ort-web",)).peers
+    assert peer.engine == "onnxruntime-web 9.8" and peer.median_ms > 0
+    assert peer.snr_db == np.inf
+    engine = npm / "onnxruntime-web/dist/ort.node.min.mjs"
+    engine.write_text(ORT.replace("Math.max(v, 0)", "Math.max(v, 0.5)"))
+    (peer,) = bench(relu, runner="node", runs=5, against=("ort-web",)).peers
+    assert peer.snr_db is not None and peer.snr_db < 20
+    engine.write_text(ORT.replace("1,2,3,4", "9"))
+    with pytest.raises(EdgepipeError, match="failed in Node: Error: shape 1,2,3,4"):
+        bench(relu, runner="node", runs=5, against=("ort-web",))
+
+
+@pytest.mark.slow
+@pytest.mark.needs_browser
+def test_both_in_a_browser(relu: Bundle, npm: Path) -> None:
+    file = npm.parent / "net.tflite"
+    file.write_text("a tflite file")
+    against = ("ort-web", f"litert-js={file}")
+    result = bench(relu, runner="browser", runs=5, against=against)
+    assert [p.engine for p in result.peers] == [
+        "onnxruntime-web 9.8", "LiteRT.js 9.8, net.tflite",
+    ]  # fmt: skip
+    assert [p.snr_db for p in result.peers] == [np.inf, np.inf]
+    file.write_text("something else")
+    with pytest.raises(EdgepipeError, match="a model of 'something else'"):
+        bench(relu, runner="browser", runs=5, against=against[1:])
+
+
+@pytest.mark.needs_node
+def test_what_is_missing_is_named(
+    relu: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match="npm install onnxruntime-web"):
+        bench(relu, runner="node", runs=5, against=("ort-web",))
+    with pytest.raises(UserError, match="runs as 'browser' does"):
+        bench(relu, runner="node", runs=5, against=("litert-js",))
