@@ -1,5 +1,6 @@
 /* CUDA C on a CPU, for checks: the threads of a block are contexts that change at each barrier.
  * Blocks run one after another, threads in an order that `emulated_seed` shuffles. */
+#pragma once
 #include <math.h>
 #include <stdint.h>
 #include <stdlib.h>
@@ -28,6 +29,11 @@ struct alignas(4) char4 { signed char x, y, z, w; };
 struct alignas(4) uchar4 { unsigned char x, y, z, w; };
 struct alignas(8) int2 { int x, y; };
 struct alignas(8) float2 { float x, y; };
+typedef unsigned char uchar;
+#define CUDART_INF_F INFINITY
+#define CUDART_INF ((double)INFINITY)
+#define CUDART_NAN_F NAN
+#define CUDART_NAN ((double)NAN)
 typedef _Float16 half;
 struct alignas(8) half4 { half x, y, z, w; };
 static inline half4 make_half4(half x, half y, half z, half w) { return half4{x, y, z, w}; }

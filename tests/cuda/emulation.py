@@ -34,7 +34,9 @@ def to_cpp(text: str) -> tuple[str, dict[str, int]]:
     kernels = text[text.index('extern "C" __global__') :]
     # Shared memory of the one block that runs; C++ wants alignas first.
     kernels = kernels.replace("__shared__ alignas(64)", "alignas(64) static")
-    parameters = dict(re.findall(r"__launch_bounds__\(\d+\) (\w+)\(([^)]*)\);", kernels))
+    parameters = dict(
+        re.findall(r"__global__ void (?:__launch_bounds__\(\d+\) )?(\w+)\(([^)]*)\);", kernels)
+    )
     parts = [f'#include "{_HEADER}"', "#define uint unsigned int", kernels]
     counts = {}
     for name, words in parameters.items():

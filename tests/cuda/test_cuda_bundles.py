@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import struct
 import subprocess
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from edgepipe.errors import EdgepipeError, UserError
 from edgepipe.gpu import VARIABLE
 from edgepipe.validation import validate
 
+LOADER = "ld-linux-aarch64.so.1"
 pytestmark = [pytest.mark.slow, pytest.mark.needs_cuda_toolkit]
 
 
@@ -121,6 +123,26 @@ def test_times_come_with_those_of_the_kernels(
     assert 0 < timing.board["kernels_p50_ms"] <= timing.p50_ms
 
 
+@pytest.mark.parametrize(
+    ("target", "isa", "architecture", "c_library"),
+    [
+        ("jetson-nano", "6.5", "sm_53", (2, 27)),
+        ("jetson-xavier-nx", "7.4", "sm_72", (2, 31)),
+        ("jetson-orin-nano", "7.4", "sm_87", (2, 31)),
+        ("jetson-thor", "8.4", "sm_90", (2, 39)),
+    ],
+)
+def test_every_generation_gets_its_own_code(
+    target: str, isa: str, architecture: str, c_library: tuple[int, int], tmp_path: Path
+) -> None:
+    bundle = pipeline.compile("digits", target=target, output=tmp_path / "bundle")
+    text = bundle.file("model.ptx").read_text("utf-8")
+    assert f".version {isa}\n.target {architecture}\n" in text
+    assert ("model.cubin" in bundle.manifest["files"]) is (target != "jetson-thor")
+    assert not any(k["spill_bytes"] for k in bundle.manifest["gpu"]["kernels"].values())
+    assert newest_glibc(bundle.file("bench")) <= c_library
+
+
 @pytest.mark.needs_shared
 @pytest.mark.parametrize("name", ["ic_resnet8", "kws_dscnn"])
 def test_trained_networks_equal_their_float_reference(
@@ -138,11 +160,32 @@ def test_the_host_program_needs_the_boards_c_library_and_no_newer(
     digits: tuple[Bundle, Path],
 ) -> None:
     for name in ("bench", "model.so"):
-        data = digits[0].file(name).read_bytes()
-        found = {tuple(map(int, v)) for v in re.findall(rb"GLIBC_(\d+)\.(\d+)", data)}
-        assert found
-        assert max(found) <= (2, 27)
-        assert b"libcuda" not in re.findall(rb"lib\w+\.so\.\d", data)
+        path = digits[0].file(name)
+        assert newest_glibc(path) <= (2, 27)
+        assert "libc.so.6" in needed(path)
+        assert needed(path) <= {"libc.so.6", "libdl.so.2", "libpthread.so.0", LOADER}
+
+
+def newest_glibc(path: Path) -> tuple[int, ...]:
+    """The newest version of the C library that an ELF file asks for symbols of."""
+    found = re.findall(rb"GLIBC_(\d+)\.(\d+)", path.read_bytes())
+    return max(tuple(map(int, version)) for version in found)
+
+
+def needed(path: Path) -> set[str]:
+    """The libraries that a 64-bit ELF file is linked to: DT_NEEDED of its dynamic section."""
+    data = path.read_bytes()
+    headers_at, (size, count) = (
+        *struct.unpack_from("<Q", data, 32),
+        struct.unpack_from("<HH", data, 54),
+    )
+    headers = [struct.unpack_from("<IIQQQQQQ", data, headers_at + i * size) for i in range(count)]
+    (dynamic,) = (h for h in headers if h[0] == 2)
+    entries = list(struct.iter_unpack("<qQ", data[dynamic[2] : dynamic[2] + dynamic[5]]))
+    strings = next(value for tag, value in entries if tag == 5)
+    at = next(h[2] + strings - h[3] for h in headers if h[0] == 1 and h[3] <= strings < h[3] + h[5])
+    names = [at + value for tag, value in entries if tag == 1]
+    return {data[name : data.index(0, name)].decode() for name in names}
 
 
 @pytest.mark.needs_aarch64_libc

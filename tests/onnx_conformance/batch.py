@@ -82,11 +82,15 @@ class Batch:
             return ctypes.c_void_p(buffer.ctypes.data + place.offset)
 
         for call in plan.calls:
-            getattr(self.library, call.symbol)(*[address(p) for p in call.arguments])
+            self.call(case, call.symbol, [address(p) for p in call.arguments])
         return [
             o.view(s.dtype)[: int(np.prod(s.shape, dtype=np.int64))].reshape(s.shape).copy()
             for o, s in zip(outputs, plan.outputs, strict=True)
         ]
+
+    def call(self, case: Case, symbol: str, pointers: list[ctypes.c_void_p]) -> None:
+        """Execute one kernel of ``case``."""
+        getattr(self.library, symbol)(*pointers)
 
 
 def _aligned(size: int, fill: int) -> np.ndarray[Any, Any]:
