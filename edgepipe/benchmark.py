@@ -151,8 +151,7 @@ def bench(
     same = _agreement(bundle, executor, engines)
     rounds = min(ROUNDS, runs)
     per_round = runs // rounds
-    # Engines of WebAssembly run baseline code first.
-    warmup = max(3 if executor.NAME == "local" else 20, per_round // 4)
+    warmup = _warmup(executor, per_round)
     ours: list[runners.Timing] = []
     theirs: list[list[tuple[float, float]]] = [[] for _ in engines]
     if engines:
@@ -174,9 +173,33 @@ def bench(
         rounds=rounds,
         machine=machine(),
         original=not bundle.recipe.quantizes and bundle.recipe.sparsity is None,
-        timing=sorted(ours, key=lambda t: t.p50_ms)[(len(ours) - 1) // 2],
+        timing=_middle(ours),
         versions=versions("edgepipe", "onnxruntime") if theirs else versions("edgepipe"),
     )
+
+
+def in_turn(
+    bundles: Sequence[Bundle], *, runner: str | None = None, runs: int = 200
+) -> list[runners.Timing]:
+    """Measure ``bundles`` in turn, a fraction of the inferences each, and return of each the round
+    with the middle median. Raises UserError."""
+    executors = [runners.pick(bundle.target, runner) for bundle in bundles]
+    rounds = min(ROUNDS, runs)
+    timings: list[list[runners.Timing]] = [[] for _ in bundles]
+    for _ in range(rounds):
+        for bundle, executor, own in zip(bundles, executors, timings, strict=True):
+            warmup = _warmup(executor, runs // rounds)
+            own.append(executor.bench(bundle, runs // rounds, warmup))
+    return [_middle(own) for own in timings]
+
+
+def _warmup(executor: runners.Runner, per_round: int) -> int:
+    # Engines of WebAssembly run baseline code first.
+    return max(3 if executor.NAME == "local" else 20, per_round // 4)
+
+
+def _middle(timings: Sequence[runners.Timing]) -> runners.Timing:
+    return sorted(timings, key=lambda t: t.p50_ms)[(len(timings) - 1) // 2]
 
 
 def _ours(timings: Sequence[runners.Timing]) -> Latency:

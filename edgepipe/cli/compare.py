@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Sequence
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from edgepipe.display import Progress
@@ -34,11 +34,12 @@ def add_measuring(parser: Parser) -> None:
 def execute(options: argparse.Namespace) -> int:
     """Print a table of the bundles and of the operators that are executed otherwise."""
     from edgepipe.report.compare import changed_kernels, compare
+    from edgepipe.report.facts import gather_in_turn
 
     if len(options.bundles) < 2:
         raise UserError("one bundle has nothing to be compared with", where="edgepipe compare",
                         fix="name two or more")  # fmt: skip
-    facts = gathered(options)
+    facts = gathered(options, gather_in_turn)
     if options.json:
         print(json.dumps([_json(f, changed_kernels(facts[0], f)) for f in facts], indent=1))
     elif not options.quiet:
@@ -46,24 +47,18 @@ def execute(options: argparse.Namespace) -> int:
     return 0
 
 
-def gathered(
-    options: argparse.Namespace, against: Sequence[str] | None = ("none",), details: bool = False
-) -> list[Facts]:
-    """The facts of every bundle named (see ``edgepipe.report.facts.gather``). Raises UserError."""
+def gathered(options: argparse.Namespace, how: Callable[..., list[Facts]]) -> list[Facts]:
+    """The facts of every bundle named, by ``how`` (see ``edgepipe.report.facts``). Raises
+    UserError."""
     from edgepipe.bundle import Bundle
-    from edgepipe.report.facts import gather
 
     if options.runs < 1:
         raise UserError("must be at least 1", where="--runs")
     progress = Progress(quiet=options.quiet or options.json)
     bundles = [Bundle.open(path) for path in options.bundles]
     try:
-        facts = [
-            gather(bundle, data=options.data, runner=options.runner, runs=options.runs,
-                   measure=not options.no_measure, against=against, details=details,
-                   progress=progress)
-            for bundle in bundles
-        ]  # fmt: skip
+        facts = how(bundles, data=options.data, runner=options.runner, runs=options.runs,
+                    measure=not options.no_measure, progress=progress)  # fmt: skip
         progress.finish()
     finally:
         progress.abandon()

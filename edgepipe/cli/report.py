@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -27,13 +28,15 @@ def add_arguments(parser: Parser) -> None:
 def execute(options: argparse.Namespace) -> int:
     """Validate and measure each bundle, and write the page."""
     from edgepipe.report import page
+    from edgepipe.report.facts import gather_each
 
     path = Path(options.output)
     if path.exists() and not _is_report(path):
         raise UserError("exists and is not a report, so it is not replaced", where=str(path),
                         fix="choose another file with -o")  # fmt: skip
     against = None if options.against is None else tuple(options.against.split(","))
-    text = _MARK + "\n" + page.render(gathered(options, against, details=True))
+    how = partial(gather_each, against=against, details=True)
+    text = _MARK + "\n" + page.render(gathered(options, how))
     try:
         path.write_text(text, encoding="utf-8")
     except OSError as error:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from edgepipe import runners
-from edgepipe.benchmark import Benchmark
+from edgepipe.benchmark import Benchmark, in_turn
 from edgepipe.bundle import Bundle
 from edgepipe.errors import UserError
 from edgepipe.layer_report import LayersReport
@@ -18,6 +18,8 @@ from edgepipe.validation_report import Report
 #: Samples that layers are compared on: sums over all elements settle soon.
 LAYER_SAMPLES = 32
 _PROFILED = 50
+#: What holds a bundle's code, the first that it has: of a GPU's all is in its program.
+_CODE = ("model.relaxed.wasm", "model.wasm", "model.so", "bench")
 
 
 @dataclass(frozen=True)
@@ -69,29 +71,26 @@ class Facts:
 def gather(
     bundle: Bundle, *, data: str | None = None, runner: str | None = None, runs: int = 200,
     measure: bool = True, against: Sequence[str] | None = ("none",), details: bool = False,
-    progress: Callable[[str], None] = lambda line: None,
+    time: bool = True, progress: Callable[[str], None] = lambda line: None,
 ) -> Facts:  # fmt: skip
     """The facts of ``bundle``; unless ``measure`` is False, validated on ``data`` and timed in turn
     with the engines ``against`` (see ``edgepipe.benchmark.bench``), with ``details`` operator by
-    operator and layer by layer too.
+    operator and layer by layer too. Without ``time`` it is only validated.
 
     A bundle that nothing here can run keeps what its manifest says, and the reason.
     """
     files = bundle.manifest["files"]
-    code = next(n for n in ("model.relaxed.wasm", "model.wasm", "model.so") if n in files)
+    code = next(n for n in _CODE if n in files)
     memory = bundle.manifest["memory"]
     measured: dict[str, Any] = {}
     if measure:
         try:
             progress(f"validating {bundle.path.name}")
             measured["quality"] = bundle.validate(data=data, runner=runner)
-            progress(f"measuring {bundle.path.name}")
-            here = runners.pick(bundle.target, runner).NAME == "local"
-            peers = against if here else ("none",)  # they run on this CPU
-            timed = bundle.bench(runner=runner, runs=runs, against=peers)
-            measured |= {"benchmark": timed, "timing": timed.timing}
-            if details:
-                _add_details(measured, bundle, data, runner, progress)
+            if time:
+                measured |= _timed(bundle, runner, runs, against, progress)
+                if details:
+                    _add_details(measured, bundle, data, runner, progress)
         except UserError as error:
             measured["why_not"] = str(error)
     return Facts(
@@ -109,6 +108,38 @@ def gather(
     )
 
 
+def gather_each(bundles: Sequence[Bundle], **options: Any) -> list[Facts]:
+    """The facts of ``bundles``, one after the other, with the options of ``gather``."""
+    return [gather(bundle, **options) for bundle in bundles]
+
+
+def gather_in_turn(
+    bundles: Sequence[Bundle], *, data: str | None = None, runner: str | None = None,
+    runs: int = 200, measure: bool = True, progress: Callable[[str], None] = lambda line: None,
+) -> list[Facts]:  # fmt: skip
+    """The facts of ``bundles``, whose inferences are timed in turn: a machine's drift is theirs
+    alike."""
+    found = [gather(bundle, data=data, runner=runner, measure=measure, time=False,
+                    progress=progress) for bundle in bundles]  # fmt: skip
+    able = [i for i, facts in enumerate(found) if measure and not facts.why_not]
+    progress("measuring in turn")
+    timings = in_turn([bundles[i] for i in able], runner=runner, runs=runs)
+    for i, timing in zip(able, timings, strict=True):
+        found[i] = replace(found[i], timing=timing)
+    return found
+
+
+def _timed(
+    bundle: Bundle, runner: str | None, runs: int, against: Sequence[str] | None,
+    progress: Callable[[str], None],
+) -> dict[str, Any]:  # fmt: skip
+    progress(f"measuring {bundle.path.name}")
+    here = runners.pick(bundle.target, runner).NAME == "local"
+    peers = against if here else ("none",)  # they run on this CPU
+    result: Benchmark = bundle.bench(runner=runner, runs=runs, against=peers)
+    return {"benchmark": result, "timing": result.timing}
+
+
 def _add_details(
     measured: dict[str, Any], bundle: Bundle, data: str | None, runner: str | None,
     progress: Callable[[str], None],
@@ -116,10 +147,10 @@ def _add_details(
     from edgepipe.layer_validation import validate_layers
     from edgepipe.op_profile import profile
 
+    if "model.qdq.onnx" in bundle.manifest["files"]:
+        progress(f"comparing the layers of {bundle.path.name}")
+        measured["layers"] = validate_layers(bundle, data, limit=LAYER_SAMPLES)
     timing: Timing = measured["timing"]
     if not timing.emulated and timing.runner != "wasmtime":
         progress(f"profiling {bundle.path.name}")
         measured["profile"] = profile(bundle, runner=runner, runs=_PROFILED)
-    if "model.qdq.onnx" in bundle.manifest["files"]:
-        progress(f"comparing the layers of {bundle.path.name}")
-        measured["layers"] = validate_layers(bundle, data, limit=LAYER_SAMPLES)

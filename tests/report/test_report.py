@@ -11,7 +11,7 @@ import browsing
 import dense
 import pytest
 
-from edgepipe.benchmark import Benchmark, Latency
+from edgepipe.benchmark import Benchmark, Latency, in_turn
 from edgepipe.bundle import Bundle
 from edgepipe.cli import main
 from edgepipe.layer_report import LayerReport, LayersReport
@@ -19,7 +19,7 @@ from edgepipe.op_profile import OpProfile, Profile
 from edgepipe.report import operators, page, plots
 from edgepipe.report.compare import changed_kernels, compare
 from edgepipe.report.facts import Facts, gather
-from edgepipe.runners import Timing
+from edgepipe.runners import Timing, local
 from edgepipe.validation_report import Report
 
 KERNEL = {"op": "conv_1", "op_type": "Conv+relu", "kernel": "conv_0", "arithmetic": "float32",
@@ -185,6 +185,22 @@ def test_commands(built: Bundle, tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert main(["report", path, "-o", str(output)]) == 2
     assert output.read_text() == "mine"
     assert "is not replaced" in capsys.readouterr().err
+
+
+def test_bundles_are_timed_in_turn(built: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    order = []
+    times = iter([5.0, 9.0, 3.0, 8.0, 4.0, 7.0])
+
+    def bench(bundle: Bundle, runs: int, warmup: int) -> Timing:
+        order.append(bundle.path.name)
+        ms = next(times)
+        return Timing("local", "cpu", False, runs, warmup, ms, ms, ms, ms, ms)
+
+    monkeypatch.setattr(local, "bench", bench)
+    other = Bundle(built.path.parent / "other", built.manifest)
+    shown = in_turn([built, other], runs=3)
+    assert order == [built.path.name, "other"] * 3
+    assert [t.p50_ms for t in shown] == [4.0, 8.0]
 
 
 def test_what_cannot_run_here_keeps_its_manifest(built: Bundle) -> None:
