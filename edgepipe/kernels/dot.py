@@ -38,6 +38,15 @@ def half(value: Any, lanes: int, which: int) -> Any:
     return tirx.Shuffle([value], list(range(first, first + lanes // 2)))
 
 
+def joined(parts: Sequence[Any], width: int) -> Any:
+    """Vectors of ``width``, a power of two of them, as one."""
+    while len(parts) > 1:  # two at a time: what LLVM's shuffles take
+        pairs = zip(parts[::2], parts[1::2], strict=True)
+        parts = [tirx.Shuffle([a, b], list(range(2 * width))) for a, b in pairs]
+        width *= 2
+    return parts[0]
+
+
 @dataclass(frozen=True)
 class Dot:
     """One way of summing products; see the module. ``signed`` says how activations are read."""
@@ -139,17 +148,18 @@ def nibble(packed: Any, count: int, which: int, arch: str, offset: int) -> Any:
 
 
 def multiply_long(
-    arch: str, pairs: Sequence[tuple[Any, Any]], acc: Any, apart: bool = False
+    arch: str, pairs: Sequence[tuple[Any, Any]], acc: Any, apart: bool = False, width: int = 16
 ) -> Any:
-    """``acc`` (int32x4) plus the products of int8x16 vectors, summed in int16 first.
+    """``acc`` (int32x4) plus the products of int8 vectors of 16 or 8, summed in int16 first.
 
     Exact while ``len(pairs)`` products of one lane, twice, fit int16; ``apart`` widens every
     product by itself, which is exact for all of int8.
     """
     total: Any = None
     for x, w in pairs:
-        for which in (0, 1):
-            a, b = (tirx.Cast("int16x8", half(v, 16, which)) for v in (x, w))
+        for which in range(width // 8):
+            parts = (x, w) if width == 8 else (half(v, 16, which) for v in (x, w))
+            a, b = (tirx.Cast("int16x8", v) for v in parts)
             if apart:
                 acc = _widened(arch, acc, a * b)
             else:

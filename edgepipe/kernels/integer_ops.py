@@ -36,6 +36,8 @@ class QConvOp:
     ``offset`` is the top and left padding. ``bits`` is how weights are stored, ``limit`` their
     largest magnitude. Bias (int32, which takes −x.zero · Σw along) and multipliers (float32) are
     per output channel. A dense layer over m rows is the pointwise convolution of m pixels.
+    ``short_sums`` of a depthwise one: how many taps, row by row, may be added up in int16 before
+    they are widened, as its weights allow; empty where only ``limit`` is known.
     """
 
     x: Blocked
@@ -49,6 +51,7 @@ class QConvOp:
     bits: int = 8
     limit: int = 127
     residuals: tuple[Residual, ...] = ()
+    short_sums: tuple[int, ...] = ()
 
     @property
     def macs(self) -> int:

@@ -3,8 +3,9 @@
 Activations are NHWC, so the bytes of neighbouring taps of a row follow one another: a *run*. A
 register tile of ``pixels`` x ``groups * lanes`` channels accumulates over runs; weights are packed
 ``[tile][run][step][group][lane][step bytes]`` and streamed; where a run does not fill its last
-step, that step reads on, against weights of zero. The last tile of pixels, and of channels where
-they do not fill it, is moved back to overlap its neighbour.
+step, that step reads on, against weights of zero, or has half the bytes. Where several short rows
+of taps fit a step, they share it. The last tile of pixels, and of channels where they do not fill
+it, is moved back to overlap its neighbour.
 """
 
 from __future__ import annotations
@@ -79,6 +80,8 @@ def default(op: QConvOp, target: Target) -> Knobs:
     relaxed = relaxed and op.limit <= target.integer.weight_limit
     way = "relaxed" if relaxed else chosen.name
     pixels, groups = tile(target, way, width, channels // chosen.lanes)
+    if way == "mlal" and Geometry.word_of(op):  # its operands take registers too
+        pixels = min(pixels, 2)
     if op.groups > 1:  # tiles of one group must not reach into the next
         groups = next(g for g in range(groups, 0, -1) if (channels // chosen.lanes) % g == 0)
     return {
@@ -104,17 +107,13 @@ def pack(op: QConvOp, knobs: Knobs, arrays: Sequence[np.ndarray]) -> list[np.nda
     co, ci, kh, kw = weight.shape
     grown = np.zeros((g.channels, g.ci, kh, kw), np.int8)
     grown[:co, :ci] = weight
-    rows = grown.transpose(0, 2, 3, 1).reshape(g.channels, g.runs, g.run_bytes)
-    long = np.zeros((g.channels, g.runs, g.steps * g.dot.step), np.int8)
-    long[..., : g.run_bytes] = rows
-    tiles = np.stack([long[s : s + g.width] for s in g.starts()])
-    split = tiles.reshape(g.tiles, g.width, g.runs, g.steps, g.dot.step)
-    packed = np.ascontiguousarray(split.transpose(0, 2, 3, 1, 4)) + np.int8(knobs["offset"])
+    packed = g.lay(grown) + np.int8(knobs["offset"])
     if op.bits == 4:
         # Without sign where shifts with sign are dear.
         unsigned = knobs["arch"] not in ("aarch64", "arm") and not knobs["offset"]
         nibbles = (packed + np.int8(8 if unsigned else 0)).view(np.uint8) & 15
-        packed = (nibbles[:, :, ::2] | nibbles[:, :, 1::2] << 4).view(np.int8)
+        steps = nibbles.reshape(g.tiles, g.runs, g.steps, -1)
+        packed = (steps[:, :, ::2] | steps[:, :, 1::2] << 4).view(np.int8)
     return [packed, *vectors(op, arrays, g.channels)]
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 from tvm import tirx
 
 from edgepipe.kernels import dot
@@ -32,7 +33,15 @@ class Geometry:
         ci = op.x.lanes if op.groups == 1 else op.x.c // op.groups
         self.run_bytes = kw * ci if self.merged else ci
         self.runs = kh if self.merged else kh * kw
-        self.steps = -(-self.run_bytes // self.dot.step)
+        #: Bytes in front of the next run where short ones share a step, else 0.
+        self.word = self.word_of(op) if self.dot.step == 16 else 0
+        if self.word:
+            self.runs = -(-kh * self.word // self.dot.step)
+        self.steps = 1 if self.word else -(-self.run_bytes // self.dot.step)
+        #: Whether the last step of a run has half the bytes.
+        self.halved = (
+            self.dot.step == 16 and op.bits == 8 and not self.word and 0 < self.run_bytes % 16 <= 8
+        )
         if op.bits == 4:  # two steps share their bytes
             self.steps += self.steps % 2
         self.width: int = knobs["groups"] * self.dot.lanes
@@ -41,10 +50,46 @@ class Geometry:
         self.tiles = op.groups * -(-per_group // self.width)
         self.ci = ci
 
+    @staticmethod
+    def word_of(op: QConvOp) -> int:
+        """What a row of taps is rounded up to where several fit a step of sixteen bytes (images of
+        few channels), else 0."""
+        word = next((w for w in (4, 8) if op.kernel[1] * op.x.lanes <= w), 0)
+        return word if op.bits == 8 and merges(op) and op.kernel[0] > 1 else 0
+
+    @property
+    def run_stride(self) -> int:
+        """Packed weights of one run of a tile of channels, in bytes."""
+        steps = self.steps * self.dot.step - (8 if self.halved else 0)
+        return steps * self.width * self.op.bits // 8
+
     @property
     def tile_bytes(self) -> int:
         """Packed weights of one tile of channels."""
-        return self.runs * self.steps * self.width * self.dot.step * self.op.bits // 8
+        return self.runs * self.run_stride
+
+    def lay(self, weight: np.ndarray) -> np.ndarray:
+        """``[channels, ci, kh, kw]`` int8 → ``[tiles, tile_bytes]`` before bits are packed."""
+        rows = weight.transpose(0, 2, 3, 1)
+        if self.word:
+            rows = rows.reshape(self.channels, rows.shape[1], self.run_bytes)
+            size = (self.channels, self.runs * self.dot.step // self.word, self.word)
+            grown = np.zeros(size, np.int8)
+            grown[:, : rows.shape[1], : self.run_bytes] = rows
+            rows = grown
+        length = self.dot.step if self.word else self.run_bytes
+        rows = rows.reshape(self.channels, self.runs, length)
+        long = np.zeros((self.channels, self.runs, self.steps * self.dot.step), np.int8)
+        long[..., :length] = rows
+        tiles = np.stack([long[s : s + self.width] for s in self.starts()])
+        whole = self.steps - self.halved
+        step = self.dot.step
+        parts = [tiles[..., : whole * step].reshape(*tiles.shape[:3], whole, step)]
+        parts = [parts[0].transpose(0, 2, 3, 1, 4).reshape(self.tiles, self.runs, -1)]
+        if self.halved:
+            end = tiles[..., whole * step : whole * step + 8].transpose(0, 2, 1, 3)
+            parts.append(end.reshape(self.tiles, self.runs, -1))
+        return np.ascontiguousarray(np.concatenate(parts, -1))
 
     def starts(self) -> list[int]:
         """First channel of each tile."""
@@ -69,8 +114,12 @@ class Emission:
         with loop(self.op.y.n) as n:
             if self.dot.name == "relaxed":
                 self.input_sums(n)
-            with loop(self.g.tiles) as tile, loop(self.rows) as row, loop(tiles) as column_tile:
-                self.register_tile(n, tile, row, column_tile)
+            if self.g.word:  # inputs that take putting together serve all channels
+                with loop(self.rows) as row, loop(tiles) as column_tile, loop(self.g.tiles) as tile:
+                    self.register_tile(n, tile, row, column_tile)
+            else:
+                with loop(self.g.tiles) as tile, loop(self.rows) as row, loop(tiles) as column_tile:
+                    self.register_tile(n, tile, row, column_tile)
         zero_border(self.op.y, self.target)
 
     def input_sums(self, n: Any) -> None:
@@ -133,15 +182,21 @@ class Emission:
 
     def accumulate(self, acc: Registers, *at: Any) -> None:
         """Sum over the runs, in the order in which the weights are packed."""
+        if self.g.word:
+            with loop(self.g.runs) as run:
+                self.shared_step(acc, at, run)
+            return
         kw = 1 if self.g.merged else self.op.kernel[1]
         with loop(self.op.kernel[0]) as ky, loop(kw) as kx:
             run = ky * kw + kx
-            chunk = self.chunk()
-            with loop(self.g.steps // chunk) as s:
+            chunk, count = self.chunk(), self.g.steps - self.g.halved
+            with loop(count // chunk) as s:
                 self.steps(acc, at, (run, ky, kx), s * chunk, chunk)
-            if self.g.steps % chunk:
-                rest = self.g.steps % chunk
-                self.steps(acc, at, (run, ky, kx), self.g.steps - rest, rest)
+            if count % chunk:
+                rest = count % chunk
+                self.steps(acc, at, (run, ky, kx), count - rest, rest)
+            if self.g.halved:
+                self.half_step(acc, at, (run, ky, kx))
 
     def chunk(self) -> int:
         """Steps that are unrolled together."""
@@ -174,6 +229,42 @@ class Emission:
                         r = (i * self.groups + j) * self.dot.parts + p
                         acc[r] = self.dot.accumulate(acc[r], operands[i], w)
 
+    def shared_step(self, acc: Registers, at: Any, run: Any) -> None:
+        """One step over several short rows of taps; those that are missing weigh zero."""
+        word, rows = self.g.word, self.op.kernel[0]
+        codes = []
+        for i in range(self.pixels):
+            parts = []
+            for u in range(16 // word):
+                ky = minimum(run * (16 // word) + u, rows - 1)
+                parts.append(load(self.source, self.input_offset(at, (run, ky, 0), i), word))
+            codes.append([dot.joined(parts, word)])
+        self.multiply(acc, codes, lambda u, j, p: self.weight(at, (run,), 0, u, j, p))
+
+    def half_step(self, acc: Registers, at: Any, run: Any) -> None:
+        """The last eight bytes of a run."""
+        done = (self.g.steps - 1) * 16
+        base = (at[1] * self.g.runs + run[0]) * self.g.run_stride + done * self.g.width
+        codes = [
+            [load(self.source, self.input_offset(at, run, i) + done, 8)] for i in range(self.pixels)
+        ]
+
+        def weight(u: int, j: int, p: int) -> Any:
+            del u
+            return load(self.weights, base + (j * self.dot.parts + p) * 8, 8)
+
+        self.multiply(acc, codes, weight, 8)
+
+    def multiply(self, acc: Registers, codes: Any, weight: Any, width: int = 16) -> None:
+        """Add products of ``codes[pixel][u]`` and ``weight(u, group, part)``."""
+        apart = not self.knobs["deep"]
+        for j in range(self.groups):
+            for p in range(4):
+                for i in range(self.pixels):
+                    pairs = [(x, weight(u, j, p)) for u, x in enumerate(codes[i])]
+                    r = (i * self.groups + j) * 4 + p
+                    acc[r] = dot.multiply_long(self.knobs["arch"], pairs, acc[r], apart, width)
+
     def long_steps(self, acc: Registers, at: Any, run: Any, step: Any, count: int) -> None:
         """Steps of sixteen bytes, their products added in int16 before they are widened."""
         inputs = Registers(self.pixels * count, 16, "int8")
@@ -181,26 +272,18 @@ class Emission:
             for u in range(count):
                 place = self.input_offset(at, run, i) + (step + u) * 16
                 inputs[i * count + u] = load(self.source, place, 16)
-        for j in range(self.groups):
-            for p in range(4):
-                for i in range(self.pixels):
-                    pairs = []
-                    for u in range(count):
-                        w = self.weight(at, run, step, u, j, p)
-                        pairs.append((inputs[i * count + u], w))
-                    r = (i * self.groups + j) * 4 + p
-                    apart = not self.knobs["deep"]
-                    acc[r] = dot.multiply_long(self.knobs["arch"], pairs, acc[r], apart)
+        codes = [[inputs[i * count + u] for u in range(count)] for i in range(self.pixels)]
+        self.multiply(acc, codes, lambda u, j, p: self.weight(at, run, step, u, j, p))
 
     def weight(self, at: Any, run: Any, step: Any, u: int, j: int, part: int) -> Any:
         """Weights of one part of step ``step + u``; with 4 bits ``step`` is even."""
         bits, count = self.op.bits, self.dot.part_bytes
-        steps = self.g.steps * bits // 8
         local = step + u if bits == 8 else (step * bits // 8) + u // 2
         if bits == 4 and not isinstance(step, int):
             local = tirx.floordiv(step, 2) + u // 2
-        number = ((at[1] * self.g.runs + run[0]) * steps + local) * self.groups + j
-        codes = load(self.weights, (number * self.dot.parts + part) * count, count)
+        base = (at[1] * self.g.runs + run[0]) * self.g.run_stride
+        number = (local * self.groups + j) * self.dot.parts + part
+        codes = load(self.weights, base + number * count, count)
         if bits == 4:
             codes = dot.nibble(codes, count, u % 2, self.knobs["arch"], self.knobs["offset"])
         return self.dot.weight(codes, self.knobs["offset"])

@@ -30,19 +30,27 @@ def matches(op: Any, target: Target) -> str | None:
     return None
 
 
-def sums_in_int16(limit: int, signed: bool) -> int:
-    """How many products of a code and a weight up to ``limit`` surely fit int16 together."""
-    return 32767 // ((128 if signed else 255) * limit)
+def short_sums(taps: np.ndarray, signed: bool) -> tuple[int, ...]:
+    """Weights ``[channels, taps]`` → how many of them in turn surely sum up in int16 with codes."""
+    limit = 32767 // (128 if signed else 255)
+    sizes, total = [0], np.zeros(len(taps), np.int64)
+    for column in np.abs(taps.astype(np.int64)).T:
+        if sizes[-1] and (total + column).max() > limit:
+            sizes.append(0)
+            total[:] = 0
+        total += column
+        sizes[-1] += 1
+    return tuple(sizes)
 
 
 def default(op: QConvOp, target: Target) -> Knobs:
-    signed = op.x.dtype == "int8"
+    signed, taps = op.x.dtype == "int8", op.kernel[0] * op.kernel[1]
     wide = target.arch == "x86_64" and op.x.lanes % 16 == 0
     wide = wide and (op.y.dtype != "float32" or op.y.lanes % 16 == 0)
     return {
         "lanes": 16 if wide else 8,
         "columns": min(op.y.w, 2 if target.kind == "wasm" or target.arch == "arm" else 4),
-        "depth": sums_in_int16(op.limit, signed),
+        "sums": op.short_sums or short_sums(np.full((1, taps), op.limit), signed),
         "arch": target.arch,
     }
 
@@ -90,11 +98,11 @@ class _Emission:
             acc[i] = load(self.bias, channel, self.lanes)
         kh, kw = self.op.kernel
         taps = [(ky, kx) for ky in range(kh) for kx in range(kw)]
-        depth = self.knobs["depth"]
-        for first in range(0, len(taps), depth):
+        for count in self.knobs["sums"]:
+            together, taps = taps[:count], taps[count:]
             for i in range(self.columns):
                 total: Any = None
-                for tap in taps[first : first + depth]:
+                for tap in together:
                     product = self.product((n, row, column + i), chunk, tap)
                     total = product if total is None else total + product
                 acc[i] = acc[i] + tirx.Cast(self.long, total)

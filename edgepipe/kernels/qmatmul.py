@@ -112,26 +112,29 @@ class _Emission(Emission):
             with loop(k // step) as s:
                 self.pack_step(acc, batch, number, s, j, column, step)
             if k % step:
-                self.pack_step(acc, batch, number, k // step, j, column, k % step)
+                size = step // 2 if self.g.halved else step
+                self.pack_step(acc, batch, number, k // step, j, column, k % step, size)
             left = self.product.a.zero
             value = acc[0] * splat(tirx.const(-left, "int32"), lanes)
             constant = tirx.const(k * left * self.right_zero, "int32")
             store(self.bias, column, value + splat(constant, lanes), lanes)
 
     def pack_step(
-        self, acc: Registers, batch: Any, number: Any, s: Any, j: Any, column: Any, count: int
-    ) -> None:
-        """``count`` rows, the others of the step zero."""
+        self, acc: Registers, batch: Any, number: Any, s: Any, j: Any, column: Any, count: int,
+        size: int = 0,
+    ) -> None:  # fmt: skip
+        """``count`` rows, the others of the step's ``size`` zero; all of it if not given."""
         lanes, step, n = self.dot.lanes, self.dot.step, self.product.n
-        at = ((number * self.g.steps + s) * self.groups + j) * lanes * step
-        held = Registers(step, lanes, "int8")
-        for i in range(step):
+        size = size or step
+        at = number * self.g.run_stride + s * (step * self.g.width) + j * (lanes * size)
+        held = Registers(size, lanes, "int8")
+        for i in range(size):
             if i < count:
                 held[i] = self.codes((batch * self.product.k + s * step + i) * n + column, lanes)
                 acc[0] = acc[0] + tirx.Cast(f"int32x{lanes}", held[i])
             else:
                 held[i] = splat(tirx.const(0, "int8"), lanes)
-        rows = [held[i] for i in range(step)]
+        rows = [held[i] for i in range(size)]
         width = lanes
         while len(rows) > 1:  # neighbours interleave: pairs of bytes, then of pairs
             unit = width // lanes

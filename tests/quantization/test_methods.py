@@ -131,3 +131,13 @@ def test_trained_network(shared_models: Path, recipe: str, agreement: float) -> 
         for x in arrays[1]
     ]
     assert np.mean(same) >= agreement
+
+
+def test_a_network_of_one_layer() -> None:
+    """Nothing but its input is quantized, so nothing has to be observed."""
+    model = build(
+        "n (float[1,3,8,8] x) => (float[1,4,8,8] y)\n<float[4,3,1,1] w> { y = Conv(x, w) }"
+    )
+    quantized, _ = quantize(model)
+    sample = samples(model, 1, seed=7)[0]
+    assert snr_db(run(model, sample)[0], run(quantized, sample)[0]) > 30

@@ -25,6 +25,7 @@ from edgepipe.kernels.integer_ops import (
     Residual,
 )
 from edgepipe.kernels.layout import Blocked
+from edgepipe.kernels.qdepthwise import short_sums
 from edgepipe.kernels.template import select
 from edgepipe.lowering.anchors import ints
 from edgepipe.lowering.integers.geometry import (
@@ -261,6 +262,9 @@ def _product(
         return QConvOp(x, y, (1, 1), **shared)  # type: ignore[arg-type]
     if codes.ndim not in (3, 4):
         return f"{codes.ndim - 2}-D"
+    groups = node.attributes.get_int("group", 1)
+    if groups == len(codes) and codes.shape[1] == 1:
+        shared["short_sums"] = short_sums(codes.reshape(groups, -1), x.dtype == "int8")
     return QConvOp(
         x,
         y,
@@ -268,7 +272,7 @@ def _product(
         strides=pair(node, "strides", 1),
         dilations=pair(node, "dilations", 1),
         offset=begin(node),
-        groups=node.attributes.get_int("group", 1),
+        groups=groups,
         **shared,  # type: ignore[arg-type]
     )
 
