@@ -14,6 +14,7 @@ from kernels.harness import snr_db
 from kernels.test_templates import conv_op, data, random_epilogue
 
 from cuda.emulation import Emulated
+from edgepipe.kernels.epilogue import Step
 from edgepipe.kernels.layout import Blocked
 from edgepipe.kernels.ops import (
     BilinearOp,
@@ -21,11 +22,13 @@ from edgepipe.kernels.ops import (
     ConvTransposeOp,
     GlobalPoolOp,
     MapOp,
+    MatmulOp,
     Op,
     PoolOp,
     RelayoutOp,
     UpsampleOp,
 )
+from edgepipe.kernels.weights import WeightFormat
 from edgepipe.target import Target
 
 pytestmark = pytest.mark.slow
@@ -179,3 +182,46 @@ def test_copies_are_exact_and_change_the_type(tmp_path: Path) -> None:
         expected = op.y.pack(np.concatenate(arrays, 1).astype(op.y.dtype))
         np.testing.assert_array_equal(out.reshape(op.y.shape), expected, err_msg=str(op))
         assert not np.array_equal(np.roll(out, 1).reshape(op.y.shape), expected) or op.y.c == 1
+
+
+def matmul_op(rng: random.Random, row: bool) -> MatmulOp:
+    """A product with random operands; ``row`` for one row and a constant matrix."""
+    constant = row or rng.random() < 0.5
+    batch, m = (1, 1) if row else (1 if constant else rng.choice([1, 3]), rng.choice([2, 7, 37]))
+    k, n = rng.choice([1, 3, 21, 150]), rng.choice([1, 3, 10, 16, 33, 132])
+    kinds = tuple(rng.choice(["full", "row"]) for _ in range(rng.choice([0, 1, 2])))
+    steps = (*(Step(rng.choice(["add", "mul"])) for _ in kinds), Step(rng.choice(["relu", "gelu"])))
+    format = (
+        WeightFormat(rng.choice(["float32", "float16", "int8"])) if constant else WeightFormat()
+    )
+    return MatmulOp(
+        batch, m, k, n, constant, constant and rng.random() < 0.5,
+        not constant and rng.random() < 0.5, rng.random() < 0.7, steps, kinds,
+        WeightFormat(kind),
+    )  # fmt: skip
+
+
+def test_products(tmp_path: Path) -> None:
+    rng, values = random.Random(9), np.random.default_rng(9)
+    ops: list[Any] = [matmul_op(rng, row) for row in (True, False) for _ in range(12)]
+    kernels = Emulated(ops, TX2, tmp_path)
+    for i, op in enumerate(ops):
+        a = values.standard_normal((op.batch if op.a_batched else 1, op.m, op.k), np.float32)
+        b = values.standard_normal((op.batch if op.b_batched else 1, op.k, op.n), np.float32)
+        bias, scale = values.standard_normal((2, op.n), np.float32)
+        scales = [scale] if op.weights.coded else []
+        if op.weights.coded:
+            b = values.integers(-127, 128, b.shape).astype(np.int8)
+        elif op.weights.kind == "float16":
+            b = b.astype(np.float16)
+        sizes = {"full": (op.batch, op.m, op.n), "row": (op.n,)}
+        operands = [values.standard_normal(sizes[r], np.float32) for r in op.residuals]
+        plain = a.astype(np.float64) @ (b.astype(np.float64) * (scale if scales else 1))
+        plain = np.broadcast_to(plain, (op.batch, op.m, op.n)) + (bias if op.bias else 0)
+        expected = reference.apply(op.epilogue, plain, operands)
+        weights = ([b[0], *scales] if op.constant else []) + ([bias] if op.bias else [])
+        out = kernels.run(i, [a] + ([] if op.constant else [b]), weights, operands, expected.size)
+        got = out.reshape(expected.shape)
+        assert snr_db(expected, got) > LEAST_SNR_DB["float32"], op
+        if op.k > 1 and op.n > 1 and np.ptp(expected) > 0:  # positive control
+            assert snr_db(expected, np.roll(got, 1, -1)) < LEAST_SNR_DB["float32"], op

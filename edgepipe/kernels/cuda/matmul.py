@@ -35,8 +35,8 @@ def pack(op: MatmulOp, knobs: Knobs, arrays: Sequence[np.ndarray]) -> list[np.nd
     return [packed(op.weights, weight), *(np.ascontiguousarray(r, np.float32) for r in rest)]
 
 
-def emit(op: MatmulOp, knobs: Knobs) -> Any:
-    tile = Tile.of(knobs)
+def arguments_of(op: MatmulOp) -> list[tuple[str, int, str]]:
+    """Buffers of a product in their order."""
     inputs = [("a", (op.batch if op.a_batched else 1) * op.m * op.k, "float32")]
     if op.constant:
         inputs += arguments(op.weights, op.k * op.n, op.n)
@@ -45,9 +45,12 @@ def emit(op: MatmulOp, knobs: Knobs) -> Any:
     inputs += [("bias", op.n, "float32")] if op.bias else []
     sizes = {"full": op.batch * op.m * op.n, "row": op.n}
     inputs += [(f"r{i}", sizes[kind], "float32") for i, kind in enumerate(op.residuals)]
-    inputs.append(("y", op.batch * op.m * op.n, "float32"))
-    name = "dense" if op.constant else "matmul"
-    return kernel(name, inputs, lambda *buffers: _emit(op, tile, buffers))
+    return [*inputs, ("y", op.batch * op.m * op.n, "float32")]
+
+
+def emit(op: MatmulOp, knobs: Knobs) -> Any:
+    tile, name = Tile.of(knobs), "dense" if op.constant else "matmul"
+    return kernel(name, arguments_of(op), lambda *buffers: _emit(op, tile, buffers))
 
 
 def _emit(op: MatmulOp, tile: Tile, buffers: Sequence[Any]) -> None:
