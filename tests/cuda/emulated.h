@@ -88,3 +88,26 @@ static void emulated_block(int threads, unsigned seed) {
         }
     }
 }
+
+/* Tensor cores: a fragment remembers where its square lies, a thread owns eight of its results. */
+struct square { const half *at; int pitch; };
+static inline void tensor_load_a(unsigned *f, const half *at, int pitch) {
+    *(square *)f = square{at, pitch};
+}
+static inline void tensor_load_b(unsigned *f, const half *at, int pitch) {
+    *(square *)f = square{at, pitch};
+}
+static inline void tensor_mma(float *c, const unsigned *a, const unsigned *b) {
+    square l = *(const square *)a, r = *(const square *)b;
+    for (int i = 0; i < 8; i++) {
+        int e = threadIdx.x % 32 * 8 + i;
+        for (int k = 0; k < 16; k++)
+            c[i] += (float)l.at[k * l.pitch + e % 16] * (float)r.at[e / 16 * r.pitch + k];
+    }
+}
+static inline void tensor_store(float *at, const float *c, int pitch) {
+    for (int i = 0; i < 8; i++) {
+        int e = threadIdx.x % 32 * 8 + i;
+        at[e / 16 * pitch + e % 16] = c[i];
+    }
+}

@@ -14,11 +14,15 @@ from kernels.harness import snr_db
 from kernels.test_templates import conv_op, data, random_epilogue
 
 from cuda.emulation import Emulated
+from edgepipe.codegen.cuda import toolkit
+from edgepipe.codegen.cuda.device import build_source
+from edgepipe.kernels.cuda import tensor
 from edgepipe.kernels.epilogue import Step
 from edgepipe.kernels.layout import Blocked
 from edgepipe.kernels.ops import (
     BilinearOp,
     ConcatOp,
+    ConvOp,
     ConvTransposeOp,
     GlobalPoolOp,
     MapOp,
@@ -28,12 +32,13 @@ from edgepipe.kernels.ops import (
     RelayoutOp,
     UpsampleOp,
 )
+from edgepipe.kernels.template import select
 from edgepipe.kernels.weights import WeightFormat
 from edgepipe.target import Target
 
 pytestmark = pytest.mark.slow
 
-TX2 = Target.load("jetson-tx2")
+TX2, XAVIER = Target.load("jetson-tx2"), Target.load("jetson-xavier-nx")
 #: float32 sums in another order than the reference's; results rounded to halves once.
 LEAST_SNR_DB = {"float32": 110.0, "float16": 60.0}
 
@@ -191,9 +196,7 @@ def matmul_op(rng: random.Random, row: bool) -> MatmulOp:
     k, n = rng.choice([1, 3, 21, 150]), rng.choice([1, 3, 10, 16, 33, 132])
     kinds = tuple(rng.choice(["full", "row"]) for _ in range(rng.choice([0, 1, 2])))
     steps = (*(Step(rng.choice(["add", "mul"])) for _ in kinds), Step(rng.choice(["relu", "gelu"])))
-    format = (
-        WeightFormat(rng.choice(["float32", "float16", "int8"])) if constant else WeightFormat()
-    )
+    kind = rng.choice(["float32", "float16", "int8"]) if constant else "float32"
     return MatmulOp(
         batch, m, k, n, constant, constant and rng.random() < 0.5,
         not constant and rng.random() < 0.5, rng.random() < 0.7, steps, kinds,
@@ -225,3 +228,38 @@ def test_products(tmp_path: Path) -> None:
         assert snr_db(expected, got) > LEAST_SNR_DB["float32"], op
         if op.k > 1 and op.n > 1 and np.ptp(expected) > 0:  # positive control
             assert snr_db(expected, np.roll(got, 1, -1)) < LEAST_SNR_DB["float32"], op
+
+
+def test_tensor_cores(tmp_path: Path) -> None:
+    rng, values, tile = random.Random(3), np.random.default_rng(1), WeightFormat("float16")
+    ops: list[Any] = [stored(conv_op(rng, 4, k), "float16") for k in ("pointwise", "regular") * 5]
+    large = ConvOp(Blocked(1, 70, 9, 9, 4, (1, 1, 1, 1)), Blocked(1, 70, 9, 9, 4), (3, 3),
+                   offset=(1, 1))  # fmt: skip
+    ops = [dataclasses.replace(op, weights=tile) for op in [*ops, stored(large, "float16")]]
+    ops = [op for op in ops if op.x.lanes == 4]
+    kernels = Emulated(ops, XAVIER, tmp_path)
+    assert {template.name for template, _ in kernels.chosen} == {"tensor_conv"}
+    for op in ops:
+        x, depth = drawn(values, op.x), op.x.c * op.kernel[0] * op.kernel[1]
+        w = values.standard_normal((op.y.c, op.x.c, *op.kernel)) * np.sqrt(2 / depth)
+        w, b = w.astype(np.float16), values.standard_normal(op.y.c).astype(np.float32)
+        check(op, kernels, reference.conv(x, w, b, op), [op.x.pack(x)], [w, b], values)
+
+
+@pytest.mark.needs_cuda_toolkit
+@pytest.mark.parametrize("knobs", [tile.knobs() for tile in tensor.CHOICES])
+@pytest.mark.parametrize("sm", [72, 87])
+def test_tensor_cores_assemble_without_spills(sm: int, knobs: dict[str, int]) -> None:
+    assert XAVIER.cuda is not None
+    cuda = dataclasses.replace(XAVIER.cuda, sm=sm)
+    board = dataclasses.replace(XAVIER, cuda=cuda)
+    layout = Blocked(1, 128, 28, 28, 4, (1, 1, 1, 1), "float16")
+    op = ConvOp(layout, layout, (3, 3), offset=(1, 1), weights=WeightFormat("float16"))
+    template, _ = select(op, board)
+    assert template is not None
+    ptx = toolkit.to_ptx(build_source({"k": template.emit(op, knobs)}, board).source, cuda)
+    squares = knobs["tm"] * knobs["tn"] // 256
+    assert ptx.count("wmma.mma.sync") % (2 * squares) == 0
+    assert "wmma.mma.sync" in ptx
+    _, resources = toolkit.to_cubin(ptx, cuda)
+    assert resources["k"].spill_bytes == 0

@@ -15,6 +15,7 @@ from tvm.tirx.buffer import buffer_data_pointer_type, is_buffer_var
 from tvm_ffi import structural_map, structural_walk
 
 from edgepipe.codegen import math
+from edgepipe.codegen.cuda.tensor_cores import with_functions
 from edgepipe.codegen.plan import Launch
 from edgepipe.codegen.primfunc import buffer_bytes, passes
 from edgepipe.target import Target
@@ -57,7 +58,8 @@ def build_source(functions: Mapping[str, Any], target: Target) -> Device:
             kernels |= parts
         module = tirx.transform.LowerIntrin()(tvm.IRModule(kernels))
     library = tvm.get_global_func("target.build.cuda")(module, device)
-    return Device(str(library.inspect_source("cuda")), launches, workspaces)
+    source = with_functions(str(library.inspect_source("cuda")))
+    return Device(source, launches, workspaces)
 
 
 def _scalar(function: Any) -> Any:

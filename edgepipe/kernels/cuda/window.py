@@ -18,9 +18,10 @@ from tvm import tirx
 from tvm.script.ir_builder import tirx as T
 
 from edgepipe.kernels.builder import load, store
+from edgepipe.kernels.cuda import tensor
 from edgepipe.kernels.cuda.threads import LANES, finish, read, when
 from edgepipe.kernels.cuda.tile import Tile, product, spread
-from edgepipe.kernels.cuda.weights import row_values, scaled
+from edgepipe.kernels.cuda.weights import scaled
 from edgepipe.kernels.ops import ConvOp, ConvTransposeOp
 
 
@@ -137,8 +138,11 @@ class Window:
         return n, row * self.strides[0] - self.offset[0], column * self.strides[1] - self.offset[1]
 
 
-def emit(window: Window, buffers: Sequence[Any], after: Any) -> None:
-    """One launch: the product, bias, epilogue and store. ``after`` as in ``tile.product``."""
+def emit(window: Window, buffers: Sequence[Any], after: Any, halves: bool = False) -> None:
+    """One launch: the product, bias, epilogue and store. ``after`` as in ``tile.product``.
+
+    With ``halves`` operands stay what they are, for tensor cores.
+    """
     op, tile = window.op, window.tile
     source, *rest = buffers
     weights, rest = rest[: op.weights.arrays], rest[op.weights.arrays :]
@@ -149,10 +153,11 @@ def emit(window: Window, buffers: Sequence[Any], after: Any) -> None:
         first = window.first + number * (tile.k * tile.bm)
 
         def weight(i: Any) -> None:
-            store(left, i * LANES, row_values(weights[0], first + i * LANES), LANES)
+            take = load if halves else read
+            store(left, i * LANES, take(weights[0], first + i * LANES, LANES), LANES)
 
         spread(tile.k * tile.bm // LANES, tile.threads, thread, weight)
-        gather = _scalars if window.scalar else _vectors
+        gather = _halves if halves else _scalars if window.scalar else _vectors
         gather(window, source, at, step, right, thread)
 
     def done(at: Any, channel: Any, pixel: Any, sums: Any) -> None:
@@ -167,32 +172,49 @@ def emit(window: Window, buffers: Sequence[Any], after: Any) -> None:
             finish(op, residuals, target, (n, block, row, column), value)
 
     blocks = (-(-window.pixels // tile.bn), window.tiles, window.groups)
-    product(tile, blocks, window.steps, fill, done, after)
+    multiply = tensor.product if halves else product
+    multiply(tile, blocks, window.steps, fill, done, after)
 
 
 def _vectors(window: Window, source: Any, at: Any, step: Any, right: Any, thread: Any) -> None:
     """``k / 4`` channel blocks of every pixel at one tap; four lanes go to four rows."""
-    x, tile, taps, per_step = window.op.x, window.tile, window.taps, window.per_step
-    (_, kw), (dy, dx) = window.kernel, window.dilations
-    tap = step % taps if taps > 1 else 0
-    first = step // taps * per_step if taps > 1 else step * per_step
+    tile = window.tile
 
     def visit(i: Any) -> None:
         pixel, part = i % tile.bn, i // tile.bn
-        n, row, column = window.corner(at, pixel)
-        block = first + part
-        if window.blocks % per_step:
-            block = tirx.min(block, window.blocks - 1)  # its weights are zero
-        if window.groups > 1:
-            block = block + at[2] * window.blocks
-        ky, kx = (tap // kw, tap % kw) if taps > 1 else (0, 0)
-        place = x.offset(n, block, row + ky * dy, column + kx * dx)
         moved = T.alloc_buffer((LANES,), "float32", scope="local")
-        store(moved, 0, read(source, place, LANES), LANES)
+        store(moved, 0, read(source, _vector(window, at, step, pixel, part), LANES), LANES)
         for lane in range(LANES):
             store(right, (part * LANES + lane) * tile.bn + pixel, moved[lane], 1)
 
-    spread(per_step * tile.bn, tile.threads, thread, visit)
+    spread(window.per_step * tile.bn, tile.threads, thread, visit)
+
+
+def _halves(window: Window, source: Any, at: Any, step: Any, right: Any, thread: Any) -> None:
+    """The same for tensor cores: the rows of a pixel lie side by side."""
+    tile = window.tile
+
+    def visit(i: Any) -> None:
+        pixel, part = i % tile.bn, i // tile.bn
+        vector = load(source, _vector(window, at, step, pixel, part), LANES)
+        store(right, pixel * tile.k + part * LANES, vector, LANES)
+
+    spread(window.per_step * tile.bn, tile.threads, thread, visit)
+
+
+def _vector(window: Window, at: Any, step: Any, pixel: Any, part: Any) -> Any:
+    """Where channel block ``part`` of a step lies, for a pixel of the tile."""
+    taps, per_step = window.taps, window.per_step
+    (_, kw), (dy, dx) = window.kernel, window.dilations
+    tap = step % taps if taps > 1 else 0
+    block = (step // taps if taps > 1 else step) * per_step + part
+    n, row, column = window.corner(at, pixel)
+    if window.blocks % per_step:
+        block = tirx.min(block, window.blocks - 1)  # its weights are zero
+    if window.groups > 1:
+        block = block + at[2] * window.blocks
+    ky, kx = (tap // kw, tap % kw) if taps > 1 else (0, 0)
+    return window.op.x.offset(n, block, row + ky * dy, column + kx * dx)
 
 
 def _scalars(window: Window, source: Any, at: Any, step: Any, right: Any, thread: Any) -> None:

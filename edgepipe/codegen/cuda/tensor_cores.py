@@ -1,0 +1,46 @@
+"""Functions of tensor cores that kernels call, as CUDA C over PTX: squares of 16 x 16 halves in
+shared memory, a warp's share of a square in eight registers of each thread (PTX ISA, wmma)."""
+
+from __future__ import annotations
+
+
+def _list(first: int, count: int = 8) -> str:
+    return "{" + ", ".join(f"%{i}" for i in range(first, first + count)) + "}"
+
+
+def _registers(constraint: str, name: str) -> str:
+    return ", ".join(f'"{constraint}"({name}[{i}])' for i in range(8))
+
+
+def _load(which: str) -> str:
+    return f"""
+static __device__ __forceinline__ void tensor_load_{which}(unsigned *f, const half *at,
+                                                           int pitch) {{
+    asm volatile("wmma.load.{which}.sync.aligned.col.m16n16k16.shared.f16 {_list(0)}, [%8], %9;"
+                 : {_registers("=r", "f")}
+                 : "r"((unsigned)__cvta_generic_to_shared(at)), "r"(pitch) : "memory");
+}}
+"""
+
+
+#: Columns of the left operand, columns of the right one and columns of results are contiguous.
+SOURCE = f"""{_load("a")}{_load("b")}
+static __device__ __forceinline__ void tensor_mma(float *c, const unsigned *a, const unsigned *b) {{
+    asm volatile("wmma.mma.sync.aligned.col.col.m16n16k16.f32.f32 "
+                 "{_list(0)}, {_list(8)}, {_list(16)}, {_list(0)};"
+                 : {_registers("+f", "c")}
+                 : {_registers("r", "a")}, {_registers("r", "b")});
+}}
+
+static __device__ __forceinline__ void tensor_store(float *at, const float *c, int pitch) {{
+    asm volatile("wmma.store.d.sync.aligned.col.m16n16k16.shared.f32 [%8], {_list(0)}, %9;"
+                 :: {_registers("f", "c")},
+                    "r"((unsigned)__cvta_generic_to_shared(at)), "r"(pitch) : "memory");
+}}
+"""
+
+
+def with_functions(source: str) -> str:
+    """``source`` behind what it calls of the above."""
+    first = source.index('extern "C"') if "tensor_mma(" in source else -1
+    return source if first < 0 else source[:first] + SOURCE + "\n" + source[first:]

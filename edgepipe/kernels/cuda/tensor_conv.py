@@ -1,0 +1,79 @@
+"""Convolution of halves on tensor cores, as an implicit matrix product; see ``window``."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from edgepipe.kernels.builder import kernel
+from edgepipe.kernels.cuda import tensor, window
+from edgepipe.kernels.cuda.tensor import LEAST_SM, TensorTile
+from edgepipe.kernels.cuda.threads import LANES, fill_border
+from edgepipe.kernels.cuda.weights import arguments, packed
+from edgepipe.kernels.cuda.window import Window
+from edgepipe.kernels.ops import ConvOp, Op
+from edgepipe.kernels.output import signature
+from edgepipe.kernels.template import KernelTemplate, Knobs
+from edgepipe.kernels.weights import grown
+from edgepipe.target import Target
+
+
+def matches(op: Op, target: Target) -> str | None:
+    assert target.cuda is not None
+    if not isinstance(op, ConvOp) or target.cuda.sm < LEAST_SM:
+        return ""
+    if op.x.dtype != "float16" or op.weights.kind != "float16":
+        return ""
+    if op.x.lanes != LANES or op.y.lanes != LANES or op.groups > 1:
+        return "grouped, or not in NCHW4c"
+    return None
+
+
+def default(op: ConvOp, target: Target) -> Knobs:
+    assert target.cuda is not None
+    pixels = op.y.n * op.y.h * op.y.w
+    return tensor.choose(op.y.blocks * LANES, pixels, target.cuda.processors).knobs()
+
+
+def _window(op: ConvOp, knobs: Knobs) -> Window:
+    return Window(
+        op, TensorTile.of(knobs), op.kernel, op.y.h, op.y.w, op.strides, op.dilations, op.offset
+    )
+
+
+def pack(op: ConvOp, knobs: Knobs, arrays: Sequence[np.ndarray]) -> list[np.ndarray]:
+    """``w[co, ci, kh, kw]``, ``b[co]`` → tiles, padded vector."""
+    weight, bias = arrays
+    vector = grown(np.asarray(bias, np.float32), op.y.blocks * LANES)
+    return [packed(op.weights, _window(op, knobs).pack(weight)), vector]
+
+
+def emit(op: ConvOp, knobs: Knobs) -> Any:
+    product, channels = _window(op, knobs), op.y.blocks * LANES
+    inputs = [
+        ("x", op.x.elements, op.x.dtype),
+        *arguments(op.weights, product.elements, channels),
+        ("b", channels, "float32"),
+    ]
+
+    def body(*buffers: Any) -> None:
+        def border(thread: Any, threads: int) -> None:
+            fill_border(op.y, buffers[-1], thread, threads)
+
+        window.emit(product, buffers, border, halves=True)
+
+    kind = "tensor_pointwise" if op.kernel == (1, 1) else "tensor_conv"
+    return kernel(kind, signature(op, inputs), body)
+
+
+TEMPLATE = KernelTemplate(
+    name="tensor_conv",
+    matches=matches,
+    default=default,
+    emit=emit,
+    pack=pack,
+    rank=2,
+    arithmetic="float16",
+)
