@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from edgepipe.display import db_text, size_text, table
 from edgepipe.report.facts import Facts
+
+#: What the quantization appends to the names of tensors; exporters use slashes as well.
+_QUANTIZED = re.compile(r"/(codes|rounded|float)(/\w+)?$")
 
 
 def compare(bundles: Sequence[Facts]) -> str:
@@ -41,7 +45,7 @@ def _by_operator(facts: Facts) -> dict[str, str]:
 
 
 def _operator(kernel: dict[str, Any]) -> str:
-    name = kernel["op"].split(";")[0].split("/")[0].strip()
+    name = _QUANTIZED.sub("", kernel["op"].split(";")[0].strip())
     return f"{name} ({kernel['op_type'].split('+')[0]})"
 
 

@@ -122,7 +122,8 @@ def gather_in_turn(
     found = [gather(bundle, data=data, runner=runner, measure=measure, time=False,
                     progress=progress) for bundle in bundles]  # fmt: skip
     able = [i for i, facts in enumerate(found) if measure and not facts.why_not]
-    progress("measuring in turn")
+    if able:
+        progress("measuring in turn")
     timings = in_turn([bundles[i] for i in able], runner=runner, runs=runs)
     for i, timing in zip(able, timings, strict=True):
         found[i] = replace(found[i], timing=timing)

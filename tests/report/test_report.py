@@ -48,6 +48,19 @@ def test_changes_are_found_by_operator() -> None:
     assert "every operator is executed as in a" in text
 
 
+def test_operators_are_told_apart_by_their_whole_names() -> None:
+    def named(*names: str) -> Facts:
+        return replace(facts("f", 1.0, 0.9), kernels=tuple(
+            {**KERNEL, "op": name, "kernel": f"{name.count('codes')}_conv"} for name in names
+        ))  # fmt: skip
+
+    first = named("/conv1/Conv; /Relu", "/layer1/conv2/Conv")
+    other = named("/conv1/Conv; /Relu/codes/QuantizeLinear", "/layer1/conv2/Conv")
+    ((name, *_),) = changed_kernels(first, other)
+    assert name == "/conv1/Conv (Conv)"
+    assert changed_kernels(named("x/codes/QuantizeLinear"), named("x"))[0][0] == "x (Conv)"
+
+
 def test_emulated_times_are_in_no_table_and_no_plot() -> None:
     shown = facts("a", 2.5, 0.9), facts("b", 1.25, 0.8, emulated=True)
     assert shown[1].latency_ms is None
