@@ -250,6 +250,7 @@ def _detect_gpu(target: Target, cuda: Cuda) -> Target:
     return replace(
         target,
         arch=arch,
+        recipes=(*target.recipes, *(("w8a8",) if detected.peak_gops_s8 else ())),
         summary=f"{target.summary}: {found.name}",
         llvm={**target.llvm, "mtriple": f"{arch}-linux-gnu"},
         link=Link(f"{arch}-linux-gnu.2.27"),

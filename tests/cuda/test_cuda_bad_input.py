@@ -89,3 +89,4 @@ def test_the_gpu_of_this_machine_is_detected(
     assert (target.cuda.peak_gflops_f16, target.cuda.peak_gops_s8) == (halves * peak, s8 * peak)
     assert target.cuda.bandwidth_gb_s == 32.0  # 128 bits at 1 GHz, both edges
     assert "stub 0" in target.summary
+    assert ("w8a8" in target.recipes) is bool(s8)
