@@ -4,7 +4,9 @@ Right means: against ONNX Runtime through the target's runners, by the rule of e
 (at least 100 dB, or no more than 6 dB further from float64 than ONNX Runtime is). Exit code 1
 where anything failed.
 
-  matrix.py [--models all|zoo|shared|A,B] [--targets all|A,B] [--runs 2] [--json FILE]
+  matrix.py [--models all|zoo|shared|A,B] [--targets all|A,B] [--recipe R] [--runs 2] [--json FILE]
+
+A quantized recipe is judged by its Q/DQ model, in steps of its codes.
 """
 
 from __future__ import annotations
@@ -45,12 +47,15 @@ HEADERS = [
 ]
 
 
-def measure(name: str, model: str, target: str, path: Path, runs: int) -> dict[str, Any]:
+def measure(
+    name: str, model: str, target: str, recipe: str, path: Path, runs: int
+) -> dict[str, Any]:
     """Compile and validate one pair."""
-    compiled = compile_apart(model, target, path)
+    compiled = compile_apart(model, target, path, "--recipe", recipe)
     result: dict[str, Any] = {
         "model": name,
         "target": target,
+        "recipe": recipe,
         "seconds": round(compiled.seconds, 2),
         "peak_bytes": compiled.peak_bytes,
     }
@@ -117,14 +122,14 @@ def row(result: dict[str, Any]) -> list[Any]:
 
 
 def main() -> int:
-    options = arguments(__doc__, models="all", targets="all", runs="2")
-    head("Models × targets", "apache-tvm", "ziglang", "wasmtime")
+    options = arguments(__doc__, models="all", targets="all", recipe="fp32", runs="2")
+    head(f"Models × targets, {options.recipe}", "apache-tvm", "ziglang", "wasmtime")
     results = []
     with bundle_folder(options.out) as folder:
         for name, model in chosen_models(options.models).items():
             for target in chosen_targets(options.targets):
                 path = folder / f"{name}-{target}"
-                result = measure(name, model, target, path, options.runs)
+                result = measure(name, model, target, options.recipe, path, options.runs)
                 results.append(result)
                 progress("  ".join(map(str, row(result))))
     finish(HEADERS, list(map(row, results)), results, options.json)
