@@ -229,6 +229,11 @@ def test_the_manifest_tells_what_ptxas_reports_and_what_is_estimated(
     assert "estimated us" in shown and estimate["assumptions"] in shown
 
 
+def test_the_same_inputs_give_the_same_bytes(digits: tuple[Bundle, Path], tmp_path: Path) -> None:
+    again = pipeline.compile("digits", target="jetson-tx2", output=tmp_path / "again")
+    assert again.manifest == digits[0].manifest
+
+
 def test_the_ptx_is_for_the_boards_driver(digits: tuple[Bundle, Path]) -> None:
     text = digits[0].file("model.ptx").read_text("utf-8")
     assert re.findall(r"(?m)^\.version (\S+)", text) == ["6.5"]
