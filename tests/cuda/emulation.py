@@ -35,7 +35,7 @@ def to_cpp(text: str) -> tuple[str, dict[str, int]]:
     # Shared memory of the one block that runs; C++ wants alignas first.
     kernels = kernels.replace("__shared__ alignas(64)", "alignas(64) static")
     parameters = dict(
-        re.findall(r"__global__ void (?:__launch_bounds__\(\d+\) )?(\w+)\(([^)]*)\);", kernels)
+        re.findall(r"__global__ void (?:__launch_bounds__\([\d, ]+\) )?(\w+)\(([^)]*)\);", kernels)
     )
     parts = [f'#include "{_HEADER}"', "#define uint unsigned int", kernels]
     counts = {}

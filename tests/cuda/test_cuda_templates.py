@@ -17,6 +17,7 @@ from cuda.emulation import Emulated
 from edgepipe.codegen.cuda import toolkit
 from edgepipe.codegen.cuda.device import build_source
 from edgepipe.kernels.cuda import tensor
+from edgepipe.kernels.cuda.tile import Tile
 from edgepipe.kernels.epilogue import Step
 from edgepipe.kernels.layout import Blocked
 from edgepipe.kernels.ops import (
@@ -263,3 +264,21 @@ def test_tensor_cores_assemble_without_spills(sm: int, knobs: dict[str, int]) ->
     assert "wmma.mma.sync" in ptx
     _, resources = toolkit.to_cubin(ptx, cuda)
     assert resources["k"].spill_bytes == 0
+
+
+@pytest.mark.needs_cuda_toolkit
+def test_a_kernel_that_spills_gets_more_registers() -> None:
+    assert TX2.cuda is not None
+    x = Blocked(1, 32, 27, 27, 4, (1, 1, 1, 1), "float16")
+    op = ConvOp(x, Blocked(1, 128, 27, 27, 4, dtype="float16"), (1, 1), epilogue=(Step("relu"),),
+                weights=WeightFormat("float16"))  # fmt: skip
+    template, _ = select(op, TX2)
+    assert template is not None
+    knobs = Tile(8, 4, 8, 16, 16).knobs()
+    source = build_source({"k": template.emit(op, knobs)}, TX2).source
+    _, resources = toolkit.to_cubin(toolkit.to_ptx(source, TX2.cuda), TX2.cuda)
+    assert resources["k"].spill_bytes > 0
+    roomier, ptx, _, resources = toolkit.assemble(source, TX2.cuda)
+    assert resources["k"].spill_bytes == 0
+    assert "__launch_bounds__(128, 4) k(" in roomier
+    assert ".minnctapersm 4" in ptx

@@ -30,9 +30,8 @@ def build(
     device = build_source(functions, context.target)
     context.dump(SOURCE, device.source)
     context.progress(f"compiling CUDA for sm_{cuda.sm}, PTX ISA {cuda.ptx_isa}")
-    ptx = toolkit.to_ptx(device.source, cuda)
-    cubin, resources = toolkit.to_cubin(ptx, cuda)
-    files = {SOURCE: device.source.encode(), PTX: ptx.encode(), CUBIN: cubin}
+    source, ptx, cubin, resources = toolkit.assemble(device.source, cuda)
+    files = {SOURCE: source.encode(), PTX: ptx.encode(), CUBIN: cubin}
     if cuda.ptx_sm:  # the assembler does not know the GPU itself: its driver translates
         del files[CUBIN]
     launches = {symbol: tuple(found) for symbol, found in device.launches.items()}

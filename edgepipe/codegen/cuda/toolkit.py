@@ -57,6 +57,23 @@ def _assembler() -> Path:
     return _folder("cuda_nvcc", "bin/ptxas") / "bin" / "ptxas"
 
 
+def assemble(source: str, cuda: Cuda) -> tuple[str, str, bytes, dict[str, Resources]]:
+    """Source, PTX, code for the exact GPU, and resources by kernel.
+
+    The assembler may spill a few registers to have more blocks on a processor; such a kernel is
+    compiled again for four of them, with as many registers as those leave.
+    """
+    ptx = to_ptx(source, cuda)
+    cubin, resources = to_cubin(ptx, cuda)
+    spilled = [name for name, found in resources.items() if found.spill_bytes]
+    if not spilled:
+        return source, ptx, cubin, resources
+    bounds = re.compile(rf"__launch_bounds__\((\d+)\) ({'|'.join(spilled)})\(")
+    source = bounds.sub(r"__launch_bounds__(\1, 4) \2(", source)
+    ptx = to_ptx(source, cuda)
+    return source, ptx, *to_cubin(ptx, cuda)
+
+
 def to_ptx(source: str, cuda: Cuda) -> str:
     """Compile for the virtual architecture of ``cuda`` and label the PTX with its ISA.
 
