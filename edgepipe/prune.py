@@ -22,6 +22,8 @@ STAGE = "sparsity"
 #: Samples that weights are refitted to, and rows of each that enter the moments of a layer.
 MOST_SAMPLES = 128
 ROWS = 256
+#: Rows of a dense layer that is pruned by blocks: kernels work on many at once.
+LEAST_ROWS = 16
 
 
 @dataclass(frozen=True)
@@ -38,7 +40,8 @@ def run(
 ) -> tuple[ir.Model, Pruned | None]:
     """A pruned copy of ``graph`` as the recipe asks; ``graph`` itself where it asks for nothing.
 
-    Every convolution of one group is pruned but those that read the model's input. With
+    Every convolution of one group is pruned but those that read the model's input; by blocks, dense
+    layers of many rows too. With
     ``calibration`` the weights that stay are fitted layer by layer to what the dense network
     computes (see ``edgepipe.sparsity.pruning``). Raises UserError where nothing can be pruned and
     for data that do not fit.
@@ -47,12 +50,13 @@ def run(
     if pattern is None:
         return graph, None
     result = graph.clone()
-    layers = _prunable(result)
+    layers = _prunable(result, blocks=pattern.block > 1)
     if not layers:
         raise UserError(
             "no convolution of the network can be pruned",
             where=f"--recipe {context.recipe}",
-            fix="sparse kernels run convolutions of one group behind the first; use fp32",
+            fix="sparse kernels run convolutions of one group behind the first; use "
+            + context.recipe.format,
         )
     samples: list[Mapping[str, Any]] | None = None
     if calibration is None:
@@ -63,22 +67,31 @@ def run(
     zeros = {}
     for number, node in enumerate(layers, 1):
         context.progress(f"pruning layer {number} of {len(layers)}")
-        zeros[node.name or f"Conv_{number}"] = _prune(result, graph, node, samples, context)
+        zeros[node.name or f"{node.op_type}_{number}"] = _prune(
+            result, graph, node, samples, context
+        )
     facts = {"pattern": str(pattern), "refitted": samples is not None, "zeros": zeros}
     return result, Pruned(quantize.onnx_bytes(result), facts)
 
 
-def _prunable(model: ir.Model) -> list[ir.Node]:
-    from edgepipe.quantization.graph import constant
+def _prunable(model: ir.Model, blocks: bool) -> list[ir.Node]:
+    from edgepipe.quantization.graph import constant, dims
 
     inputs = set(model.graph.inputs)
+
+    def fits(node: ir.Node) -> bool:
+        if node.op_type == "Conv":
+            return node.attributes.get_int("group", 1) == 1
+        shape = dims(node.outputs[0])
+        if not blocks or node.op_type not in ("Gemm", "MatMul") or shape is None:
+            return False
+        weight = constant(node.inputs[1])
+        return weight is not None and weight.ndim == 2 and int(np.prod(shape[:-1])) >= LEAST_ROWS
+
     return [
         node
         for node in model.graph
-        if node.op_type == "Conv"
-        and node.attributes.get_int("group", 1) == 1
-        and node.inputs[0] not in inputs
-        and constant(node.inputs[1]) is not None
+        if fits(node) and node.inputs[0] not in inputs and constant(node.inputs[1]) is not None
     ]
 
 
@@ -95,21 +108,26 @@ def _prune(
 
     pattern, layer = context.recipe.sparsity, Layer.of(node)
     assert pattern is not None
-    shape = layer.weight.shape
-    weight = layer.weight.reshape(layer.outputs, -1)
+    weight = layer.matrix(layer.weight)[0]
     if not np.isfinite(weight).all():
-        raise UserError("its weights are not finite", where=f"Conv '{node.name}'")
+        raise UserError("its weights are not finite", where=f"{node.op_type} '{node.name}'")
     scores, gram = weight.astype(np.float64) ** 2, None
     if samples is not None:
         gram = _moments(model, dense, layer, samples)
         scores = scores * (np.diagonal(gram.hessian[0]) + gram.mean_x[0] ** 2)
-    kept = pruning.mask(scores.reshape(*shape[:2], -1), pattern).reshape(weight.shape)
+    taps = int(np.prod(layer.weight_shape[2:]))
+    kept = pruning.mask(scores.reshape(layer.outputs, -1, taps), pattern).reshape(weight.shape)
     result = np.where(kept, weight, np.float32(0))
     if gram is not None:
-        result = pruning.refit(weight, kept, gram.hessian[0], gram.cross[0])
-        bias = gram.mean_y[0] - result.astype(np.float64) @ gram.mean_x[0]
-        _replace(model, node, 2, bias.astype(np.float32))
-    _replace(model, node, 1, np.ascontiguousarray(result.reshape(shape), np.float32))
+        hessian, cross, mean_x = gram.hessian[0], gram.cross[0], gram.mean_x[0]
+        if node.op_type == "MatMul":  # without a bias the means are the weights' to fit
+            hessian = hessian + np.outer(mean_x, mean_x)
+            cross = cross + np.outer(gram.mean_y[0], mean_x)
+        result = pruning.refit(weight, kept, hessian, cross)
+        if node.op_type != "MatMul":
+            bias = gram.mean_y[0] - result.astype(np.float64) @ mean_x
+            _replace(model, node, 2, bias.astype(np.float32))
+    _replace(model, node, 1, layer.restore(result))
     return round(1 - float(np.count_nonzero(result)) / result.size, 4)
 
 
@@ -120,11 +138,11 @@ def _moments(model: ir.Model, dense: ir.Model, layer: Any, samples: Any) -> Any:
     node = layer.node
     inputs = _session(model, node.inputs[0].name)
     outputs = _session(dense, node.outputs[0].name)
-    columns = int(np.prod(layer.weight_shape[1:]))
+    columns = int(np.prod(layer.weight_shape)) // layer.outputs
     gram, random = Gram(1, layer.outputs, columns), np.random.default_rng(0)
     for sample in samples:
         (x,), (y,) = inputs.run(None, sample), outputs.run(None, sample)
-        pixels = int(np.prod(y.shape[2:]))
+        pixels = int(np.prod(y.shape[2:] if node.op_type == "Conv" else y.shape[:-1]))
         rows = np.sort(random.permutation(pixels)[:ROWS])
         gram.add(layer.patches(x, rows), layer.rows(y, rows))
     return gram

@@ -2,7 +2,8 @@
 
 The line is ``fp32``, ``fp16``, ``wBaA`` (weights of B bits, activations of A; 16 keeps them
 float) or ``wBgN`` (weights of B bits with a scale per group of N inputs, activations float).
-``fp32`` takes a sparsity behind a ``+``: ``fp32+2:4v32`` (see ``edgepipe.sparsity.pattern``).
+``fp32`` takes a sparsity behind a ``+``, ``fp32+2:4v32``, formats of integer activations one by
+blocks, ``w8a8+80%b1x4`` (see ``edgepipe.sparsity.pattern``).
 A file says the same as ``format`` and may change what the format leaves to a default.
 """
 
@@ -114,12 +115,7 @@ class Recipe:
 
     def __post_init__(self) -> None:
         _check_format(self.format, "--recipe")
-        if self.sparsity is not None and self.format != "fp32":
-            raise UserError(
-                f"recipe '{self}': no kernel runs sparse {self.format} weights",
-                where="--recipe",
-                fix=f"use fp32+{self.sparsity}, or leave '+{self.sparsity}' out",
-            )
+        self._check_sparsity()
         for override in self.settings.overrides:
             self._check_override(override)
         if self.settings != Settings() and not self.quantizes:
@@ -202,6 +198,24 @@ class Recipe:
         found = _WIDTHS.fullmatch(self.format)
         assert found is not None
         return found[1], found[2], found[3]
+
+    def _check_sparsity(self) -> None:
+        """Integer kernels run over blocks, those of float32 over any pattern."""
+        if self.sparsity is None or self.format == "fp32":
+            return
+        if not self.integer:
+            raise UserError(
+                f"recipe '{self}': no kernel runs sparse {self.format} weights",
+                where="--recipe",
+                fix=f"use fp32+{self.sparsity}, or leave '+{self.sparsity}' out",
+            )
+        if self.sparsity.block == 1:
+            share = f"{100 * (1 - self.sparsity.density):g}"
+            raise UserError(
+                f"recipe '{self}': integer kernels run over blocks of four input channels",
+                where="--recipe",
+                fix=f"use {self.format}+{share}%b1x4, or fp32+{self.sparsity}",
+            )
 
     def _check_override(self, override: Override) -> None:
         """An override may change bits, not whether activations are integers."""

@@ -38,6 +38,7 @@ class QConvOp:
     per output channel. A dense layer over m rows is the pointwise convolution of m pixels.
     ``short_sums`` of a depthwise one: how many taps, row by row, may be added up in int16 before
     they are widened, as its weights allow; empty where only ``limit`` is known.
+    ``stored`` counts the blocks of four input channels that a kernel runs over, 0 for all.
     """
 
     x: Blocked
@@ -52,6 +53,7 @@ class QConvOp:
     limit: int = 127
     residuals: tuple[Residual, ...] = ()
     short_sums: tuple[int, ...] = ()
+    stored: int = 0
 
     @property
     def macs(self) -> int:

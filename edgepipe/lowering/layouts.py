@@ -16,7 +16,7 @@ import numpy as np
 import onnx_ir as ir
 
 from edgepipe.context import Context
-from edgepipe.kernels.integer_ops import MoveOp
+from edgepipe.kernels.integer_ops import MoveOp, QConvOp
 from edgepipe.kernels.layout import NO_PADS, Blocked, Pads
 from edgepipe.kernels.ops import ConvOp, Op, RelayoutOp
 from edgepipe.lowering import sparsity
@@ -31,7 +31,7 @@ from edgepipe.lowering.describe import (
 )
 from edgepipe.lowering.elementwise import attribute, constant
 from edgepipe.lowering.groups import Group, nchw, shape_of
-from edgepipe.lowering.integers import geometry, kernels
+from edgepipe.lowering.integers import blocks, geometry, kernels
 from edgepipe.lowering.integers.terms import DOMAIN, integer_of
 from edgepipe.lowering.sparsity import Choice
 
@@ -242,7 +242,10 @@ class _Assigner:
             own = len(integer.term.inputs) if integer.term.kind == "product" else own
         weights = kernels.weights_of(node)
         others: list[np.ndarray | None] = [None] * (len(group.inputs) - own)
-        kernel = KernelNode(op, node.op_type, names, weights, [None] * own, others)
+        zeros = None
+        if isinstance(op, QConvOp):
+            op, zeros = blocks.choose(op, weights[0], names[0], self.context)
+        kernel = KernelNode(op, node.op_type, names, weights, [None] * own, others, zeros)
         if view == geometry.IMAGE:
             pairs = zip(group.inputs, layouts, strict=True)
             sources = [self._as(v, wanted) for v, wanted in pairs]

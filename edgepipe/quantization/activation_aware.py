@@ -20,8 +20,8 @@ from edgepipe.quantization.scales import CodeRange
 #: How often the aim is renewed.
 REFITS = 1
 
-#: (weight [groups, outputs, K], moments, codes) → codes, scales and bias.
-Solver = Callable[[Array, Gram, CodeRange], Solution]
+#: (weight [groups, outputs, K], moments, codes, which weights are kept) → codes, scales and bias.
+Solver = Callable[[Array, Gram, CodeRange, Array | None], Solution]
 
 
 @dataclass(frozen=True)
@@ -62,13 +62,21 @@ class Rows:
         return result
 
 
-def solve(solver: Solver, weight: Array, gram: Gram, span: CodeRange, rows: Rows) -> Solution:
+def solve(
+    solver: Solver,
+    weight: Array,
+    gram: Gram,
+    span: CodeRange,
+    rows: Rows,
+    kept: Array | None = None,
+) -> Solution:
     """``solver`` at the linear output, then behind the activation. ``gram`` is of ``rows``."""
-    best = solver(weight, gram, span)
+    best = solver(weight, gram, span, kept)
     output = rows.output(best)
     error = rows.error(output)
     for _ in range(REFITS):
-        found = solver(weight, gram.with_outputs(rows.x, rows.attainable(output)), span)
+        aim = gram.with_outputs(rows.x, rows.attainable(output))
+        found = solver(weight, aim, span, kept)
         new = rows.error(rows.output(found))
         better = new < error
         if not better.any():

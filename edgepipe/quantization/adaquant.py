@@ -23,24 +23,31 @@ CODE_RATE = 0.004
 SCALE_RATE = 0.002
 
 
-def solve(weight: Array, gram: Gram, span: CodeRange) -> Solution:
+def solve(weight: Array, gram: Gram, span: CodeRange, kept: Array | None = None) -> Solution:
     """Codes [groups, outputs, K], scales [groups, outputs, 1] and bias [groups, outputs].
 
-    ``weight`` is the float matrix [groups, outputs, K]. Needs torch.
+    ``weight`` is the float matrix [groups, outputs, K]; where ``kept`` is False its codes are 0.
+    Needs torch.
     """
     hessian = unit(regularised(gram))
     target = target_weights(weight, gram, span.bits)
+    if kept is not None:  # pruning has fitted what stays
+        target = np.ascontiguousarray(weight, np.float32)
     scale = scales.least_error(target, span, np.diagonal(hessian, axis1=1, axis2=2)[:, None, :])
-    codes, ratio = _descend(target / scale, hessian, span)
+    codes, ratio = _descend(target / scale, hessian, span, kept)
     scale = (scale * ratio).astype(np.float32)
     return codes, scale, centred(codes * scale, gram)
 
 
-def _descend(wanted: Array, hessian: Array, span: CodeRange) -> tuple[Array, Array]:
-    """Codes for ``wanted`` [groups, outputs, K], in units of its scale, and that scale's factor."""
+def _descend(
+    wanted: Array, hessian: Array, span: CodeRange, kept: Array | None
+) -> tuple[Array, Array]:
+    """Codes for ``wanted`` [groups, outputs, K], in units of its scale, and that scale's factor;
+    codes are 0 where not ``kept``."""
     import torch
 
     aim, moments = torch.from_numpy(np.float32(wanted)), torch.from_numpy(hessian)
+    stays = torch.ones_like(aim) if kept is None else torch.from_numpy(np.float32(kept))
     correction = torch.zeros_like(aim, requires_grad=True)
     logarithm = torch.zeros_like(aim[..., :1]).requires_grad_()
     groups = [{"params": [correction], "lr": CODE_RATE}, {"params": [logarithm], "lr": SCALE_RATE}]
@@ -50,7 +57,7 @@ def _descend(wanted: Array, hessian: Array, span: CodeRange) -> tuple[Array, Arr
     best_codes, best_ratio = torch.zeros_like(aim), torch.ones_like(least)
     for _ in range(STEPS):
         ratio = logarithm.exp()
-        free = (aim + correction) / ratio
+        free = (aim + correction) * stays / ratio
         rounded = torch.clamp(free + (free.round() - free).detach(), span.low, span.high)
         error = rounded * ratio - aim
         each = ((error @ moments) * error).sum(-1, keepdim=True)

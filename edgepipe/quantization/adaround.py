@@ -33,30 +33,34 @@ WARM_UP = 0.2
 SHARPNESS = (20.0, 2.0)
 
 
-def solve(weight: Array, gram: Gram, span: CodeRange) -> Solution:
+def solve(weight: Array, gram: Gram, span: CodeRange, kept: Array | None = None) -> Solution:
     """Codes [groups, outputs, K], scales [groups, outputs, 1] and bias [groups, outputs].
 
-    ``weight`` is the float matrix [groups, outputs, K]. Needs torch.
+    ``weight`` is the float matrix [groups, outputs, K]; where ``kept`` is False its codes are 0.
+    Needs torch.
     """
     hessian = unit(regularised(gram))
     target = target_weights(weight, gram, span.bits)
+    if kept is not None:  # pruning has fitted what stays
+        target = np.ascontiguousarray(weight, np.float32)
     scale = scales.least_error(target, span, np.diagonal(hessian, axis1=1, axis2=2)[:, None, :])
-    codes = _round(target / scale, hessian, span)
+    codes = _round(target / scale, hessian, span, kept)
     return codes, scale, centred(codes * scale, gram)
 
 
-def _round(wanted: Array, hessian: Array, span: CodeRange) -> Array:
-    """Integers near ``wanted`` [groups, outputs, K] with d H d' small."""
+def _round(wanted: Array, hessian: Array, span: CodeRange, kept: Array | None) -> Array:
+    """Integers near ``wanted`` [groups, outputs, K] with d H d' small, 0 where not ``kept``."""
     import torch
 
     aim, moments = torch.from_numpy(np.float32(wanted)), torch.from_numpy(hessian)
     floor = torch.floor(aim)
+    stays = torch.ones_like(aim) if kept is None else torch.from_numpy(np.float32(kept))
     free = _inverse(aim - floor).requires_grad_()
     optimizer = torch.optim.Adam([free], lr=RATE)
     warm = int(WARM_UP * STEPS)
     for step in range(STEPS):
         share = _share(free)
-        error = torch.clamp(floor + share, span.low, span.high) - aim
+        error = torch.clamp(floor + share, span.low, span.high) * stays - aim
         loss = ((error @ moments) * error).sum()
         if step >= warm:
             progress = (step - warm) / (STEPS - warm)
@@ -66,7 +70,7 @@ def _round(wanted: Array, hessian: Array, span: CodeRange) -> Array:
         loss.backward()
         optimizer.step()
     codes = torch.clamp(floor + (_share(free.detach()) >= 0.5), span.low, span.high)
-    result: Array = codes.numpy()
+    result: Array = (codes * stays).numpy()
     return result
 
 

@@ -25,15 +25,16 @@ BLOCK = 64
 Solution = tuple[Array, Array, Array]
 
 
-def solve(weight: Array, gram: Gram, span: CodeRange) -> Solution:
+def solve(weight: Array, gram: Gram, span: CodeRange, kept: Array | None = None) -> Solution:
     """Codes [groups, outputs, K], scales [groups, outputs, 1] and bias [groups, outputs].
 
-    ``weight`` is the float matrix [groups, outputs, K]. Codes are floats holding integers.
+    ``weight`` is the float matrix [groups, outputs, K]; where ``kept`` is False its codes are 0,
+    and the others make up for it. Codes are floats holding integers.
     """
     hessian = regularised(gram)
     single = unit(hessian)
     scale = scales.least_error(weight, span, np.diagonal(single, axis1=1, axis2=2)[:, None, :])
-    codes = Walk.of(single).round(weight, scale, span)
+    codes = Walk.of(single).round(weight, scale, span, kept)
     return codes, scale, centred(codes * scale, gram)
 
 
@@ -90,16 +91,27 @@ class Walk:
         ordered = np.take_along_axis(rows, order[:, None, :], 2)
         return cls(order[:, None, :], inverse_factor(ordered.astype(np.float64)))
 
-    def round(self, target: Array, scale: Array, span: CodeRange) -> Array:
-        """Codes for ``target`` [groups, outputs, K]; ``scale`` [groups, outputs, 1 or K]."""
+    def round(
+        self, target: Array, scale: Array, span: CodeRange, kept: Array | None = None
+    ) -> Array:
+        """Codes for ``target`` [groups, outputs, K]; ``scale`` [groups, outputs, 1 or K].
+
+        Codes are 0 where ``kept`` is False, which is an error that others make up for.
+        """
         work = np.take_along_axis(target, self.order, 2)
         every = np.take_along_axis(np.broadcast_to(scale, target.shape), self.order, 2)
         codes = np.empty_like(target)
-        np.put_along_axis(codes, self.order, _round_columns(work, self.factor, every, span), 2)
+        stays = None
+        if kept is not None:
+            stays = np.take_along_axis(kept, np.broadcast_to(self.order, kept.shape), 2)
+        rounded = _round_columns(work, self.factor, every, span, stays)
+        np.put_along_axis(codes, self.order, rounded, 2)
         return codes
 
 
-def _round_columns(work: Array, factor: Array, scale: Array, span: CodeRange) -> Array:
+def _round_columns(
+    work: Array, factor: Array, scale: Array, span: CodeRange, kept: Array | None
+) -> Array:
     """Codes for ``work``, which is used up, by error feedback from the first column to the last."""
     size = work.shape[-1]
     codes = np.empty_like(work)
@@ -108,6 +120,8 @@ def _round_columns(work: Array, factor: Array, scale: Array, span: CodeRange) ->
         errors = np.empty_like(work[..., start:stop])
         for k in range(start, stop):
             codes[..., k] = np.clip(np.rint(work[..., k] / scale[..., k]), span.low, span.high)
+            if kept is not None:
+                codes[..., k] *= kept[..., k]
             error = (work[..., k] - codes[..., k] * scale[..., k]) / factor[:, k, k, None]
             work[..., k:stop] -= error[..., None] * factor[:, None, k, k:stop]
             errors[..., k - start] = error

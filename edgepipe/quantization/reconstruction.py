@@ -41,22 +41,25 @@ ALTERNATIONS = {4: 3, 8: 1}
 STARTS = {4: (1.0, 0.9, 1.1), 8: (1.0,)}
 
 
-def solve(weight: Array, gram: Gram, span: CodeRange) -> Solution:
+def solve(weight: Array, gram: Gram, span: CodeRange, kept: Array | None = None) -> Solution:
     """Codes [groups, outputs, K], scales [groups, outputs, 1] and bias [groups, outputs].
 
-    ``weight`` is the float matrix [groups, outputs, K]. Codes are floats holding integers.
+    ``weight`` is the float matrix [groups, outputs, K]; where ``kept`` is False its codes are 0,
+    and the others are fitted. Codes are floats holding integers.
     """
     single = unit(regularised(gram))
     walk = Walk.of(single)
     target = target_weights(weight, gram, span.bits)
+    if kept is not None:  # pruning has fitted what stays
+        target = np.ascontiguousarray(weight, np.float32)
     diagonal = np.diagonal(single, axis1=1, axis2=2)[:, None, :]
     first = scales.least_error(target, span, diagonal)
     best: tuple[Array, Array, Array] | None = None
     for share in STARTS[span.bits]:
         scale = (first * share).astype(np.float32)
-        codes = walk.round(target, scale, span)
+        codes = walk.round(target, scale, span, kept)
         for _ in range(ALTERNATIONS[span.bits]):
-            codes = descend(codes, target, single, scale, span)
+            codes = descend(codes, target, single, scale, span, kept)
             scale = best_scale(codes, target, single, scale)
         found = codes, scale, _error(codes * scale - target, single)
         if best is None:
@@ -86,8 +89,12 @@ def target_weights(weight: Array, gram: Gram, bits: int) -> Array:
     return np.ascontiguousarray(target, np.float32)
 
 
-def descend(codes: Array, target: Array, hessian: Array, scale: Array, span: CodeRange) -> Array:
-    """Coordinate descent over the integer codes until no code changes, SWEEPS at most."""
+def descend(
+    codes: Array, target: Array, hessian: Array, scale: Array, span: CodeRange,
+    kept: Array | None = None,
+) -> Array:  # fmt: skip
+    """Coordinate descent over the integer codes until no code changes, SWEEPS at most. Those where
+    ``kept`` is False stay 0."""
     codes = codes.copy()
     size = target.shape[-1]
     every = np.broadcast_to(scale, target.shape)
@@ -101,6 +108,8 @@ def descend(codes: Array, target: Array, hessian: Array, scale: Array, span: Cod
             for k in range(start, stop):
                 step = gradient[..., k] / (diagonal[:, k, None] * every[..., k])
                 new = np.clip(np.rint(codes[..., k] - step), span.low, span.high)
+                if kept is not None:
+                    new = new * kept[..., k]
                 delta = (new - codes[..., k]) * every[..., k]
                 if delta.any():
                     changed = True

@@ -20,6 +20,8 @@ from edgepipe.quantization.scales import CodeRange
 BIAS_LIMIT = 2**30
 #: Products of two scales stay normal float32 numbers above this.
 SMALLEST_PRODUCT = float(np.finfo(np.float32).tiny) * 256
+#: A layer with this share of zeros among its weights was pruned.
+PRUNED_ZEROS = 0.2
 #: Bounds of the mean-and-variance match: a channel further off is dead or wrong, not scaled.
 VARIANCE_RANGE = (0.5, 2.0)
 
@@ -89,16 +91,18 @@ def quantize_layer(
 
     ``method`` is one of config.FITS, or None for rounding onto the scale of least squared error;
     all but None need ``gram``. ``rows`` are those of ``gram``, where an
-    activation follows.
+    activation follows. Where a layer has been pruned, its zeros stay.
     """
     matrix = layer.matrix(layer.weight)
+    kept = matrix != 0
+    pruned = kept if kept.mean() <= 1 - PRUNED_ZEROS else None
     grouped_bias = layer.bias.reshape(layer.groups, -1)
     solver = solver_of(method)
     if solver is not None and gram is not None:
         if rows is None:
-            codes, scale, bias = solver(matrix, gram, span)
+            codes, scale, bias = solver(matrix, gram, span, pruned)
         else:
-            codes, scale, bias = activation_aware.solve(solver, matrix, gram, span, rows)
+            codes, scale, bias = activation_aware.solve(solver, matrix, gram, span, rows, pruned)
         # A channel that sees only constants has nothing to be fitted to.
         idle = gram.variance_y <= 0.0
         if idle.any():

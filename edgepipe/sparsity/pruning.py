@@ -20,15 +20,18 @@ def mask(scores: np.ndarray, pattern: Pattern) -> np.ndarray:
     """Which of the weights stay, bool ``[outputs, inputs, taps]`` as ``scores`` (≥ 0).
 
     N:M counts along inputs, tap by tap; a last group of fewer than M inputs, or of fewer than V
-    outputs, keeps the same share, rounded up. Of equal scores the first stay.
+    outputs, keeps the same share, rounded up. Blocks are of inputs, tap by tap, by the sum of their
+    scores; the last may be smaller. Of equal scores the first stay.
     """
     outputs, inputs, taps = scores.shape
     if not pattern.of:
-        keep = max(1, round(pattern.density * scores.size))
-        order = np.argsort(-scores.reshape(-1), kind="stable")
-        flat = np.zeros(scores.size, bool)
+        starts = np.arange(0, inputs, pattern.block)
+        total = np.add.reduceat(scores, starts, axis=1)
+        keep = max(1, round(pattern.density * total.size))
+        order = np.argsort(-total.reshape(-1), kind="stable")
+        flat = np.zeros(total.size, bool)
         flat[order[:keep]] = True
-        return flat.reshape(scores.shape)
+        return np.repeat(flat.reshape(total.shape), pattern.block, axis=1)[:, :inputs]
     found = np.zeros(scores.shape, bool)
     for first in range(0, outputs, pattern.shared):
         channels = slice(first, first + pattern.shared)

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from edgepipe.kernels import qsparse
 from edgepipe.kernels.integer_ops import (
     DequantizeOp,
     Limits,
@@ -30,7 +31,7 @@ from tests.kernels.harness import Kernels
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
-TEMPLATES = {"codes", "q_conv", "q_depthwise", "q_elementwise", "q_matmul", "q_pool"}
+TEMPLATES = {"codes", "q_conv", "q_depthwise", "q_elementwise", "q_matmul", "q_pool", "q_sparse"}
 
 #: What the host is told to sum products with: its own way, and int16 pairs for weights beyond 7.
 HOST = Target.load("host")
@@ -125,6 +126,23 @@ def convolved(op: QConvOp, x: Array, w: Array) -> Array:
     return total
 
 
+def check_convolution(
+    kernels: Kernels, index: int, op: QConvOp, w: Array, rng: np.random.Generator
+) -> None:
+    x = draw(rng, op.x)
+    b = rng.integers(-2000, 2000, op.y.c).astype(np.int32)
+    m = rng.uniform(0.5, 2, op.y.c) * 100 / (op.limit * 70 * np.sqrt(w[0].size))
+    m = m.astype(np.float32)
+    added = [draw(rng, r.layout) for r in op.residuals]
+    total = (convolved(op, x, w) + b[:, None, None]).astype(np.float32) * m[:, None, None]
+    for r, a in zip(op.residuals, added, strict=True):
+        total = total + centred(a, r.layout).astype(np.float32) * np.float32(r.multiplier)
+    float_out = op.y.dtype == "float32"
+    expected = total if float_out else rounded(total, op.limits, op.y.zero)
+    packed = [r.layout.pack(a) for r, a in zip(op.residuals, added, strict=True)]
+    check(kernels, index, op.y, [op.x.pack(x)], [w, b, m], packed, expected)
+
+
 @pytest.mark.parametrize("kind", ["pointwise", "regular", "grouped", "depthwise"])
 @pytest.mark.parametrize(
     ("target", "limit"),
@@ -136,21 +154,37 @@ def test_convolution(kind: str, target: Target, limit: int, tmp_path: Path) -> N
     ops = [conv_op(choices, kind, limit) for _ in range(8)]
     kernels = Kernels(list(ops), target, tmp_path)
     for index, op in enumerate(ops):
-        x = draw(rng, op.x)
         low, high = (-8, 7) if limit == 8 else (-limit, limit)
         shape = (op.y.c, op.x.c // op.groups, *op.kernel)
         w = rng.integers(low, high + 1, shape).astype(np.int8)
-        b = rng.integers(-2000, 2000, op.y.c).astype(np.int32)
-        m = rng.uniform(0.5, 2, op.y.c) * 100 / (limit * 70 * np.sqrt(w[0].size))
-        m = m.astype(np.float32)
-        added = [draw(rng, r.layout) for r in op.residuals]
-        total = (convolved(op, x, w) + b[:, None, None]).astype(np.float32) * m[:, None, None]
-        for r, a in zip(op.residuals, added, strict=True):
-            total = total + centred(a, r.layout).astype(np.float32) * np.float32(r.multiplier)
-        float_out = op.y.dtype == "float32"
-        expected = total if float_out else rounded(total, op.limits, op.y.zero)
-        packed = [r.layout.pack(a) for r, a in zip(op.residuals, added, strict=True)]
-        check(kernels, index, op.y, [op.x.pack(x)], [w, b, m], packed, expected)
+        check_convolution(kernels, index, op, w, rng)
+
+
+@pytest.mark.parametrize("kind", ["pointwise", "regular"])
+@pytest.mark.parametrize(
+    ("target", "limit"),
+    [(HOST, 8), (HOST, 63), (HOST, 127), (PAIRS, 8)],
+    ids=["4-bit", "7-bit", "8-bit", "4-bit-pairs"],
+)
+def test_convolution_over_blocks(kind: str, target: Target, limit: int, tmp_path: Path) -> None:
+    """Some channels without a block, some with all of them; codes as the dense kernel's."""
+    choices, rng = random.Random(f"{kind}{limit}"), np.random.default_rng(8)
+    ops, weights = [], []
+    while len(ops) < 8:
+        op = conv_op(choices, kind, limit)
+        if op.x.c < 4:
+            continue
+        low, high = (-8, 7) if limit == 8 else (-limit, limit)
+        kept = rng.random((op.y.c, -(-op.x.c // 4), *op.kernel)) < 0.3
+        kept[0], kept[1], kept[-1] = False, True, False
+        w = rng.integers(low, high + 1, (op.y.c, op.x.c, *op.kernel))
+        w = (w * kept.repeat(4, 1)[:, : op.x.c]).astype(np.int8)
+        ops.append(dataclasses.replace(op, stored=qsparse.blocks(w)))
+        weights.append(w)
+    kernels = Kernels(list(ops), target, tmp_path)
+    for index, (op, w) in enumerate(zip(ops, weights, strict=True)):
+        assert kernels.templates[index].name == "q_sparse"
+        check_convolution(kernels, index, op, w, rng)
 
 
 @pytest.mark.parametrize("target", [HOST, PAIRS], ids=["host", "pairs"])

@@ -1,0 +1,64 @@
+"""What a convolution of codes costs dense and over its blocks, so that the cheaper can be chosen.
+
+Vector instructions per inference, counted from the register tiles: an estimate, to compare forms
+on one target with, and no latency.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from edgepipe.kernels import qconv, qsparse
+from edgepipe.kernels.integer_ops import QConvOp
+from edgepipe.kernels.qconv_tile import Geometry
+from edgepipe.kernels.template import Knobs
+from edgepipe.target import Target
+
+#: Instructions of one accumulation, by way of summing; a relaxed dot product is one on Arm and
+#: with AVX-VNNI, and three on other x86-64.
+_SUMS = {"vnni": 1, "sdot": 1, "maddubs": 3, "pairs": 2, "mlal": 8, "relaxed": 2}
+#: Instructions that end four sums, their stores and a share of the residual among them.
+_END = 10
+#: What a list of blocks costs beside them: its loop, and a branch that is predicted wrong.
+_LIST = 16
+
+
+def _knobs(template: Any, op: QConvOp, target: Target) -> Knobs:
+    """Those that run where the target's variants do."""
+    knobs: Knobs = template.default(op, target)
+    for name in target.variants:
+        knobs = template.variant(op, knobs, name) or knobs
+    return knobs
+
+
+def dense(op: QConvOp, target: Target) -> int:
+    """The dense kernel."""
+    knobs = _knobs(qconv.TEMPLATE, op, target)
+    g, pixels, groups = Geometry(op, knobs), knobs["pixels"], knobs["groups"]
+    rows, columns = (1, op.y.h * op.y.w) if knobs["flat"] else (op.y.h, op.y.w)
+    tiles = op.y.n * rows * -(-columns // pixels) * g.tiles
+    parts, way = g.dot.parts, g.dot.name
+    widened = 2 if way == "pairs" else 1
+    step = groups * parts * (pixels * _SUMS[way] + widened) + pixels * widened
+    end = pixels * groups * (_END * g.dot.lanes / 4 / _wide(g.dot.lanes) + parts - 1)
+    return int(tiles * (g.runs * g.steps * step + end))
+
+
+def blocks(op: QConvOp, target: Target) -> int:
+    """The kernel over ``op.stored`` blocks."""
+    knobs = _knobs(qsparse.TEMPLATE, op, target)
+    lanes, vectors = knobs["lanes"], knobs["vectors"]
+    relaxed, pairs = knobs["dot"] == "relaxed", knobs["dot"] == "pairs"
+    pixels, channels = vectors * lanes, op.y.lanes * op.y.blocks
+    tiles = op.y.n * -(-op.y.h * op.y.w // pixels)
+    each = vectors * (
+        (2 if relaxed or pairs else 1) * (_SUMS[knobs["dot"]] + (not relaxed)) + relaxed
+    )
+    taps = qsparse.places_of(op) * pixels / 4 * 3
+    ends = channels * (_LIST + vectors * 3 + pixels / 4 * (_END + 3))
+    return int(tiles * (taps + op.stored * (each + 5) + ends))
+
+
+def _wide(lanes: int) -> int:
+    """Vectors of four in the registers that end a sum of ``lanes``."""
+    return 2 if lanes > 4 else 1

@@ -1,0 +1,43 @@
+"""Which convolutions of codes run over the blocks of their weights that are not zero."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from edgepipe.context import Context
+from edgepipe.kernels import qsparse, qsparse_cost
+from edgepipe.kernels.integer_ops import QConvOp
+from edgepipe.quantization.graph import Array
+
+STAGE = "lowering.sparsity"
+#: Weights with fewer zeros than this are dense.
+LEAST_ZEROS = 0.2
+
+
+def choose(
+    op: QConvOp, codes: Array, name: str, context: Context
+) -> tuple[QConvOp, dict[str, Any] | None]:
+    """``op`` in the form with the lower estimate, and what the manifest says about it; None for
+    weights ``codes[co, ci/g, kh, kw]`` that are dense."""
+    zeros = 1 - float(np.count_nonzero(codes)) / max(codes.size, 1)
+    if zeros < LEAST_ZEROS or op.depthwise:
+        return op, None
+    sparse = replace(op, stored=qsparse.blocks(codes)) if zeros < 1 else op
+    reason = qsparse.unfit(sparse, context.target) if sparse.stored else "all weights are zero"
+    estimates = {"dense": qsparse_cost.dense(op, context.target)}
+    if reason is None:
+        estimates["blocks"] = qsparse_cost.blocks(sparse, context.target)
+    form = min(estimates, key=lambda f: estimates[f])
+    told = ", ".join(f"{kind} {count:,}" for kind, count in estimates.items())
+    text = f"{100 * zeros:.0f} % zeros: {form} kernel; estimated instructions: {told}"
+    context.note(STAGE, name, text if reason is None else f"{text}; no blocks: {reason}")
+    facts = {
+        "zeros": round(zeros, 4),
+        "form": form,
+        "stored_weights": None if form == "dense" else sparse.stored * qsparse.BLOCK,
+        "estimated_instructions": estimates,
+    }
+    return (op if form == "dense" else sparse), facts
