@@ -68,10 +68,16 @@ class Graph:
         """A dequantised input."""
         return self.rounded(self.input(*shape), *self.grid(-4, 4))
 
-    def weights(self, shape: Sequence[int], axis: int, limit: int) -> tuple[str, Array]:
-        """Dequantised int8 (int4 below 8) weights with a scale per channel of ``axis``."""
+    def weights(
+        self, shape: Sequence[int], axis: int, limit: int, blocks: float = 1.0
+    ) -> tuple[str, Array]:
+        """Dequantised int8 (int4 below 8) weights with a scale per channel of ``axis``; of a
+        convolution's blocks of four input channels a share ``blocks`` is not zero."""
         low, high = (-8, 7) if limit < 8 else (-limit, limit)
         codes = self.numbers.integers(low, high + 1, shape).astype(np.int8)
+        if blocks < 1.0:
+            kept = self.numbers.random((shape[0], -(-shape[1] // 4), *shape[2:])) < blocks
+            codes *= kept.repeat(4, 1)[:, : shape[1]]
         scale = self.numbers.uniform(0.5, 2, shape[axis]).astype(np.float32) / (
             high * math.sqrt(np.prod(shape) / shape[axis])
         )
@@ -132,6 +138,21 @@ def conv(g: Graph, kind: str) -> None:
     y = g.op("Conv", inputs, kernel_shape=kernel, **attributes)
     if r.random() < 0.4:
         shape = _conv_shape(g, x, co, kernel, strides, dilations, pads)
+        y = g.op("Add", [y, g.codes(*shape)])
+    g.finish(g.activated(y))
+
+
+def blocks(g: Graph) -> None:
+    """A convolution most of whose blocks of weights are zero."""
+    r = g.random
+    c, co = r.choice([20, 24, 64]), r.choice([16, 24, 40])
+    k, stride, size = r.choice([1, 1, 3]), r.choice([1, 1, 2]), [r.choice([5, 9, 16]) for _ in "hw"]
+    x = g.codes(r.choice([1, 2]), c, *size)
+    weight, scale = g.weights([co, c, k, k], 0, r.choice(LIMITS), blocks=0.1)
+    attributes = {"strides": [stride] * 2, "pads": [k // 2] * 4}
+    y = g.op("Conv", [x, weight, g.bias(scale * g.scales[x])], kernel_shape=[k, k], **attributes)
+    if r.random() < 0.5:
+        shape = _conv_shape(g, x, co, (k, k), [stride] * 2, (1, 1), [k // 2] * 4)
         y = g.op("Add", [y, g.codes(*shape)])
     g.finish(g.activated(y))
 
@@ -277,8 +298,8 @@ def movement(g: Graph) -> None:
 LAYERS: list[Callable[[Graph], None]] = [
     lambda g: conv(g, "pointwise"), lambda g: conv(g, "regular"), lambda g: conv(g, "regular"),
     lambda g: conv(g, "depthwise"), lambda g: conv(g, "grouped"), conv1d, transposed, transposed,
-    shuffled, dense, dense, products, arithmetic, arithmetic, pools, pools, tables, movement,
-    movement,
+    shuffled, blocks, blocks, dense, dense, products, arithmetic, arithmetic, pools, pools, tables,
+    movement, movement,
 ]  # fmt: skip
 
 

@@ -32,6 +32,23 @@ def test_solvers_beat_rounding(method: str, span: CodeRange) -> None:
     np.testing.assert_allclose(mean, gram.mean_y, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("span", [FOUR, EIGHT])
+@pytest.mark.parametrize("method", REMAINS)
+def test_weights_that_were_pruned_stay_zero(method: str, span: CodeRange) -> None:
+    """And the others are fitted; without the mask zeros come back."""
+    weight, gram, _ = problem(3, 48, 8)
+    kept = np.random.default_rng(3).random(weight.shape) < 0.4
+    weight = weight * kept
+    solver = weights.solver_of(method)
+    assert solver is not None
+    codes, fitted, _ = solver(weight, gram, span, kept)
+    assert (codes[~kept] == 0).all()
+    scale = scales.least_error(weight, span)
+    rounded = scales.quantize(weight, scale, span) * scale
+    assert loss(weight, codes * fitted, gram) < 0.9 * loss(weight, rounded, gram)
+    assert (solver(weight, gram, span, None)[0][~kept] != 0).any()
+
+
 @pytest.mark.parametrize("method", REMAINS)
 def test_the_comparison_can_fail(method: str) -> None:
     """Positive control: the codes of two output channels swapped."""

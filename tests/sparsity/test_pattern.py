@@ -11,7 +11,7 @@ from edgepipe.sparsity.pattern import Pattern
 from edgepipe.sparsity.pruning import mask, refit
 
 
-@pytest.mark.parametrize("text", ["2:4", "1:8", "4:8v16", "1:4v32", "80%", "62.5%"])
+@pytest.mark.parametrize("text", ["2:4", "1:8", "4:8v16", "1:4v32", "80%", "62.5%", "80%b1x4"])
 def test_a_pattern_is_read_back(text: str) -> None:
     pattern = Pattern.parse(text, "here")
     assert str(pattern) == text and Pattern.parse(str(pattern), "here") == pattern
@@ -19,16 +19,34 @@ def test_a_pattern_is_read_back(text: str) -> None:
     assert str(recipe) == f"fp32+{text}" and Recipe.parse(str(recipe)) == recipe
 
 
-@pytest.mark.parametrize("text", ["", "4:2", "4:4", "0:4", "2:4v0", "2:4v65", "100%", "0%", "x"])
+@pytest.mark.parametrize(
+    "text", ["", "4:2", "4:4", "0:4", "2:4v0", "2:4v65", "100%", "0%", "x", "80%b1x3", "2:4b1x4"]
+)
 def test_an_impossible_pattern_is_refused(text: str) -> None:
     with pytest.raises(UserError, match=r"^--recipe: .*(known: N:M|N is below M)"):
         Recipe.parse(f"fp32+{text}")
 
 
-@pytest.mark.parametrize("format", ["w8a8", "fp16", "w4g32"])
+@pytest.mark.parametrize("format", ["w8a16", "fp16", "w4g32"])
 def test_a_format_without_sparse_kernels_is_refused(format: str) -> None:
     with pytest.raises(UserError, match=r"use fp32\+2:4, or leave '\+2:4' out"):
         Recipe.parse(f"{format}+2:4")
+
+
+def test_integers_are_sparse_by_blocks() -> None:
+    assert str(Recipe.parse("w8a8+80%b1x4").sparsity) == "80%b1x4"
+    with pytest.raises(UserError, match=r"use w8a8\+50%b1x4, or fp32\+2:4$"):
+        Recipe.parse("w8a8+2:4")
+
+
+def test_blocks_stay_or_go_as_a_whole() -> None:
+    scores = np.random.default_rng(4).random((6, 10, 3))
+    kept = mask(scores, Pattern.parse("80%b1x4", ""))
+    sums = np.stack([scores[:, s : s + 4].sum(1) for s in (0, 4, 8)], 1)
+    stays = np.stack([kept[:, s : s + 4].all(1) for s in (0, 4, 8)], 1)
+    goes = np.stack([~kept[:, s : s + 4].any(1) for s in (0, 4, 8)], 1)
+    assert (stays ^ goes).all() and stays.sum() == round(0.2 * sums.size)
+    assert sums[stays].min() > sums[goes].max()
 
 
 def test_of_every_group_the_largest_stay() -> None:

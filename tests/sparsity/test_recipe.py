@@ -137,6 +137,48 @@ def test_wide_vectors_do_not_take_a_pattern_that_costs_more(tmp_path: Path) -> N
             assert estimates["shared"] > estimates["dense"]
 
 
+@pytest.mark.parametrize(
+    ("target", "runner"),
+    [
+        ("host", "local"),
+        pytest.param("wasm-simd", "node", marks=pytest.mark.needs_node),
+        pytest.param("raspberry-pi-5", "qemu", marks=pytest.mark.needs_qemu),
+    ],
+)
+def test_integers_run_over_blocks(target: str, runner: str, tmp_path: Path) -> None:
+    path, rng = network(tmp_path / "net.onnx"), np.random.default_rng(1)
+    data = {"x": rng.standard_normal((8, 3, 28, 28), dtype=np.float32)}
+    bundle = edgepipe.compile(
+        path, target=target, recipe="w8a8+80%b1x4", calibration=data, output=tmp_path / "b"
+    )
+    assert kinds(bundle)["q_sparse"] >= 4
+    assert not bundle.validate(runner=runner).failures
+    facts = bundle.manifest["sparsity"]
+    assert facts["pattern"] == "80%b1x4" and facts["refitted"]
+    assert all(0.79 < zeros < 0.81 for zeros in facts["zeros"].values())
+    for kernel in bundle.manifest["kernels"]:
+        found = kernel["sparsity"]
+        if found is not None:  # a fit that forgot the mask would leave no zeros
+            estimates = found["estimated_instructions"]
+            assert 0.79 < found["zeros"] < 0.85
+            assert estimates[found["form"]] == min(estimates.values())
+    dense = edgepipe.compile(
+        path, target=target, recipe="w8a8", calibration=data, output=tmp_path / "d"
+    )
+    ours, theirs = (b.manifest["memory"]["weights_bytes"] for b in (bundle, dense))
+    assert ours < 0.8 * theirs
+
+
+def test_without_an_instruction_for_it_integers_stay_dense(tmp_path: Path) -> None:
+    path, notes = network(tmp_path / "net.onnx"), []
+    bundle = edgepipe.compile(
+        path, target="raspberry-pi-4", recipe="w8a8+80%b1x4", output=tmp_path / "b", notes=notes
+    )
+    assert not kinds(bundle)["q_sparse"]
+    told = [str(note) for note in notes if "no blocks" in str(note)]
+    assert len(told) == 5 and all("gain nothing over the dense kernel" in text for text in told)
+
+
 def test_a_network_without_convolutions_to_prune_is_refused(tmp_path: Path) -> None:
     path = network(tmp_path / "net.onnx", pointwise=False)
     with pytest.raises(UserError, match="no convolution of the network can be pruned"):
