@@ -298,8 +298,8 @@ def movement(g: Graph) -> None:
 LAYERS: list[Callable[[Graph], None]] = [
     lambda g: conv(g, "pointwise"), lambda g: conv(g, "regular"), lambda g: conv(g, "regular"),
     lambda g: conv(g, "depthwise"), lambda g: conv(g, "grouped"), conv1d, transposed, transposed,
-    shuffled, blocks, blocks, dense, dense, products, arithmetic, arithmetic, pools, pools, tables,
-    movement, movement,
+    shuffled, dense, dense, products, arithmetic, arithmetic, pools, pools, tables, movement,
+    movement, blocks, blocks,
 ]  # fmt: skip
 
 
