@@ -25,6 +25,9 @@ def choose(
     zeros = 1 - float(np.count_nonzero(codes)) / max(codes.size, 1)
     if zeros < LEAST_ZEROS or op.depthwise:
         return op, None
+    if context.target.kind == "cuda":
+        context.note(STAGE, name, f"{100 * zeros:.0f} % zeros: kernels of GPUs are dense")
+        return op, None
     sparse = replace(op, stored=qsparse.blocks(codes)) if zeros < 1 else op
     reason = qsparse.unfit(sparse, context.target) if sparse.stored else "all weights are zero"
     estimates = {"dense": qsparse_cost.dense(op, context.target)}
