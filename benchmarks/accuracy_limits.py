@@ -7,8 +7,8 @@
    the rounded weights with float activations, rounded activations with float weights, and those
    without the rounding of the input.
 2. "per channel" rounds activations with a grid for each channel (its extremes), which no integer
-   kernel could. It is given on the very samples that the ranges are of, so it bounds what shifting
-   ranges between channels (equalisation) can gain.
+   kernel could. It is given on the very samples that the extremes are of: a sign, though no bound,
+   of what shifting ranges between channels (equalisation) can gain.
 3. "noise" is white noise of this SNR on the float outputs: how alike the first class can be, at
    that SNR, for outputs with as many near ties as these images have.
 
