@@ -139,15 +139,18 @@ def bench(
     against: Sequence[str] | None = None,
     runs: int = 200,
     model: str | Path | None = None,
+    missing: list[str] | None = None,
 ) -> Benchmark:
     """Measure ``bundle`` through ``runner``, in turn with the engines ``against``.
 
     ``against`` names peers (``edgepipe.peers``), ``NAME`` or ``NAME=FILE``; by default ONNX Runtime
     where the runner executes on this machine's CPU and the original model is found (or given by
-    ``model``), else nothing; "none" asks for nothing. All run on one thread. Raises UserError.
+    ``model``), else nothing; "none" asks for nothing. All run on one thread. Raises UserError; of
+    engines that cannot take this bundle ``missing``, where it is given, is told why instead.
     """
     executor = runners.pick(bundle.target, runner)
-    engines = _engines(Case(bundle, model, runner=executor.NAME), executor.NAME, against)
+    case = Case(bundle, model, runner=executor.NAME)
+    engines = _engines(case, executor.NAME, against, missing)
     same = _agreement(bundle, executor, engines)
     rounds = min(ROUNDS, runs)
     per_round = runs // rounds
@@ -211,11 +214,20 @@ def _ours(timings: Sequence[runners.Timing]) -> Latency:
     return Latency.of(name, medians, [t.min_ms for t in timings], emulated=first.emulated)
 
 
-def _engines(case: Case, runner: str, against: Sequence[str] | None) -> list[Engine]:
+def _engines(
+    case: Case, runner: str, against: Sequence[str] | None, missing: list[str] | None
+) -> list[Engine]:
     """What is measured in turn with the bundle; without a wish what there is."""
     if against is not None:
-        wanted = [name for name in against if name != "none"]
-        return [engine for name in wanted for engine in peers.engines(case, name, runner)]
+        found: list[Engine] = []
+        for name in against:
+            try:
+                found += [] if name == "none" else peers.engines(case, name, runner)
+            except UserError as error:
+                if missing is None:
+                    raise
+                missing.append(str(error))
+        return found
     if runner != "local":
         return []
     try:

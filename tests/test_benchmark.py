@@ -108,6 +108,10 @@ def test_peers_say_what_they_lack(built: Bundle, monkeypatch: pytest.MonkeyPatch
         bench(built, runs=5, against=("openvino",))
     with pytest.raises(UserError, match="no such file"):
         bench(built, runs=5, against=("ort=gone.onnx",))
+    missing: list[str] = []
+    result = bench(built, runs=5, against=("openvino", "ort"), missing=missing)
+    assert [p.engine.split()[0] for p in result.peers] == ["ONNX"]
+    assert missing == ["--against: openvino is not installed; pip install it"]
 
 
 @pytest.fixture(scope="module")

@@ -137,8 +137,9 @@ def _timed(
     progress(f"measuring {bundle.path.name}")
     here = runners.pick(bundle.target, runner).NAME == "local"
     peers = against if here else ("none",)  # they run on this CPU
-    result: Benchmark = bundle.bench(runner=runner, runs=runs, against=peers)
-    return {"benchmark": result, "timing": result.timing}
+    missing: list[str] = []
+    result: Benchmark = bundle.bench(runner=runner, runs=runs, against=peers, missing=missing)
+    return {"benchmark": result, "timing": result.timing, "why_not": "; ".join(missing)}
 
 
 def _add_details(

@@ -170,8 +170,8 @@ def plots_of(f: Facts, index: int) -> Sequence[tuple[str, str]]:
                    f"at its peak. {beside_the_waterline(f.profile)}")  # fmt: skip
         found.append((caption, waterline(f.profile, f"waterline-{index}")))
     if f.layers is not None:
-        where = f"on {f.layers.data}" + (" – synthetic" if f.layers.synthetic else "")
-        found.append((f"Each layer against the float network, {where}",
+        where = f"{f.layers.data}" + (" – synthetic" if f.layers.synthetic else "")
+        found.append((f"Each layer against the float network; {f.layers.runs} runs of {where}",
                       layer_noise(f.layers, f"noise-{index}")))  # fmt: skip
         found.append(("What its values need, and what its codes reach",
                       layer_ranges(f.layers, f"ranges-{index}")))  # fmt: skip
