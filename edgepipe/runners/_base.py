@@ -9,6 +9,8 @@ from edgepipe.errors import UserError, did_you_mean
 
 #: Seconds without a sign of life after which a device or a browser is given up.
 TIMEOUT_S = 600.0
+#: How often a connection that broke is tried again, after 1 s, 2 s and so on.
+RETRIES = 2
 
 
 @dataclass(frozen=True)
@@ -93,3 +95,11 @@ class Address:
         if not 0 < seconds < 1e6:
             raise UserError(f"timeout '{text}' is no positive number of seconds", where="--runner")
         return seconds
+
+    @property
+    def retries(self) -> int:
+        """The option ``retries``: how often a connection is tried again. Raises UserError."""
+        text = self.options.get("retries", str(RETRIES))
+        if not (text.isascii() and text.isdigit() and len(text) < 3):
+            raise UserError(f"retries '{text}' is no number from 0 to 99", where="--runner")
+        return int(text)

@@ -1,7 +1,8 @@
 """A bundle's bench program on a board: copied there, run, removed, through any remote shell.
 
 Only a POSIX shell is asked of the board. Samples and outputs stream through the program's standard
-input and output, so the board's disk holds the program and the weights alone.
+input and output, so the board's disk holds the program and the weights alone. Every command may be
+given twice, so one whose connection broke is tried again.
 """
 
 from __future__ import annotations
@@ -9,6 +10,8 @@ from __future__ import annotations
 import contextlib
 import json
 import math
+import re
+import secrets
 import shlex
 import shutil
 import signal
@@ -31,6 +34,15 @@ if TYPE_CHECKING:
 
 _MACHINES = {"armv7l": "arm", "armv8l": "arm", "amd64": "x86_64", "arm64": "aarch64"}
 _SETUP_TIMEOUT_S = 60.0
+#: How OpenSSH and adb put it that the other side went away or is not there for the moment. A key
+#: that is refused or a name that does not exist stays so.
+_BROKEN = re.compile(
+    "closed|reset by|refused|timed out|no route|unreachable|not responding|broken pipe"
+    "|temporary failure|offline|protocol fault",
+    re.IGNORECASE,
+)
+#: Ends what an earlier try of ours left running: the group, launcher included.
+_KILL = "p=$(cat pid 2>/dev/null) && { kill -9 -$p || kill -9 $p; } 2>/dev/null"
 
 
 @dataclass(frozen=True)
@@ -48,6 +60,7 @@ class Board:
     folder: str
     launcher: str
     timeout_s: float
+    retries: int
     missing: str = ""
 
     def available(self, target: Target) -> Availability:
@@ -92,24 +105,18 @@ class Board:
         limit = str(max(1, math.ceil(self.timeout_s)))  # a program that hangs must end itself
         words = shlex.join(["./bench", *arguments, "--limit", limit])
         # No exec: a shell tells the signal that ended the program, ssh does not.
-        return f"cd {shlex.quote(folder)} && echo $$ > pid && {self.launcher} {words}; exit $?"
+        run = f"{self.launcher} {words}; s=$?; rm -f pid; exit $s"
+        return f"cd {shlex.quote(folder)} || exit; {_KILL}; echo $$ > pid && {run}"
 
     @contextlib.contextmanager
     def _copied(self, bundle: Bundle) -> Iterator[tuple[str, str]]:
         """The folder on the board with program and weights, and the board's machine."""
         files = [bundle.file(name) for name in ("weights.bin", "bench")]
-        parent = shlex.quote(self.folder)
-        make = f'uname -m; umask 077; d={parent}/edgepipe-$$-$(date +%s); mkdir "$d" && echo "$d"'
+        # A name that nobody guesses, known here before the board answers: where the answer is lost,
+        # the folder is found again, or removed.
+        folder = f"{self.folder}/edgepipe-{secrets.token_hex(8)}"
         try:
-            made = self._call(make, b"", min(self.timeout_s, _SETUP_TIMEOUT_S))
-        except EdgepipeError as error:
-            if isinstance(error, UserError):
-                raise
-            raise UserError(str(error), where=self.folder, fix=self._check()) from None
-        machine, _, folder = made.decode("utf-8", "replace").strip().partition("\n")
-        if not folder.startswith("/"):
-            raise EdgepipeError(f"{self.NAME} answered '{made[:80]!r}' instead of a folder")
-        try:
+            machine = self._make(folder)
             for path in files:
                 target = shlex.quote(f"{folder}/{path.name}")
                 command = f"cat > {target} && chmod 700 {target}"
@@ -118,15 +125,37 @@ class Board:
         finally:
             self._remove(folder)
 
+    def _make(self, folder: str) -> str:
+        """Make the folder; returns the board's machine."""
+        d = shlex.quote(folder)
+        command = f"uname -m; umask 077; test -d {d} || mkdir {d}"
+        try:
+            made = self._call(command, b"", min(self.timeout_s, _SETUP_TIMEOUT_S))
+        except UserError:
+            raise
+        except EdgepipeError as error:
+            raise UserError(str(error), where=self.folder, fix=self._check()) from None
+        return made.decode("utf-8", "replace").strip()
+
     def _remove(self, folder: str) -> None:
         # A board that is gone cannot be cleaned; the error that told so is worth more.
         with contextlib.suppress(UserError, EdgepipeError):
-            kill = "kill -9 -$p 2>/dev/null || kill -9 $p"  # the group, launcher included
-            command = f"p=$(cat pid 2>/dev/null); rm -rf {shlex.quote(folder)}; {kill}; true"
-            command = f"cd {shlex.quote(folder)} && {{ {command}; }} 2>/dev/null"
+            d = shlex.quote(folder)
+            command = f"test -d {d} || exit 0; (cd {d} && {_KILL}); rm -rf {d}"
             self._call(command, b"", min(self.timeout_s, 20.0))
 
     def _call(self, command: str, data: bytes, timeout_s: float) -> bytes:
+        """What ``command`` printed, given ``data``; tried again where the connection broke."""
+        for attempt in range(1, self.retries + 2):
+            code, output, text = self._once(command, data, timeout_s)
+            if not _broke(code, text) or attempt > self.retries:
+                break
+            time.sleep(attempt)
+        if code:
+            self._fail(code, text, attempt)
+        return output
+
+    def _once(self, command: str, data: bytes, timeout_s: float) -> tuple[int, bytes, str]:
         try:
             process = subprocess.Popen(
                 [*self.words, command],
@@ -141,20 +170,18 @@ class Board:
         finally:
             process.kill()
             process.wait()
-        if process.returncode:
-            self._fail(process.returncode, text.decode("utf-8", "replace"))
-        return output
+        return process.returncode, output, text.decode("utf-8", "replace")
 
-    def _fail(self, code: int, text: str) -> None:
-        lines = [line.strip() for line in text.splitlines() if line.strip()]
-        last = lines[-1] if lines else "no message"
+    def _fail(self, code: int, text: str, attempts: int) -> None:
+        last = _last_line(text) or "no message"
         if "No space left" in text:
             fix = f"another folder there: --runner {self.NAME},dir=/path"
             raise UserError(f"the disk of {self.NAME} is full", where=self.folder, fix=fix)
         if code == 128 + signal.SIGALRM:
             raise EdgepipeError(f"{self.NAME}: the program hung and was ended")
-        if code == 255:
-            what = f"cannot be reached, or the connection broke: {last}"
+        if code == 255 or _broke(code, text):
+            tried = f" ({attempts} attempts)" if attempts > 1 else ""
+            what = f"cannot be reached, or the connection broke{tried}: {last}"
             raise UserError(what, where=self.NAME, fix=self._check())
         raise EdgepipeError(f"{self.NAME}: failed ({code}): {last}")
 
@@ -165,6 +192,17 @@ class Board:
 def _emulated(bundle: Bundle, machine: str) -> bool:
     arch = bundle.target.arch
     return machine != arch and (arch, machine) != ("arm", "aarch64")
+
+
+def _last_line(text: str) -> str:
+    return next((line.strip() for line in reversed(text.splitlines()) if line.strip()), "")
+
+
+def _broke(code: int, text: str) -> bool:
+    """Whether a command ended because the connection did: ssh says 255, adb 1 and who it is."""
+    last = _last_line(text)
+    own = code == 255 or (code == 1 and last.startswith(("error: ", "adb: ")))
+    return own and (not last or _BROKEN.search(last) is not None)
 
 
 def _talk(process: subprocess.Popen[bytes], data: bytes, timeout_s: float) -> tuple[bytes, bytes]:

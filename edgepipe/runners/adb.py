@@ -1,7 +1,7 @@
 """Runs native bundles on an Android phone through adb: ``adb``, ``adb:SERIAL``.
 
 Options: ``dir`` (folder on the phone, /data/local/tmp), ``run`` (put before the program),
-``timeout``.
+``timeout``, ``retries``.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ def at(address: Address) -> Board:
 
     Raises UserError.
     """
-    address.check("adb", ("dir", "run"))
+    address.check("adb", ("dir", "run", "retries"))
     serial = ("-s", address.where) if address.where else ()
     # exec-out neither changes line ends nor mixes the streams, but loses the exit code; shell -T
     # with protocol v2 (Android 7 and later) keeps all three.
@@ -23,4 +23,4 @@ def at(address: Address) -> Board:
     options = address.options
     return Board(name, ("adb", *serial, "shell", "-T"), "adb",
                  options.get("dir", "/data/local/tmp"), options.get("run", ""),
-                 address.timeout_s)  # fmt: skip
+                 address.timeout_s, address.retries)  # fmt: skip

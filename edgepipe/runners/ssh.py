@@ -2,7 +2,7 @@
 
 The user's own ssh configuration counts: names, ports, keys, jump hosts. Options: ``dir`` (folder
 on the board, /tmp), ``run`` (put before the program: ``run=taskset -c 3``), ``config`` (another
-configuration file), ``timeout``. Nothing is ever asked: a key must be there.
+configuration file), ``timeout``, ``retries``. Nothing is ever asked: a key must be there.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ def at(address: Address) -> Board:
 
     Raises UserError.
     """
-    address.check("ssh", ("dir", "run", "config"))
+    address.check("ssh", ("dir", "run", "config", "retries"))
     if address.where.startswith("-"):
         raise UserError(f"'{address.where}' is no host", where="--runner", fix="--runner ssh:HOST")
     connect_s = max(1, round(min(address.timeout_s, 15)))
@@ -28,5 +28,5 @@ def at(address: Address) -> Board:
     )  # fmt: skip
     options = address.options
     return Board(f"ssh:{address.where}", words, "openssh-client", options.get("dir", "/tmp"),
-                 options.get("run", ""), address.timeout_s,
+                 options.get("run", ""), address.timeout_s, address.retries,
                  missing="" if address.where else "--runner ssh:HOST")  # fmt: skip

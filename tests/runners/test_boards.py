@@ -100,6 +100,10 @@ def test_samples_and_times_of_a_board(made: Made, server: Path, remote: Path) ->
     assert list(remote.iterdir()) == []
 
 
+#: The program's shell is the child of the server's process for this connection.
+BREAK = "kill -9 $(cut -d' ' -f4 /proc/$PPID/stat)"
+
+
 def script(folder: Path, text: str) -> str:
     (folder / "launch").write_text(text)
     return f"sh {folder}/launch"
@@ -110,12 +114,11 @@ def script(folder: Path, text: str) -> str:
 @pytest.mark.parametrize(
     ("config", "launch", "error", "message"),
     [
-        # The program's shell is the child of the server's process for this connection.
-        ("ssh_config", "kill -9 $(cut -d' ' -f4 /proc/$PPID/stat)", UserError, "connection broke"),
+        ("ssh_config", BREAK, UserError, r"connection broke \(3 attempts\)"),
         ("ssh_config", "exit 7", EdgepipeError, r"failed \(7\)"),
         ("ssh_config", "kill -ILL $$", EdgepipeError, r"failed \(132\)"),
-        ("keyless", "exit 1", UserError, "Permission denied"),
-        ("gone", "exit 1", UserError, "Connection refused"),
+        ("keyless", "exit 1", UserError, "the connection broke: .*Permission denied"),  # not again
+        ("gone", "exit 1", UserError, r"\(3 attempts\).*Connection refused"),
     ],
 )
 def test_what_goes_wrong_is_told_and_nothing_stays(
@@ -129,6 +132,34 @@ def test_what_goes_wrong_is_told_and_nothing_stays(
 
 
 @pytest.mark.slow
+@pytest.mark.needs_sshd
+@pytest.mark.needs_qemu
+@pytest.mark.parametrize("retries", [0, 1])
+def test_a_connection_that_breaks_once_is_tried_again(
+    made: Made, server: Path, remote: Path, tmp_path: Path, retries: int
+) -> None:
+    """The first program outlives its connection; the second try ends it and runs by itself."""
+    bundle, inputs = made("raspberry-pi-4"), handmade.inputs()
+    emulated = " ".join(qemu.command(bundle.target))
+    (tmp_path / "tries").touch()
+    launch = script(
+        tmp_path,
+        f"echo $$ >> {tmp_path}/tries\n"
+        f'[ $(wc -l < {tmp_path}/tries) -gt 1 ] && exec {emulated} "$@"\n{BREAK}; sleep 600',
+    )
+    runner = spec(server, remote, run=launch) + f",retries={retries}"
+    if retries:
+        got = bundle.run(inputs, runner)
+        assert np.allclose(got[Y], handmade.expected(inputs)[Y], rtol=1e-6, atol=1e-6)
+    else:
+        with pytest.raises(UserError, match="connection broke:"):
+            bundle.run(inputs, runner)
+    pids = [int(line) for line in (tmp_path / "tries").read_text().split()]
+    assert len(pids) == 1 + retries
+    assert not Path(f"/proc/{pids[0]}").exists()
+    assert list(remote.iterdir()) == []
+
+
 @pytest.mark.needs_sshd
 def test_a_hanging_program_is_ended(made: Made, server: Path, remote: Path, tmp_path: Path) -> None:
     launch = script(tmp_path, f"echo $$ > {tmp_path}/hung; sleep 600")
@@ -172,11 +203,18 @@ def test_names_that_are_no_boards(made: Made) -> None:
         bundle.run(handmade.inputs(), "ssh:-oProxyCommand=x")
     with pytest.raises(UserError, match="no option 'user'"):
         bundle.run(handmade.inputs(), "ssh:pi,user=me")
+    with pytest.raises(UserError, match="retries '-1' is no number"):
+        bundle.run(handmade.inputs(), "ssh:pi,retries=-1")
     with pytest.raises(UserError, match="it runs native bundles"):
         made("wasm-simd").run(handmade.inputs(), "ssh:pi")
 
 
 ADB = """#!/bin/sh
+if [ -s "$0.offline" ]; then
+    sed -i 1d "$0.offline"
+    echo "error: device offline" >&2
+    exit 1
+fi
 if [ "$1" = -s ]; then
     [ "$2" = phone ] || { echo "error: device '$2' not found" >&2; exit 1; }
     shift 2
@@ -201,6 +239,14 @@ def test_a_phone(made: Made, remote: Path, tmp_path: Path, monkeypatch: pytest.M
         assert runners.get(f"{name},{options}").bench(bundle, 5, 1).emulated
     with pytest.raises(UserError, match="'other' not found"):
         bundle.run(inputs, f"adb:other,{options}")
+    offline = tmp_path / "adb.offline"
+    offline.write_text("\n" * 1)
+    assert np.array_equal(bundle.run(inputs, f"adb,{options}")[Y], got[Y])
+    assert not offline.read_text()
+    offline.write_text("\n" * 99)
+    with pytest.raises(UserError, match=r"broke \(2 attempts\): error: device offline"):
+        bundle.run(inputs, f"adb,{options},retries=1")
+    assert len(offline.read_text()) > 90  # it gave up
     assert list(remote.iterdir()) == []
 
 
