@@ -42,6 +42,13 @@ def _has_sshd() -> str | None:
     return None if there and shutil.which("ssh-keygen") else "openssh-server is not installed"
 
 
+def _has_buildah() -> str | None:
+    missing = [name for name in ("buildah", "debootstrap") if shutil.which(name) is None]
+    if missing:
+        return f"{missing[0]} is not installed"
+    return None if os.geteuid() == 0 else "images without a daemon are built by root"
+
+
 def _has_cuda_toolkit() -> str | None:
     found = importlib.util.find_spec("nvidia") and importlib.util.find_spec("nvidia.cuda_nvrtc")
     return None if found else "NVIDIA's wheels are not installed: pip install 'edgepipe[cuda]'"
@@ -60,6 +67,7 @@ PROBES: dict[str, Callable[[], str | None]] = {
     "needs_wasmtime": _has_module("wasmtime"),
     "needs_browser": _has_browser,
     "needs_sshd": _has_sshd,
+    "needs_buildah": _has_buildah,
     "needs_torch": _has_module("torch"),
     "needs_litert": _has_module("ai_edge_litert"),
     "needs_openvino": _has_module("openvino"),
