@@ -85,19 +85,25 @@ def _against_float64(
     return {name: (ours[name].snr_db, theirs[name].snr_db) for name in names}
 
 
-def judge_steps(recipe: Recipe, reports: tuple[StepReport, ...]) -> list[str]:
-    """A line for each output of a quantized bundle that is not what its Q/DQ model says."""
+def judge_steps(
+    recipe: Recipe, reports: tuple[StepReport, ...], *, halves: bool = False
+) -> list[str]:
+    """A line for each output of a quantized bundle that is not what its Q/DQ model says.
+
+    ``halves``: float activations lie in memory as halves, which allows the error of fp16.
+    """
     failures = []
+    floor = FLOORS_DB["fp16"] if halves else WEIGHT_ONLY_FLOOR_DB
     for report in reports:
         if recipe.integer and report.within_one < WITHIN_ONE_STEP:
             failures.append(
                 f"{report.name}: only {share(report.within_one)} of the values are within one step "
                 f"of the Q/DQ model, {share(WITHIN_ONE_STEP)} must be"
             )
-        elif not recipe.integer and report.snr_db < WEIGHT_ONLY_FLOOR_DB:
+        elif not recipe.integer and report.snr_db < floor:
             failures.append(
                 f"{report.name}: SNR {db_text(report.snr_db)} dB against the Q/DQ model is below "
-                f"{WEIGHT_ONLY_FLOOR_DB:g}"
+                f"{floor:g}"
             )
     return failures
 

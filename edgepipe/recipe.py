@@ -169,11 +169,6 @@ class Recipe:
         return self.quantizes and self._widths[1] in ("4", "8")
 
     @property
-    def halves(self) -> bool:
-        """Whether activations may be stored in 16 bits."""
-        return self.format != "fp32" and not self.integer
-
-    @property
     def weight_bits(self) -> int | None:
         """8 or 4; None for a float format."""
         return int(self._widths[0]) if self.quantizes else None

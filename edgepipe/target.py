@@ -166,6 +166,10 @@ class Target:
             return _detect_gpu(target, target.cuda)
         return _detect_host(target) if target.llvm.get("mcpu") == "detect" else target
 
+    def halves(self, recipe: Recipe) -> bool:
+        """Whether kernels may keep float activations in memory as halves."""
+        return self.kind == "cuda" and recipe.format != "fp32" and not recipe.integer
+
     def check(self, recipe: Recipe) -> None:
         """Refuse a recipe the device cannot run, saying what it offers. Runs before any work."""
         if recipe.family not in self.recipes:

@@ -97,11 +97,12 @@ def validate(
         kept = list(zip(golden, runners.run_many(bundle, list(golden), chosen), strict=True))
         steps[0].add(kept[0][1], outputs)
     found, exact = nearest(steps), _step_tally(bundle)
-    doubts = judge_steps(bundle.recipe, found)
+    halves = bundle.target.halves(bundle.recipe)
+    doubts = judge_steps(bundle.recipe, found, halves=halves)
     if doubts and (integers := trial.integers()) is not None:
         for inputs, result in kept:
             exact.add(result, integers(inputs))
-        doubts = judge_steps(bundle.recipe, exact.reports())
+        doubts = judge_steps(bundle.recipe, exact.reports(), halves=halves)
     floor = min_snr_db
     if floor is None:
         floor = floor_db(bundle.recipe, synthetic=trial.samples.synthetic)

@@ -43,19 +43,14 @@ def assign(
     _Assigner(model.graph, groups, choices, context).run()
 
 
-def _stored_as(context: Context) -> str:
-    """How blocked activations are stored: as halves where a GPU's recipe has 16 bits for them."""
-    half = context.target.kind == "cuda" and context.recipe.halves
-    return "float16" if half else "float32"
-
-
 class _Assigner:
     def __init__(
         self, graph: ir.Graph, groups: list[Group], choices: dict[Group, Choice], context: Context
     ) -> None:
         self.graph, self.context = graph, context
         self.lanes = context.target.simd.lanes_f32
-        self.dtype = _stored_as(context)
+        halves = context.target.halves(context.recipe)
+        self.dtype = "float16" if halves else "float32"
         self.choices, self.planes = choices, sparsity.region(groups, choices)
         self.last = {g.nodes[-1]: g for g in groups}
         self.inside = {node for g in groups for node in g.nodes}

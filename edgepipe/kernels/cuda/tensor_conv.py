@@ -9,7 +9,7 @@ import numpy as np
 
 from edgepipe.kernels.builder import kernel
 from edgepipe.kernels.cuda import tensor, window
-from edgepipe.kernels.cuda.tensor import LEAST_SM, TensorTile
+from edgepipe.kernels.cuda.tensor import LEAST_SM, SIDE, TensorTile
 from edgepipe.kernels.cuda.threads import LANES, fill_border
 from edgepipe.kernels.cuda.weights import arguments, packed
 from edgepipe.kernels.cuda.window import Window
@@ -34,7 +34,10 @@ def matches(op: Op, target: Target) -> str | None:
 def default(op: ConvOp, target: Target) -> Knobs:
     assert target.cuda is not None
     pixels = op.y.n * op.y.h * op.y.w
-    return tensor.choose(op.y.blocks * LANES, pixels, target.cuda.processors).knobs()
+    knobs = tensor.choose(op.y.blocks * LANES, pixels, target.cuda.processors).knobs()
+    # Half the depth where the channels of a tap end in the first half of a step.
+    short = 0 < op.x.c % knobs["k"] <= SIDE
+    return {**knobs, "k": SIDE} if short else knobs
 
 
 def _window(op: ConvOp, knobs: Knobs) -> Window:

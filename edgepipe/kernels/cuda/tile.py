@@ -9,7 +9,6 @@ read and stored as vectors; its pixels are ``tx`` apart, so that threads store s
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -100,7 +99,8 @@ def product(
         weights, inputs = (shared(tile.k * width, dtype) for width in (tile.bm, tile.bn))
         sums = zeros(tile.tn * tile.tm // LANES, LANES, dtype)
         left, right = Registers(tile.tm // LANES, LANES, dtype), Registers(tile.tn, 1, dtype)
-        with T.serial(0, steps) if steps else nullcontext() as step:
+
+        def accumulate(step: Any) -> None:
             fill((at[0], at[1], at[2]), step, weights, inputs, thread)
             barrier()
             with loop(tile.k) as k:
@@ -114,6 +114,10 @@ def product(
                         total = multiply_add(left.buffer[i], right.buffer[j], sums.buffer[r])
                         T.buffer_store(sums.buffer, total, [r])
             barrier()
+
+        if steps:  # a phase of a transposed convolution may have no taps
+            with T.serial(0, steps) as step:
+                accumulate(step)
         for j in range(tile.tn):
             for i in range(tile.tm // LANES):
                 value = sums[j * (tile.tm // LANES) + i]
