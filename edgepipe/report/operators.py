@@ -93,6 +93,7 @@ def layer_noise(layers: LayersReport, name: str) -> str:
         at = layers.layers.index(x)
         axes.plot([at + 1], [min(x.snr_db, top)], "o", color=COLOURS[1], ms=7, mfc="none")
     axes.set_xlabel("layer (circles: where most is lost)")
+    axes.xaxis.get_major_locator().set_params(integer=True)
     axes.set_ylabel("SNR, dB")
     axes.margins(x=0.03, y=0.12)
     return svg(made, name)
@@ -113,6 +114,7 @@ def layer_ranges(layers: LayersReport, name: str) -> str:
     axes.vlines(places, [v[0] for _, v, _ in shown], [v[1] for _, v, _ in shown], color=INK, lw=1,
                 label="float values")  # fmt: skip
     axes.set_xlabel("layer")
+    axes.xaxis.get_major_locator().set_params(integer=True)
     axes.set_ylabel("value")
     axes.margins(x=0.03)
     legend(made, 2)
@@ -135,6 +137,7 @@ def zeros(f: Facts, name: str) -> str:
                      lw=0, label=label)  # fmt: skip
     axes.set_ylim(0, 100)
     axes.set_xlabel("layer with zeros")
+    axes.xaxis.get_major_locator().set_params(integer=True)
     axes.set_ylabel("zero weights, %")
     axes.margins(x=0.03)
     legend(made, 2)
@@ -158,6 +161,7 @@ def arena(f: Facts, name: str) -> str:
     axes.set_xlim(0, max(last for *_, last in f.arena) + 1)
     axes.set_ylim(0, 1.06 * f.arena_bytes / 1024)
     axes.set_xlabel("kernel, in order of execution")
+    axes.xaxis.get_major_locator().set_params(integer=True)
     axes.set_ylabel("arena, KB")
     return svg(made, name)
 
