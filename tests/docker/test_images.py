@@ -18,6 +18,7 @@ import pytest
 import edgepipe
 
 _DOCUMENTATION = ("usr/share/doc", "usr/share/man", "usr/share/locale", "var/cache/apt/archives")
+_BASE = "edgepipe-base:test"
 _ENVIRONMENT = {**os.environ, "BUILDAH_ISOLATION": "chroot"}
 
 
@@ -57,14 +58,14 @@ def mirror() -> str:
 
 
 def import_base(engine: Engine, folder: Path) -> None:
-    """A Debian as small as its official image, under that image's name."""
+    """A Debian as small as its official image."""
     root = folder / "base"
     output(["debootstrap", "--variant=minbase", "bookworm", str(root), mirror()])
     for name in _DOCUMENTATION:
         shutil.rmtree(root / name, ignore_errors=True)
     container = engine("from", "scratch").strip()
     engine("add", "--quiet", container, root, "/")
-    engine("commit", "--quiet", "--rm", container, "docker.io/library/debian:bookworm-slim")
+    engine("commit", "--quiet", "--rm", container, _BASE)
     shutil.rmtree(root)
 
 
@@ -86,7 +87,7 @@ def test_images_are_built_and_compile(repository: Path, tmp_path: Path) -> None:
     import_base(engine, tmp_path)
     output(
         [str(repository / "docker/build"), "--engine", "buildah", "--tag", "test",
-         "--wheels", str(tmp_path / "wheels"), "edgepipe", "cross"],
+         "--base", _BASE, "--wheels", str(tmp_path / "wheels"), "edgepipe", "cross"],
         EDGEPIPE_ENGINE_OPTIONS=" ".join(engine.options),
     )  # fmt: skip
     shutil.rmtree(tmp_path / "wheels")
