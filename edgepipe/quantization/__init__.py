@@ -86,7 +86,7 @@ def fit(
     if "smoothquant" in config.methods:
         smoothquant.smooth(graph, inputs, note)
     if "equalization" in config.methods:
-        equalization.equalize(graph, inputs, config.activation_bits, note)
+        equalization.equalize(graph, inputs, (config.weight_bits, config.activation_bits), note)
     if config.activation_bits is not None:
         dense.rewrite(graph, config, note)
     placement = place(graph, config, note)

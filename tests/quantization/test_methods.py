@@ -38,7 +38,7 @@ def test_equalisation_keeps_the_function() -> None:
         changed = model.clone()
         batch = samples(model, 8)
         inputs = {changed.graph.inputs[0]: np.stack([s["x"] for s in batch])}
-        equalization.equalize(changed.graph, inputs, 8, lambda subject, text, doubt=False: None)
+        equalization.equalize(changed.graph, inputs, (8, 8), lambda subject, text, doubt=False: None)
         assert snr_db(run(model, batch[0])[0], run(changed, batch[0])[0]) > 110
         assert any("equalised" in name for name in changed.graph.initializers)
 
@@ -54,9 +54,9 @@ def test_equalisation_helps_uneven_channels() -> None:
 
 
 @pytest.mark.parametrize(
-    ("recipe", "equal"), [("w4a4", True), ("w8a8", False), ("w4a8", False), ("w8a16", False)]
+    ("recipe", "equal"), [("w4a4", True), ("w8a8", True), ("w4a8", False), ("w8a16", False)]
 )
-def test_equalisation_is_a_default_where_activations_are_coarse(recipe: str, equal: bool) -> None:
+def test_equalisation_is_a_default_where_weights_can_spare_it(recipe: str, equal: bool) -> None:
     result, _ = quantize(build(RELU, **uneven()), recipe)
     assert any("equalised" in name for name in result.graph.initializers) is equal
 
