@@ -1,6 +1,10 @@
 """Sparse against dense: random masks on all pointwise convolutions of MobileNetV1-224, in turn.
 
 sparse_latency.py [--targets host,wasm-simd] [--patterns 80%,90%,2:4v32,1:4v32] [--runs 60]
+sparse_latency.py --patterns w8a8,w8a8+80%b1x4,w8a8+90%b1x4
+
+Patterns are of float32; what names a format is a whole recipe, whose weights are pruned by size and
+rounded as they are: what codes are does not change how long kernels take.
 """
 
 from __future__ import annotations
@@ -15,6 +19,7 @@ from harness import arguments, bundle_folder, chosen_targets, finish, head, prog
 import edgepipe
 from edgepipe import importer, passes
 from edgepipe.benchmark import bench
+from edgepipe.bundle import Bundle
 from edgepipe.context import Context
 from edgepipe.recipe import Recipe
 from edgepipe.sparsity.pattern import Pattern
@@ -43,6 +48,18 @@ def masked(text: str, path: Path) -> Path:
     return path
 
 
+def compiled(name: str, target: str, folder: Path) -> Bundle:
+    """MobileNetV1 with the weights of a pattern, or by a recipe."""
+    number = len(list(folder.iterdir()))
+    if not name.startswith("w"):
+        path = masked(name, folder / f"{number}.onnx")
+        return edgepipe.compile(path, target=target, output=folder / f"{target}-{number}")
+    recipe = Recipe.read(name, {"methods": [], "max_samples": 8})
+    return edgepipe.compile(
+        "mobilenet-v1", target=target, recipe=recipe, output=folder / f"{target}-{number}"
+    )
+
+
 def main() -> int:
     options = arguments(
         __doc__, targets="host,wasm-simd", patterns="80%,90%,2:4v32,1:4v32", runs="60"
@@ -52,13 +69,9 @@ def main() -> int:
     rows, results = [], []
     with bundle_folder(options.out) as folder:
         names = ["dense", *options.patterns.split(",")]
-        paths = {n: masked(n, folder / f"{i}.onnx") for i, n in enumerate(names)}
         for target in chosen_targets(options.targets):
             progress(target)
-            bundles = {
-                n: edgepipe.compile(p, target=target, output=folder / f"{target}-{p.stem}")
-                for n, p in paths.items()
-            }
+            bundles = {n: compiled(n, target, folder) for n in names}
             best = dict.fromkeys(names, np.inf)
             for _ in range(ROUNDS):
                 for name, bundle in bundles.items():
