@@ -233,7 +233,7 @@ MAY_IMPORT: dict[str, set[str]] = {
 
 #: Heavy package → parts that may import it.
 HEAVY: dict[str, set[str]] = {
-    "tvm": {"kernels", "lowering", "tuning", "codegen"},
+    "tvm": {"kernels", "lowering", "tuning", "codegen", "runners"},
     "torch": {"importer", "quantization", "zoo"},
     "onnxscript": {"importer"},
     "wasmtime": {"runners"},

@@ -132,6 +132,19 @@ def native_files(plan: Plan, prefix: str, peaks: Peaks = NO_PEAKS) -> dict[str, 
     return {name: _fill(name, values) for name in ("bench.c", "profile.c", "example.c")}
 
 
+def rpc_source(prefix: str, inputs: int, outputs: int) -> str:
+    """C of the model behind TVM's calling convention; it needs model.h."""
+    values = {
+        "prefix": prefix,
+        "PREFIX": prefix.upper(),
+        "input_count": str(inputs),
+        "output_count": str(outputs),
+        "input_slots": str(max(1, inputs)),
+        "output_slots": str(max(1, outputs)),
+    }
+    return _fill("rpc.c", values)
+
+
 def wasm_files(
     plan: Plan, prefix: str, variants: Sequence[str], peaks: Peaks = NO_PEAKS
 ) -> dict[str, str]:

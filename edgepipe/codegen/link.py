@@ -78,6 +78,21 @@ def native(
         return {file: (work / file).read_bytes() for file in ("model.so", "model.a", "bench")}
 
 
+def rpc(target: Target, files: Mapping[str, bytes], prefix: str, counts: tuple[int, int]) -> bytes:
+    """A shared library that TVM's RPC servers can load and call, of a bundle's ``files`` model.a
+    and model.h; ``counts`` of inputs and outputs. Raises as ``native`` does."""
+    with tempfile.TemporaryDirectory(prefix="edgepipe-link-") as name:
+        work = Path(name)
+        for file, content in files.items():
+            (work / file).write_bytes(content)
+        (work / "rpc.c").write_text(driver.rpc_source(prefix, *counts), encoding="utf-8")
+        zig("cc", "-target", target.link.static_zig_target, *_C_FLAGS, "-fPIC", "-c", "rpc.c",
+            "-o", "rpc.o", cwd=work)  # fmt: skip
+        zig("ld.lld", "-shared", "--strip-all", "--build-id=none", "-z", "noexecstack",
+            "-o", "rpc.so", "rpc.o", "model.a", cwd=work)  # fmt: skip
+        return (work / "rpc.so").read_bytes()
+
+
 def gpu(
     zig_target: str,
     sources: Mapping[str, str],

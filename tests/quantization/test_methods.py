@@ -38,7 +38,9 @@ def test_equalisation_keeps_the_function() -> None:
         changed = model.clone()
         batch = samples(model, 8)
         inputs = {changed.graph.inputs[0]: np.stack([s["x"] for s in batch])}
-        equalization.equalize(changed.graph, inputs, (8, 8), lambda subject, text, doubt=False: None)
+        equalization.equalize(
+            changed.graph, inputs, (8, 8), lambda subject, text, doubt=False: None
+        )
         assert snr_db(run(model, batch[0])[0], run(changed, batch[0])[0]) > 110
         assert any("equalised" in name for name in changed.graph.initializers)
 

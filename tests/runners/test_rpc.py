@@ -1,0 +1,131 @@
+"""TVM's RPC: a real server on the loopback, and a tracker that hands it out."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from edgepipe import pipeline, runners
+from edgepipe.bundle import Bundle
+from edgepipe.errors import EdgepipeError, UserError
+from edgepipe.target import Target
+
+#: A server that is forgotten ends itself.
+LONGEST_S = 300
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        return int(probe.getsockname()[1])
+
+
+@contextmanager
+def process(module: str, port: int, *options: str) -> Iterator[None]:
+    """A server of TVM's, alone on ``port``; its whole group is ended afterwards."""
+    words = ["timeout", str(LONGEST_S), sys.executable, "-m", f"tvm.exec.{module}",
+             "--host", "127.0.0.1", "--port", str(port), "--port-end", str(port + 1)]  # fmt: skip
+    started = subprocess.Popen(
+        [*words, *options], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )  # fmt: skip
+    try:
+        deadline = time.monotonic() + 120
+        while time.monotonic() < deadline:
+            with socket.socket() as client:
+                if client.connect_ex(("127.0.0.1", port)) == 0:
+                    break
+            time.sleep(0.1)
+        yield
+    finally:
+        os.killpg(started.pid, signal.SIGKILL)
+        started.wait()
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    return pipeline.compile("digits", target="host", output=tmp_path_factory.mktemp("rpc") / "b")
+
+
+@pytest.fixture(scope="module")
+def address() -> Iterator[str]:
+    port = free_port()
+    with process("rpc_server", port, "--no-fork"):
+        yield f"rpc:127.0.0.1:{port}"
+
+
+@pytest.mark.slow
+def test_samples_and_times(bundle: Bundle, address: str) -> None:
+    rng = np.random.default_rng(1)
+    samples = [{"image": rng.random((1, 1, 8, 8), np.float32)} for _ in range(3)]
+    found = runners.run_many(bundle, samples, address)
+    expected = runners.run_many(bundle, samples, "local")
+    for ours, theirs in zip(found, expected, strict=True):
+        assert np.array_equal(ours["logits"], theirs["logits"])
+    assert not np.array_equal(found[0]["logits"], found[1]["logits"])
+    timing = runners.get(address).bench(bundle, runs=7, warmup=1)
+    assert timing.runs == 7
+    assert 0 < timing.min_ms <= timing.p50_ms <= timing.p99_ms
+    assert len(timing.round_p50_ms) == 5
+    with pytest.raises(UserError, match="longer than most kernels"):
+        runners.get(address).profile(bundle, 1)
+
+
+@pytest.mark.slow
+def test_a_program_for_another_machine_is_told(tmp_path: Path, address: str) -> None:
+    other = pipeline.compile("digits", target="raspberry-pi-4", output=tmp_path / "b")
+    sample = {"image": np.zeros((1, 1, 8, 8), np.float32)}
+    with pytest.raises(EdgepipeError, match=r"rpc:127\.0\.0\.1.*\.so"):
+        runners.run_many(other, [sample], address)
+
+
+@pytest.mark.slow
+def test_a_tracker_hands_out_a_board(bundle: Bundle) -> None:
+    tracker, server = free_port(), free_port()
+    sample = {"image": np.ones((1, 1, 8, 8), np.float32)}
+    with (
+        process("rpc_tracker", tracker),
+        process("rpc_server", server, "--no-fork", f"--tracker=127.0.0.1:{tracker}", "--key=desk"),
+    ):
+        name = f"rpc:127.0.0.1:{tracker},key=desk"
+        for _ in range(2):  # the first one gave it back
+            found = runners.run_many(bundle, [sample], name)[0]
+            assert np.array_equal(
+                found["logits"], runners.run_many(bundle, [sample], "local")[0]["logits"]
+            )
+
+
+def test_nobody_answers(bundle: Bundle) -> None:
+    sample = {"image": np.zeros((1, 1, 8, 8), np.float32)}
+    name = f"rpc:127.0.0.1:{free_port()},retries=0"
+    with pytest.raises(UserError, match="cannot be reached"):
+        runners.run_many(bundle, [sample], name)
+
+
+@pytest.mark.slow
+def test_a_server_that_says_nothing_is_given_up(bundle: Bundle) -> None:
+    sample = {"image": np.zeros((1, 1, 8, 8), np.float32)}
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        name = f"rpc:127.0.0.1:{silent.getsockname()[1]},timeout=2"
+        with pytest.raises(EdgepipeError, match="no answer within 2 s"):
+            runners.run_many(bundle, [sample], name)
+
+
+@pytest.mark.parametrize("where", ["nowhere", "host:", "host:99999", ":9090", "host:-1"])
+def test_an_address_needs_host_and_port(where: str) -> None:
+    with pytest.raises(UserError, match="no HOST:PORT"):
+        runners.get(f"rpc:{where}")
+
+
+def test_what_it_cannot_run_is_said() -> None:
+    assert not runners.get("rpc").available(Target.load("host")).ok
+    assert not runners.get("rpc:h:1").available(Target.load("wasm-simd")).ok
