@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 ROUNDS = 5
 #: An engine that is given what the bundle computes, and is further from it than this, has another
 #: model. (The original of a quantized or pruned bundle may be as far as it likes.)
-LEAST_SNR_DB = 10.0
+LEAST_SNR_DB = 20.0
 
 
 @dataclass(frozen=True)
