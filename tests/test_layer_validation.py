@@ -100,6 +100,7 @@ def test_an_imported_model_is_compared_with_itself_unrounded(tmp_path: Path) -> 
     assert 30 < report.layers[1].snr_db < 60
 
 
+@pytest.mark.slow
 def test_what_cannot_be_compared_says_what_would_work(tmp_path: Path) -> None:
     floats, _ = compiled(tmp_path / "a", "fp32")
     with pytest.raises(UserError, match="recipe 'fp32' rounds no tensors"):
@@ -109,6 +110,7 @@ def test_what_cannot_be_compared_says_what_would_work(tmp_path: Path) -> None:
         validate_layers(plain)
 
 
+@pytest.mark.slow
 def test_the_command_line_prints_both(bundle, capsys: pytest.CaptureFixture[str]) -> None:
     arguments = ["validate", str(bundle.path), "--data", "digits", "--layers"]
     assert main(arguments) == 0

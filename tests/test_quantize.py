@@ -211,6 +211,7 @@ def test_golden_data_need_no_floor_against_the_original(calibrated) -> None:
     assert not calibrated[0].validate(min_snr_db=300).ok  # but the user's own counts
 
 
+@pytest.mark.slow
 def test_without_data_the_inputs_are_synthetic_and_everyone_hears_of_it(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -377,6 +378,7 @@ def dense(path: Path, weights: str = "int8", *, rounds: bool = True, block: int 
     return path
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("options", "recipe"),
     [

@@ -71,6 +71,7 @@ def npm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "node_modules"
 
 
+@pytest.mark.slow
 @pytest.mark.needs_node
 def test_ort_web_in_node(relu: Bundle, npm: Path) -> None:
     (peer,) = bench(relu, runner="node", runs=5, against=("ort-web",)).peers

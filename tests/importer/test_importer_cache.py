@@ -20,6 +20,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "edgepipe" / "zoo"
 
 
+@pytest.mark.slow
 def test_second_load_does_without_torch(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     first = importer.load("espcn")
     (file,) = folder.iterdir()
@@ -36,6 +37,7 @@ def test_empty_cache_without_torch(monkeypatch: pytest.MonkeyPatch) -> None:
         importer.load("espcn")
 
 
+@pytest.mark.slow
 def test_damaged_file_is_replaced(folder: Path) -> None:
     sha256 = importer.load("espcn").sha256
     (file,) = folder.iterdir()

@@ -103,6 +103,7 @@ def test_what_is_float_behind_the_last_integer_operator(name: str) -> None:
         assert snr_db(np.concatenate(reference), np.concatenate(result)) > 40
 
 
+@pytest.mark.slow
 @settings(max_examples=40, deadline=None)
 @given(
     group=st.sampled_from(["1", "2", "4"]), kernel=st.tuples(*[st.integers(1, 3)] * 2),

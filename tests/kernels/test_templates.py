@@ -108,6 +108,7 @@ def conv_op(rng: random.Random, lanes: int, kind: str) -> ConvOp:
     return ConvOp(x, y, kernel, strides, dilations, offset, groups, steps, residuals)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["pointwise", "regular", "grouped", "depthwise"])
 @pytest.mark.parametrize(("lanes", "registers", "knobs"), VECTORS)
 def test_convolution(

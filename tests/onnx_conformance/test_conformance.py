@@ -32,6 +32,7 @@ def _check(names: list[str]) -> None:
     assert not unclear, unclear
 
 
+@pytest.mark.slow
 def test_committed_status_covers_exactly_edge_core() -> None:
     assert set(COMMITTED) == set(edge_core())
 

@@ -64,6 +64,7 @@ def test_the_comparison_can_fail() -> None:
     assert snr_db(run(model, sample)[0], run(changed, sample)[0]) < 40
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("text", [PRE, POST])
 def test_outlier_channels_cost_less(text: str) -> None:
     scale = np.ones(16, np.float32)

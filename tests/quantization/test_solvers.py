@@ -16,6 +16,7 @@ FOUR, EIGHT = CodeRange.of(4), CodeRange.of(8, 63)
 REMAINS = {"gptq": 0.7, "reconstruction": 0.6, "adaround": 0.65, "adaquant": 0.65}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("span", [FOUR, EIGHT])
 @pytest.mark.parametrize("method", REMAINS)
 def test_solvers_beat_rounding(method: str, span: CodeRange) -> None:
@@ -32,6 +33,7 @@ def test_solvers_beat_rounding(method: str, span: CodeRange) -> None:
     np.testing.assert_allclose(mean, gram.mean_y, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("span", [FOUR, EIGHT])
 @pytest.mark.parametrize("method", REMAINS)
 def test_weights_that_were_pruned_stay_zero(method: str, span: CodeRange) -> None:
@@ -49,6 +51,7 @@ def test_weights_that_were_pruned_stay_zero(method: str, span: CodeRange) -> Non
     assert (solver(weight, gram, span, None)[0][~kept] != 0).any()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", REMAINS)
 def test_the_comparison_can_fail(method: str) -> None:
     """Positive control: the codes of two output channels swapped."""

@@ -160,6 +160,7 @@ def test_a_connection_that_breaks_once_is_tried_again(
     assert list(remote.iterdir()) == []
 
 
+@pytest.mark.slow
 @pytest.mark.needs_sshd
 def test_a_hanging_program_is_ended(made: Made, server: Path, remote: Path, tmp_path: Path) -> None:
     launch = script(tmp_path, f"echo $$ > {tmp_path}/hung; sleep 600")
@@ -225,6 +226,7 @@ exec sh -c "$*"
 """
 
 
+@pytest.mark.slow
 @pytest.mark.needs_qemu
 def test_a_phone(made: Made, remote: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "adb").write_text(ADB)

@@ -85,6 +85,7 @@ def test_a_network_that_is_sparse_runs_over_planes(target: str, tmp_path: Path) 
     assert ours < 0.5 * theirs
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("target", "recipe"),
     [("host", "fp32+1:4v32"), ("wasm-simd", "fp32+2:4v8"), ("raspberry-pi-4", "fp32+1:4v16")],
@@ -137,6 +138,7 @@ def test_wide_vectors_do_not_take_a_pattern_that_costs_more(tmp_path: Path) -> N
             assert estimates["shared"] > estimates["dense"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("target", "runner"),
     [
@@ -169,6 +171,7 @@ def test_integers_run_over_blocks(target: str, runner: str, tmp_path: Path) -> N
     assert ours < 0.8 * theirs
 
 
+@pytest.mark.slow
 def test_without_an_instruction_for_it_integers_stay_dense(tmp_path: Path) -> None:
     path, notes = network(tmp_path / "net.onnx"), []
     bundle = edgepipe.compile(

@@ -146,6 +146,7 @@ def test_original_and_loaded_model_agree(name: str, sources: dict[str, Source]) 
         assert np.array_equal(left, right)
 
 
+@pytest.mark.slow
 @pytest.mark.needs_torch
 @pytest.mark.parametrize("name", BUILT)
 def test_activations_stay_in_range_and_depend_on_the_input(
@@ -193,6 +194,7 @@ def test_weights_are_reproducible(name: str) -> None:
     assert digest.hexdigest()[:16] == DIGESTS[name]
 
 
+@pytest.mark.slow
 @pytest.mark.needs_torch
 @pytest.mark.parametrize("name", ["fastdepth", "mobilenet-v1", "resnet50"])
 def test_rounding_is_not_amplified(name: str) -> None:

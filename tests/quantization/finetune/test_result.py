@@ -100,6 +100,7 @@ def differing(ours: dict[str, np.ndarray], theirs: dict[str, np.ndarray]) -> tup
     return float(unequal / total), float(((worst > 1) & (before == 0)).any(0).mean())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("text", [MIXED, OTHERS])
 @pytest.mark.parametrize(
     ("recipe", "changes"),
@@ -212,6 +213,7 @@ class Mask(torch.nn.Module):
         return weight * self.kept
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("recipe", [None, "w4a8"])
 def test_a_mask_on_the_weights_is_trained_around(recipe: str | None) -> None:
     model = build(SMALL)
