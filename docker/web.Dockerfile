@@ -3,7 +3,7 @@ ARG BASE=debian:bookworm-slim
 ARG EDGEPIPE=edgepipe
 
 FROM ${EDGEPIPE} AS site
-RUN ["edgepipe", "demo", "--quiet", "-o", "/work/site"]
+RUN ["edgepipe", "demo", "--quiet", "-o", "/tmp/site"]
 
 FROM ${BASE} AS server
 RUN apt-get update -qq \
@@ -12,7 +12,7 @@ RUN apt-get update -qq \
 
 FROM scratch
 COPY --from=server /bin/busybox /httpd.conf /
-COPY --from=site /work/site /site
+COPY --from=site /tmp/site /site
 USER 1000
 EXPOSE 8080
 HEALTHCHECK --interval=1m --timeout=5s \

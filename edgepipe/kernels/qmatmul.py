@@ -46,7 +46,7 @@ def default(op: QMatmulOp, target: Target) -> Knobs:
         "flat": True,
         "arch": target.arch,
         "unroll": 4 if chosen.name == "sdot" else 1,
-        "deep": 0,
+        "deep": 0,  # two products of full bytes do not fit int16 together
         "offset": 0,
     }
 
