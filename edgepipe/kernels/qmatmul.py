@@ -110,7 +110,7 @@ class _Emission(Emission):
             acc = Registers(1, lanes, "int32")
             acc[0] = splat(tirx.const(0, "int32"), lanes)
             with loop(k // step) as s:
-                self.pack_step(acc, batch, number, s, j, column, step)
+                self.pack_step(acc, batch, number, s, j, column, step, step)
             if k % step:
                 size = step // 2 if self.g.halved else step
                 self.pack_step(acc, batch, number, k // step, j, column, k % step, size)
@@ -121,11 +121,10 @@ class _Emission(Emission):
 
     def pack_step(
         self, acc: Registers, batch: Any, number: Any, s: Any, j: Any, column: Any, count: int,
-        size: int = 0,
+        size: int,
     ) -> None:  # fmt: skip
-        """``count`` rows, the others of the step's ``size`` zero; all of it if not given."""
+        """``count`` rows, the others of the step's ``size`` zero."""
         lanes, step, n = self.dot.lanes, self.dot.step, self.product.n
-        size = size or step
         at = number * self.g.run_stride + s * (step * self.g.width) + j * (lanes * size)
         held = Registers(size, lanes, "int8")
         for i in range(size):
