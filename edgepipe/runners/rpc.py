@@ -149,6 +149,7 @@ class Server:
         with tempfile.TemporaryDirectory(prefix="edgepipe-rpc-") as folder:
             path = _library(bundle, Path(folder) / name)
             session = self._session()
+            close = session.get_function("CloseRPCConnection")
             try:
                 session.upload(str(path))
                 module = session.load_module(name)
@@ -158,6 +159,9 @@ class Server:
                 raise
             except Exception as error:  # whatever TVM raises across the connection
                 raise EdgepipeError(f"{self.NAME}: {_last_line(error)}") from None
+            finally:  # a board serves one client: it must not wait for our garbage collector
+                with contextlib.suppress(Exception):
+                    close()
 
 
 def _last_line(error: Exception) -> str:

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import secrets
 import signal
 import socket
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,37 +20,52 @@ import pytest
 from edgepipe import pipeline, runners
 from edgepipe.bundle import Bundle
 from edgepipe.errors import EdgepipeError, UserError
+from edgepipe.runners import rpc
 from edgepipe.target import Target
 
 #: A server that is forgotten ends itself.
-LONGEST_S = 300
+LONGEST_S = 900
 
 
 def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        return int(probe.getsockname()[1])
+    """A port that nobody has, from below the range that outgoing connections take theirs from."""
+    while True:
+        port = 20_000 + secrets.randbelow(12_000)
+        with contextlib.suppress(OSError), socket.create_server(("127.0.0.1", port)):
+            return port
 
 
-@contextmanager
-def process(module: str, port: int, *options: str) -> Iterator[None]:
-    """A server of TVM's, alone on ``port``; its whole group is ended afterwards."""
-    words = ["timeout", str(LONGEST_S), sys.executable, "-m", f"tvm.exec.{module}",
-             "--host", "127.0.0.1", "--port", str(port), "--port-end", str(port + 1)]  # fmt: skip
-    started = subprocess.Popen(
-        [*words, *options], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-        start_new_session=True,
-    )  # fmt: skip
-    try:
-        deadline = time.monotonic() + 120
-        while time.monotonic() < deadline:
-            with socket.socket() as client:
-                if client.connect_ex(("127.0.0.1", port)) == 0:
-                    break
-            time.sleep(0.1)
-        yield
-    finally:
-        os.killpg(started.pid, signal.SIGKILL)
-        started.wait()
+@contextlib.contextmanager
+def server(module: str, log: Path, *options: str) -> Iterator[int]:
+    """The port of a server of TVM's; its whole group is ended afterwards."""
+    for _ in range(3):  # another process may have taken the port meanwhile
+        port = free_port()
+        words = ["timeout", str(LONGEST_S), sys.executable, "-m", f"tvm.exec.{module}"]
+        words += ["--host", "127.0.0.1", "--port", str(port), "--port-end", str(port + 1)]
+        with log.open("w") as stream:
+            started = subprocess.Popen(
+                [*words, *options], stdout=stream, stderr=stream, start_new_session=True
+            )
+        try:
+            if answers(port, started):
+                yield port
+                return
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(started.pid, signal.SIGKILL)
+            started.wait()
+    pytest.fail(f"{module} does not listen: {log.read_text()}")
+
+
+def answers(port: int, started: subprocess.Popen[bytes]) -> bool:
+    """Whether somebody listens on ``port`` before ``started`` ends or a minute has passed."""
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline and started.poll() is None:
+        with socket.socket() as client:
+            if client.connect_ex(("127.0.0.1", port)) == 0:
+                return True
+        time.sleep(0.1)
+    return False
 
 
 @pytest.fixture(scope="module")
@@ -57,9 +74,9 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
 
 
 @pytest.fixture(scope="module")
-def address() -> Iterator[str]:
-    port = free_port()
-    with process("rpc_server", port, "--no-fork"):
+def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    log = tmp_path_factory.mktemp("server") / "log"
+    with server("rpc_server", log, "--no-fork") as port:
         yield f"rpc:127.0.0.1:{port}"
 
 
@@ -89,14 +106,24 @@ def test_a_program_for_another_machine_is_told(tmp_path: Path, address: str) -> 
 
 
 @pytest.mark.slow
-def test_a_tracker_hands_out_a_board(bundle: Bundle) -> None:
-    tracker, server = free_port(), free_port()
+def test_a_tracker_hands_out_a_board(
+    bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept = []  # a session that somebody still refers to is given back all the same
+    loaded = rpc._Model
+
+    def model(*arguments: Any) -> Any:
+        kept.append(loaded(*arguments))
+        return kept[-1]
+
+    monkeypatch.setattr(rpc, "_Model", model)
     sample = {"image": np.ones((1, 1, 8, 8), np.float32)}
     with (
-        process("rpc_tracker", tracker),
-        process("rpc_server", server, "--no-fork", f"--tracker=127.0.0.1:{tracker}", "--key=desk"),
-    ):
-        name = f"rpc:127.0.0.1:{tracker},key=desk"
+        server("rpc_tracker", tmp_path / "tracker") as tracker,
+        server("rpc_server", tmp_path / "server", "--no-fork",
+               f"--tracker=127.0.0.1:{tracker}", "--key=desk"),
+    ):  # fmt: skip
+        name = f"rpc:127.0.0.1:{tracker},key=desk,timeout=120"
         for _ in range(2):  # the first one gave it back
             found = runners.run_many(bundle, [sample], name)[0]
             assert np.array_equal(
