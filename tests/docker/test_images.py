@@ -7,6 +7,7 @@ from apt's lists, and the wheels come through this machine's pip.
 from __future__ import annotations
 
 import os
+import re
 import resource
 import shutil
 import subprocess
@@ -85,11 +86,14 @@ def test_images_are_built_and_compile(repository: Path, tmp_path: Path) -> None:
     engine = Engine(tmp_path)
     download(repository, tmp_path / "wheels")
     import_base(engine, tmp_path)
-    output(
+    built = output(
         [str(repository / "docker/build"), "--engine", "buildah", "--tag", "test",
          "--base", _BASE, "--wheels", str(tmp_path / "wheels"), "edgepipe", "cross"],
         EDGEPIPE_ENGINE_OPTIONS=" ".join(engine.options),
     )  # fmt: skip
+    sizes = re.findall(r"^built (\S+):test, ([\d.]+ [MG]B)$", built, re.MULTILINE)
+    assert [name for name, _ in sizes] == ["edgepipe", "edgepipe-cross"]
+    assert sizes[0][1].endswith(" MB"), sizes
     shutil.rmtree(tmp_path / "wheels")
     given = tmp_path / "given"
     given.mkdir()
