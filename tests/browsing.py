@@ -23,7 +23,9 @@ FLAGS = (
 
 
 @contextlib.contextmanager
-def chromium(*, width: int = 390, height: int = 844, dark: bool = False) -> Iterator[Any]:
+def chromium(
+    *, width: int = 390, height: int = 844, dark: bool = False, media: str = "screen"
+) -> Iterator[Any]:
     """A driver of a fresh Chromium with a phone's window unless told."""
     options = webdriver.ChromeOptions()
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as profile:
@@ -33,8 +35,10 @@ def chromium(*, width: int = 390, height: int = 844, dark: bool = False) -> Iter
         options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
         driver = webdriver.Chrome(options, Service(shutil.which("chromedriver")))
         try:
-            media = [{"name": "prefers-color-scheme", "value": "dark" if dark else "light"}]
-            driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": media})
+            scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
+            driver.execute_cdp_cmd(
+                "Emulation.setEmulatedMedia", {"media": media, "features": [scheme]}
+            )
             driver.execute_cdp_cmd(
                 "Emulation.setDeviceMetricsOverride",
                 {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": width < 600},

@@ -14,8 +14,6 @@ _STYLE = """
 :root { color-scheme: light dark; --ink: #1b1f24; --back: #fff; --soft: #5b6470; --line: #d8dce2; }
 @media (prefers-color-scheme: dark) {
   :root { --ink: #e8eaed; --back: #16181c; --soft: #9aa3ad; --line: #363b42; } }
-@media print { :root { --ink: #000; --back: #fff; --soft: #444; --line: #bbb; }
-  figure, tr { break-inside: avoid; } details { display: none; } }
 body { font: 16px/1.5 system-ui, sans-serif; color: var(--ink); background: var(--back);
   max-width: 76rem; margin: 0 auto; padding: 1rem; }
 h1 { font-size: 1.5rem; overflow-wrap: anywhere; }
@@ -31,6 +29,12 @@ figure { margin: 0; max-width: 34rem; }
 figcaption { color: var(--soft); font-size: .9rem; line-height: 1.35; }
 svg { width: 100%; height: auto; font-family: system-ui, sans-serif; }
 .soft { color: var(--soft); }
+@media print { :root { color-scheme: light; --ink: #000; --back: #fff; --soft: #444; --line: #bbb; }
+  @page { margin: 12mm; }
+  body { font-size: 9pt; padding: 0; } h2 { break-after: avoid; } details { display: none; }
+  figure, tr { break-inside: avoid; } .wide { overflow: visible; }
+  .plots { grid-template-columns: 1fr 1fr; } th, td { padding: .15rem .3rem; font-size: 7pt;
+    white-space: normal; } }
 """
 _HEADERS = ("bundle", "target", "recipe", "accuracy", "float accuracy", "SNR dB", "median ms",
             "90 % within", "99 % within", "code", "weights", "arena")  # fmt: skip

@@ -125,8 +125,11 @@ def test_tall_bars_of_small_operators_are_cut() -> None:
 
 @pytest.mark.slow
 @pytest.mark.needs_browser
-@pytest.mark.parametrize(("width", "dark"), [(390, False), (390, True), (1280, False)])
-def test_the_page_is_readable(tmp_path: Path, width: int, dark: bool) -> None:
+@pytest.mark.parametrize(
+    ("width", "dark", "media"),
+    [(390, False, "screen"), (390, True, "screen"), (1280, False, "screen"), (703, True, "print")],
+)
+def test_the_page_is_readable(tmp_path: Path, width: int, dark: bool, media: str) -> None:
     shown = [detailed(f"digits-{i}-a-long-target-name", i) for i in range(7)]
     text = page.render(shown)
     assert len(text.encode()) < 2_000_000 and "http" not in text.replace("http://www.w3.org/", "")
@@ -134,7 +137,7 @@ def test_the_page_is_readable(tmp_path: Path, width: int, dark: bool) -> None:
     (tmp_path / "index.html").write_text(text, encoding="utf-8")
     with (
         browsing.served(tmp_path) as address,
-        browsing.chromium(width=width, dark=dark) as driver,
+        browsing.chromium(width=width, dark=dark, media=media) as driver,
     ):
         driver.get(address)
         count = driver.execute_script(
@@ -156,6 +159,10 @@ def test_the_page_is_readable(tmp_path: Path, width: int, dark: bool) -> None:
             "return document.documentElement.scrollWidth - window.innerWidth"
         )
         points = driver.execute_script("return document.querySelectorAll('#plot0 use').length")
+        cut = driver.execute_script(
+            "return [...document.querySelectorAll('.wide')]"
+            ".some((e) => e.scrollWidth > e.clientWidth)"
+        )  # a screen scrolls, paper does not
         errors = [e for e in driver.get_log("browser") if e["level"] == "SEVERE"]
         # A control: an empty plot, and a text on another, are found.
         driver.execute_script(
@@ -166,6 +173,8 @@ def test_the_page_is_readable(tmp_path: Path, width: int, dark: bool) -> None:
         assert driver.execute_script(EMPTY) == ["efficiency-gap"]
         assert browsing.overlaps(driver, "#plot0 text")
     assert ink == plot and beside <= 0 and points >= 7 and not errors
+    if media == "print":
+        assert ink == "rgb(0, 0, 0)" and not cut
 
 
 #: Labels of the figures without anything in a colour of its own, which only data have.
