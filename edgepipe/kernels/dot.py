@@ -78,16 +78,13 @@ class Dot:
         """Weight bytes of one part of a step."""
         return self.lanes * self.step // self.parts
 
-    def weight(self, codes: Any, offset: int) -> Any:
-        """``part_bytes`` weights (int8), to which ``offset`` was added, as ``accumulate`` wants
-        them."""
+    def weight(self, codes: Any, unsigned: bool = False) -> Any:
+        """``part_bytes`` weights (int8, or bytes without sign) as ``accumulate`` wants them."""
         if self.name != "pairs":
             return codes
-        count = self.part_bytes
-        if offset:
-            codes = reinterpret(f"uint8x{count}", codes)
-        wide = tirx.Cast(f"int16x{count}", codes)
-        return wide - splat(tirx.const(offset, "int16"), count) if offset else wide
+        if unsigned:
+            codes = reinterpret(f"uint8x{self.part_bytes}", codes)
+        return tirx.Cast(f"int16x{self.part_bytes}", codes)
 
     def accumulate(self, acc: Any, x: Any, w: Any) -> Any:
         """``acc`` plus the products of one step."""

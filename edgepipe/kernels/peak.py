@@ -69,7 +69,7 @@ def _int8(target: Target, variant: str, rows: int, columns: int) -> Peak:
 
     def w_operand(buffer: Any, at: Any) -> Any:
         if dot.name != "mlal":
-            return dot.weight(load(buffer, at * dot.part_bytes, dot.part_bytes), 0)
+            return dot.weight(load(buffer, at * dot.part_bytes, dot.part_bytes))
         return [load(buffer, (at * 2 + k) * 16, 16) for k in (0, 1)]
 
     def term(acc: Any, x: Any, w: Any) -> Any:

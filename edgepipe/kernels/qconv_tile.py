@@ -104,7 +104,6 @@ class Emission:
         self.source, self.weights, self.bias, self.multipliers, *self.rest = buffers
         #: What is added to the sums of every pixel, where accumulators begin with it.
         self.sums = self.rest.pop() if knobs["offset"] else None
-        self.corrects = self.dot.name == "relaxed"
         self.target = self.rest.pop()
         self.pixels, self.groups, self.flat = knobs["pixels"], knobs["groups"], knobs["flat"]
         self.rows, self.columns = (1, op.y.h * op.y.w) if self.flat else (op.y.h, op.y.w)
@@ -112,7 +111,7 @@ class Emission:
     def run(self) -> None:
         tiles = -(-self.columns // self.pixels)
         with loop(self.op.y.n) as n:
-            if self.dot.name == "relaxed":
+            if self.sums is not None:
                 self.input_sums(n)
             if self.g.word:  # inputs that take putting together serve all channels
                 with loop(self.rows) as row, loop(tiles) as column_tile, loop(self.g.tiles) as tile:
@@ -124,23 +123,30 @@ class Emission:
 
     def input_sums(self, n: Any) -> None:
         """What the offset of the weights adds to every pixel's sums, negated."""
-        offset = splat(tirx.const(self.knobs["offset"], "int8"), 16)
-        whole = self.g.steps % 4 == 0  # sixteen bytes at once, else four, the same in every lane
+        lanes, parts = self.dot.lanes, self.dot.parts
+        offset = splat(tirx.const(self.knobs["offset"], f"int{8 * parts}"), 16 // parts)
+        # A register full at once, else four bytes, the same ones wherever they fit.
+        whole = self.g.steps % 4 == 0
+        count = 16 // parts if whole else 4
         kw = 1 if self.g.merged else self.op.kernel[1]
         with loop(self.rows) as row, loop(self.columns) as column:
-            acc = Registers(1, 4, "int32")
-            acc[0] = splat(tirx.const(0, "int32"), 4)
+            acc = Registers(1, lanes, "int32")
+            acc[0] = splat(tirx.const(0, "int32"), lanes)
             at = (n, 0, row, column)
             with (
                 loop(self.op.kernel[0]) as ky,
                 loop(kw) as kx,
-                loop(self.g.steps // 4 if whole else self.g.steps) as s,
+                loop(self.g.steps * 4 // count) as s,
             ):
-                place = self.input_offset(at, (0, ky, kx), 0) + s * (16 if whole else 4)
-                x = load(self.source, place, 16) if whole else self.dot.operand(self.source, place)
+                place = self.input_offset(at, (0, ky, kx), 0) + s * count
+                if whole:
+                    codes = load(self.source, place, count)
+                    x = codes if parts == 1 else tirx.Cast(f"int16x{count}", codes)
+                else:
+                    x = self.dot.operand(self.source, place)
                 acc[0] = self.dot.accumulate(acc[0], x, offset)
             total = acc.lane(0, 0)
-            for lane in range(1, 4 if whole else 1):
+            for lane in range(1, lanes if whole else parts):
                 total = total + acc.lane(0, lane)
             store(self.sums, row * self.columns + column, tirx.const(0, "int32") - total, 1)
 
@@ -155,9 +161,8 @@ class Emission:
             first = load(self.bias, channel + j * lanes, lanes) if parts == 1 else zero
             for i in range(self.pixels):
                 value = first
-                if self.corrects:
-                    correction = self.sums[row * self.columns + start + i]  # type: ignore[index]
-                    value = first + splat(correction, lanes)
+                if parts == 1 and self.sums is not None:
+                    value = first + splat(self.sums[row * self.columns + start + i], lanes)
                 for p in range(parts):
                     acc[(i * self.groups + j) * parts + p] = value
         self.accumulate(acc, n, tile, row, start)
@@ -170,13 +175,19 @@ class Emission:
 
     def sum(self, acc: Registers, i: int, j: int, channel: Any, place: Any) -> Any:
         """The float sum of one vector of channels of one pixel."""
+        total, c = self.total(acc, i, j, channel, place), channel + j * self.dot.lanes
+        return finished(self.op, total, self.multipliers, self.rest, place, c, self.dot.lanes)
+
+    def total(self, acc: Registers, i: int, j: int, channel: Any, place: Any) -> Any:
+        """The same as int32, without the multipliers."""
         lanes, parts = self.dot.lanes, self.dot.parts
         first = (i * self.groups + j) * parts
-        c = channel + j * lanes
         total = self.dot.total([acc[first + p] for p in range(parts)])
-        if parts > 1:
-            total = total + load(self.bias, c, lanes)
-        return finished(self.op, total, self.multipliers, self.rest, place, c, lanes)
+        if parts > 1:  # what does not fit into partial sums
+            total = total + load(self.bias, channel + j * lanes, lanes)
+            if self.sums is not None:
+                total = total + splat(self.sums[place[1] * self.op.y.w + place[2]], lanes)
+        return total
 
     # -- the inner loops ----------------------------------------------------------------------
 
@@ -286,7 +297,7 @@ class Emission:
         codes = load(self.weights, base + number * count, count)
         if bits == 4:
             codes = dot.nibble(codes, count, u % 2, self.knobs["arch"], self.knobs["offset"])
-        return self.dot.weight(codes, self.knobs["offset"])
+        return self.dot.weight(codes, unsigned=bool(self.knobs["offset"]))
 
     def input_offset(self, at: Any, run: Any, pixel: int) -> Any:
         (n, tile, row, start), (_, ky, kx) = at, run

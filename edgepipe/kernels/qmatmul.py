@@ -85,7 +85,6 @@ class _Emission(Emission):
         self.moved = op.b.dtype == "uint8"
         self.right_zero = op.b.zero - (128 if self.moved else 0)
         self.sums = rows if self.right_zero else None
-        self.corrects = self.sums is not None and self.dot.parts == 1
 
     def run(self) -> None:
         tiles = -(-self.columns // self.pixels)
@@ -176,13 +175,8 @@ class _Emission(Emission):
     # -- what differs from weights ------------------------------------------------------------
 
     def sum(self, acc: Registers, i: int, j: int, channel: Any, place: Any) -> Any:
-        lanes, parts = self.dot.lanes, self.dot.parts
-        first = (i * self.groups + j) * parts
-        total = self.dot.total([acc[first + p] for p in range(parts)])
-        if parts > 1:
-            total = total + load(self.bias, channel + j * lanes, lanes)
-            if self.sums is not None:
-                total = total + splat(self.sums[place[2]], lanes)
+        lanes = self.dot.lanes
+        total = self.total(acc, i, j, channel, place)
         multiplier = splat(float32(self.product.multiplier), lanes)
         return scaled(total, multiplier, lanes, fence=False)
 
