@@ -31,7 +31,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     # What is done with it. Neither knows where the model came from nor where it goes.
     "passes": {"context", "errors", "importer.opset"},
     "sparsity": {"context", "errors"},
-    "quantization": {"context", "errors"},
+    # Training knows masks.
+    "quantization": {"context", "errors", "sparsity"},
     "kernels": {"errors", "target"},
     "lowering": {
         "codegen.plan",
