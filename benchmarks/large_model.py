@@ -3,7 +3,7 @@
 The network is made here, He-initialised: convolutions of 512 and 1024 channels and a dense head.
 Compiled in a process of its own, after one that warms the caches; each figure beside its limit.
 
-  large_model.py [--megabytes 300] [--targets x86-64-v3] [--recipe fp32] [--external 0] [--json FILE]
+  large_model.py [--megabytes 300] [--targets x86-64-v3] [--recipe fp32] [--external 1]
 """
 
 from __future__ import annotations
@@ -19,7 +19,15 @@ from onnx import TensorProto, helper, numpy_helper
 
 #: What compiling may take at most: memory in sizes of the model, seconds.
 MEMORY_LIMIT, SECONDS_LIMIT = 4.0, 180.0
-HEADERS = ["target", "model MB", "peak MB", "peak, model = 1", "seconds", "longest stages", "limits"]
+HEADERS = [
+    "target",
+    "model MB",
+    "peak MB",
+    "peak, model = 1",
+    "seconds",
+    "longest stages",
+    "limits",
+]
 
 
 def network(megabytes: int, seed: int = 0) -> onnx.ModelProto:
@@ -83,8 +91,8 @@ def main() -> int:
                  ", ".join(f"{s['stage']} {s['seconds']:.1f}" for s in longest) or run.error,
                  "kept" if kept else "not kept"]
             )  # fmt: skip
-            results.append({"target": target, "model_bytes": size, "peak_bytes": run.peak_bytes,
-                            "seconds": run.seconds, "stages": run.stages, "error": run.error})  # fmt: skip
+            facts = {"model_bytes": size, "peak_bytes": run.peak_bytes, "seconds": run.seconds}
+            results.append({"target": target, **facts, "stages": run.stages, "error": run.error})
             progress("  ".join(map(str, rows[-1])))
     finish(HEADERS, rows, results, options.json)
     return 1 if failed else 0

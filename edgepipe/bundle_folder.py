@@ -31,6 +31,8 @@ def read_json(path: Path) -> Any:
         return None
     except (ValueError, OSError) as error:
         raise UserError(f"not readable as JSON: {error}", where=str(path)) from None
+    except RecursionError:
+        raise UserError("not readable as JSON: nested too deep", where=str(path)) from None
 
 
 def is_bundle(path: Path) -> bool:

@@ -204,6 +204,10 @@ def _duplicates(names: list[str]) -> list[str]:
 
 def _check_operator(node: onnx.NodeProto, version: int, where: str) -> None:
     here = f"{where}, node '{node.name or (node.output[0] if node.output else '?')}'"
+    for attribute in node.attribute:
+        if attribute.ref_attr_name:  # of a function, which there are none of any more
+            raise UserError(f"attribute {attribute.name} refers to '{attribute.ref_attr_name}', "
+                            "which nothing defines", where=here)  # fmt: skip
     if node.domain not in _STANDARD:
         raise Unsupported(
             f"operator {node.domain}::{node.op_type} is not of the standard ONNX domain",

@@ -24,7 +24,7 @@ TEXTS = (
 
 
 def damaged_bytes(random: Random, data: bytes) -> bytes:
-    """``data`` with one to eight things done to it: bits flipped, runs cut, doubled, overwritten."""
+    """``data`` with one to eight things done to it: flipped, cut, doubled, overwritten."""
     out = bytearray(data)
     for _ in range(random.choice((1, 1, 1, 2, 4, 8))):
         at = random.randrange(len(out) + 1)
@@ -123,7 +123,9 @@ def _toml(item: Any) -> str:
     if isinstance(item, int | float):
         return repr(item)
     if isinstance(item, str):
-        plain = "".join(c if c.isprintable() and c not in '"\\' else f"\\U{ord(c):08x}" for c in item)
+        plain = "".join(
+            c if c.isprintable() and c not in '"\\' else f"\\U{ord(c):08x}" for c in item
+        )
         return f'"{plain}"'
     if isinstance(item, dict):
         return "{" + ", ".join(f"{_toml(str(k))} = {_toml(v)}" for k, v in item.items()) + "}"

@@ -46,13 +46,22 @@ class Worker:
 
     def __init__(self, kind: str, seed: str, folder: Path, wide: bool) -> None:
         self.folder = folder
-        command = [sys.executable, "-m", "tests.fuzz.worker", kind, seed, str(folder), str(int(wide))]
+        command = [
+            sys.executable,
+            "-m",
+            "tests.fuzz.worker",
+            kind,
+            seed,
+            str(folder),
+            str(int(wide)),
+        ]
         path = os.pathsep.join([str(ROOT), str(ROOT / "tests")])
         environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
         self.log = (folder / "log").open("wb")
         self.process = subprocess.Popen(command, cwd=ROOT, env=environment, stdin=subprocess.PIPE,
                                         stdout=subprocess.PIPE, stderr=self.log)  # fmt: skip
         self.fresh = True
+        self.pending = b""
 
     def ask(self, index: int) -> dict[str, Any]:
         """The result for one input. One without ``code`` says how the worker came to its end."""
@@ -76,13 +85,19 @@ class Worker:
         return {"problems": [f"the process ended with {code}: {said[-600:]} {log[-800:]}"]}
 
     def _line(self, timeout_s: float) -> dict[str, Any] | None:
+        """The next line; None where the time is over, or the process."""
         assert self.process.stdout is not None
-        if not select.select([self.process.stdout], [], [], timeout_s)[0]:
-            return None
-        line = self.process.stdout.readline()
-        parsed: dict[str, Any] | None = json.loads(line) if line else None
-        if parsed is None:
-            self.process.wait(10)
+        end = time.monotonic() + timeout_s
+        while b"\n" not in self.pending:
+            left = max(0.0, end - time.monotonic())
+            if not select.select([self.process.stdout], [], [], left)[0]:
+                return None
+            if not (got := os.read(self.process.stdout.fileno(), 65536)):
+                self.process.wait(10)
+                return None
+            self.pending += got
+        line, _, self.pending = self.pending.partition(b"\n")
+        parsed: dict[str, Any] = json.loads(line)
         return parsed
 
     def close(self) -> None:

@@ -78,7 +78,8 @@ _TEXTS = {
     "recurrent": """net (float[5,1,3] x) => (float[5,1,1,4] y) {
         y = LSTM <hidden_size=4> (x, @w[1,16,3], @r[1,16,4], @b[1,32])
     }""",
-    "movement": """net (float[1,2,4,6] x) => (float[1,2,8,12] y, float[1,2,4,3] z, float[1,4,4,6] v) {
+    "movement": """net (float[1,2,4,6] x)
+        => (float[1,2,8,12] y, float[1,2,4,3] z, float[1,4,4,6] v) {
         scales = Constant <value = float[4] {1,1,2,2}> ()
         y = Resize <mode="nearest"> (x, , scales)
         starts = Constant <value = int64[1] {0}> ()
