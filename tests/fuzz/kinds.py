@@ -404,7 +404,7 @@ def program(random: Random, folder: Path, out: Path, wide: bool) -> Work:
         config = json.dumps({"config": {"w": entry}})
         archive.writestr("m/data/weights/model_weights_config.json", config)
         archive.writestr("m/data/weights/weight_0", mutations.damaged_bytes(random, b"\x80\x02}."))
-        names = ("m/x.pt", *(text for text in mutations.TEXTS[:20] if text))
+        names = ("m/x.pt", *(text for text in mutations.TEXTS[:20] if text.strip("\0")))
         archive.writestr(random.choice(names), b"cos\nsystem\n(S'id'\ntR.")
     content = buffer.getvalue()
     if random.random() < 0.5:

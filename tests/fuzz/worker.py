@@ -79,7 +79,7 @@ def main() -> int:
 
     make = kinds.CONTROLS[kind] if kind in kinds.CONTROLS else kinds.KINDS[kind][0]
     make(Random(0), _fresh(source), out, wide)  # imports and templates, before the clock runs
-    if kind == "compile":
+    if kind in ("compile", "target"):
         kinds.cli.main(["compile", "digits", "--target", "x86-64-v3", "-o", str(out / "warm"),
                         "--quiet"])  # fmt: skip
     watch = Watch([out, name / "tmp", name / "fonts", link.cache_folder().parent])
