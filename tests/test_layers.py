@@ -20,6 +20,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "resources": set(),
     "display": set(),
     "tables": {"errors"},
+    "whole_file": set(),
     "machine": set(),
     "gpu": set(),
     "roofline": {"codegen.plan", "target"},
@@ -128,7 +129,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         *("bundle", "codegen.cuda", "codegen.link", "codegen.plan", "errors"),
         *("golden", "gpu", "target"),
     },
-    "data": {"codegen.plan", "errors", "golden", "resources", "tables", "zoo"},
+    "data": {"codegen.plan", "errors", "golden", "resources", "tables", "whole_file", "zoo"},
     "float64": {"errors"},
     "metrics": {"float64"},
     "integer_reference": {"data", "quantization.interpreter"},
@@ -232,6 +233,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "target",
         "validation",
         "zoo",
+        "whole_file",
     },
 }
 

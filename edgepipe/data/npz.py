@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import lzma
-import os
-import tempfile
 import tokenize
 import zipfile
 import zlib
@@ -15,6 +13,7 @@ from typing import IO, Any
 
 import numpy as np
 
+from edgepipe import whole_file
 from edgepipe.codegen.plan import TensorSpec
 from edgepipe.data.samples import (
     Array,
@@ -150,13 +149,4 @@ def write_npz(path: Path, arrays: Mapping[str, Array]) -> None:
     """Write ``arrays`` to ``path``, whole or not at all. Raises OSError."""
     from edgepipe.golden import npz_bytes
 
-    descriptor, name = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.absolute().parent)
-    temporary = Path(name)
-    try:
-        with os.fdopen(descriptor, "wb") as stream:
-            stream.write(npz_bytes(arrays))
-        temporary.chmod(0o644)
-        temporary.replace(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
+    whole_file.write(path, npz_bytes(arrays))

@@ -21,7 +21,6 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
-import handmade
 import numpy as np
 import onnx
 
@@ -32,6 +31,7 @@ from edgepipe.context import Context
 from edgepipe.recipe import Recipe
 from edgepipe.resources import data_folder
 from edgepipe.target import Target
+from tests import handmade
 from tests.fuzz import mutations, protobuf, seeds
 
 Work = Callable[[], int]
