@@ -138,10 +138,12 @@ def _temporary(destination: Path) -> Iterator[Path]:
     end, if it is still there."""
     while True:
         work = Path(tempfile.mkdtemp(prefix=_prefix(destination), dir=destination.parent))
-        lock = _lock(work)
-        if lock is None or os.fstat(lock).st_nlink:
-            break
-        os.close(lock)  # another process swept it away before it was locked
+        # Before it has its lock another process may sweep it away.
+        with contextlib.suppress(FileNotFoundError, BlockingIOError):
+            lock = _lock(work)
+            if lock is None or os.fstat(lock).st_nlink:
+                break
+            os.close(lock)
     try:
         yield work
     finally:
@@ -166,15 +168,17 @@ def _prefix(destination: Path) -> str:
 
 
 def _lock(folder: Path) -> int | None:
-    """A descriptor that holds a lock on ``folder`` while this process lives; None where another
-    one has it, or the file system has no locks."""
+    """A descriptor that holds a lock on ``folder`` while this process lives; None where there are
+    no locks. Raises BlockingIOError where another process has it, FileNotFoundError."""
     if fcntl is None:
         return None
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
+    except OSError as error:
         os.close(descriptor)
+        if isinstance(error, BlockingIOError):
+            raise
         return None
     return descriptor
 

@@ -239,7 +239,13 @@ def test_links_out_of_the_bundle_are_refused(tmp_path: Path, objects: dict[str, 
     "entries",
     [
         {"schema": 99}, {"format": "x"}, {"files": []}, {"files": {"model.wasm": 3}},
-        {"inputs": [{}]}, {"target": {"name": "x"}}, {"recipe": 5},
+        {"inputs": [{}]}, {"target": {"name": "x"}}, {"recipe": 5}, {"kernels": [{"op": "x"}]},
+        {"kernels": {}}, {"macs": "many"}, {"source": {"name": "x", "origin": 5, "sha256": ""}},
+        {"memory": {"arena_bytes": -1.5}},
+        {"inputs": [{"name": "x", "shape": [1.5], "dtype": "int8"}]},
+        {"inputs": [{"name": "x", "shape": [-1], "dtype": "int8"}]},
+        {"inputs": [{"name": "x", "shape": [2**40], "dtype": "int8"}]}, {"recipe_settings": []},
+        {"quantization": {"integer": True}}, {"golden": "none"},
     ],
 )  # fmt: skip
 def test_foreign_manifests_are_refused(

@@ -1,4 +1,4 @@
-"""SIGKILL at random moments: ``python -m tests.fuzz.kills [--kills 200] [--seed N] [--work NAME …]``.
+"""SIGKILL at random moments: ``python -m tests.fuzz.kills [--kills 200] [--seed N] [--work NAME]``.
 
 Work is done in a process of its own that is killed after a random share of the time that the work
 takes. What is in the output folder then must be whole: the old result, the new one, or nothing.
@@ -183,8 +183,9 @@ def main() -> int:
             outcome = torment(name, count, options.seed, Path(folder) / "work")
             tempfile.tempdir = None
         problems += len(outcome.problems)
-        print(f"{name}: {count} runs of {outcome.seconds:.1f} s, {outcome.kills} killed, a whole "
-              f"result there after {outcome.whole}, {len(outcome.problems)} problems", flush=True)  # fmt: skip
+        facts = f"{outcome.kills} killed, a whole result there after {outcome.whole}"
+        print(f"{name}: {count} runs of {outcome.seconds:.1f} s, {facts}, "
+              f"{len(outcome.problems)} problems", flush=True)  # fmt: skip
     return 1 if problems else 0
 
 
