@@ -85,7 +85,8 @@ def onnx_file(random: Random, folder: Path, out: Path, wide: bool) -> Work:
     def work() -> int:
         source = importer.load(path)
         context = Context(Target.load("x86-64-v3"), quantize.recipe_of(source, None, None))
-        passes.run(source.model, context)
+        with importer.judged(source):
+            passes.run(source.model, context)
         return 0
 
     return work

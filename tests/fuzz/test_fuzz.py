@@ -104,7 +104,7 @@ def test_the_watch_sees(watch: Watch, tmp_path: Path, act: Callable[[Path], obje
 
 @pytest.mark.slow
 def test_a_worker_that_dies_or_hangs_is_a_finding(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(run, "HANG_S", 1.0)
+    monkeypatch.setattr(run, "GIVE_UP_S", 2.0)
     for ending, word in (("os.abort()", "ended with -6"), ("time.sleep(60)", "no end within")):
         monkeypatch.setenv("EDGEPIPE_FUZZ_CONTROL", ending)
         tally = run.fuzz("control", "1", [0])

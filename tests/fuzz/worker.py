@@ -22,6 +22,8 @@ from typing import Any
 
 #: More memory than this on top of what the process has is a finding.
 MEMORY_BYTES = 1 << 30
+#: More CPU time than this is a hang: seconds by the clock say more of what else the machine does.
+HANG_S = 10.0
 _ADDRESS_SPACE = 24 << 30
 _PROGRAMS = ("zig", "ptxas", "fc-list")  # the last is matplotlib's
 _CALLS = ("socket.connect", "pickle.find_class", "os.system", "os.exec", "os.posix_spawn")
@@ -96,19 +98,22 @@ def main() -> int:
         os.lseek(said, 0, os.SEEK_SET)
         os.dup2(said, 2)
         os.dup2(null, 1)
-        before, start = _reset_peak(), time.perf_counter()
+        before, start, spent = _reset_peak(), time.perf_counter(), _cpu_s()
         watch.found, watch.on = [], True
         try:
             code = guarded(work, debug=False)
         finally:
             watch.on = False
         seconds, grown = time.perf_counter() - start, _peak() - before
+        spent = _cpu_s() - spent
         sys.stderr.flush()
         text = (name / "stderr").read_text(encoding="utf-8", errors="replace")
         problems = [*watch.found, *judge(code, text)]
         if grown > MEMORY_BYTES:
             problems.append(f"{grown >> 20} MB of memory")
-        result = {"end": index, "code": code, "seconds": round(seconds, 3), "said": text[:2000],
+        if spent > HANG_S:
+            problems.append(f"{spent:.1f} s of CPU time")
+        result = {"end": index, "cpu_s": round(spent, 3), "code": code, "seconds": round(seconds, 3), "said": text[:2000],
                   "problems": problems}  # fmt: skip
         print(json.dumps(result), file=say)
     return 0
@@ -133,6 +138,11 @@ def _fresh(folder: Path) -> Path:
     shutil.rmtree(folder)
     folder.mkdir()
     return folder
+
+
+def _cpu_s() -> float:
+    """Of this process and what it waited for."""
+    return sum(os.times()[:4])
 
 
 def _status(key: str) -> int:

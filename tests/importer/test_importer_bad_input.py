@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import onnx
 import pytest
 from onnx import TensorProto, helper
@@ -332,3 +333,15 @@ def test_names_that_are_not_text(tmp_path: Path, text: bytes) -> None:
     assert text in content
     (tmp_path / "m.onnx").write_bytes(content.replace(text, b"\xff" * len(text)))
     assert "not valid text" in refusal(tmp_path / "m.onnx")
+
+
+@pytest.mark.parametrize("sound", [True, False])
+def test_a_stage_that_fails_on_a_contradiction_is_not_at_fault(sound: bool, tmp_path: Path) -> None:
+    index = onnx.numpy_helper.from_array(np.array([0 if sound else 99]), "i")
+    node = helper.make_node("Gather", ["x", "i"], ["y"], axis=1)
+    proto = model([node], [value("x", (1, 4))], [value("y", None)], [index])
+    source = importer.load(save(proto, tmp_path))
+    expected = ZeroDivisionError if sound else UserError
+    with pytest.raises(expected, match="by zero" if sound else "ONNX Runtime cannot run it either"):
+        with importer.judged(source):
+            raise ZeroDivisionError("by zero")
