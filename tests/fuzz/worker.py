@@ -113,8 +113,8 @@ def main() -> int:
             problems.append(f"{grown >> 20} MB of memory")
         if spent > HANG_S:
             problems.append(f"{spent:.1f} s of CPU time")
-        result = {"end": index, "cpu_s": round(spent, 3), "code": code, "seconds": round(seconds, 3), "said": text[:2000],
-                  "problems": problems}  # fmt: skip
+        times = {"seconds": round(seconds, 3), "cpu_s": round(spent, 3)}
+        result = {"end": index, "code": code, **times, "said": text[:2000], "problems": problems}
         print(json.dumps(result), file=say)
     return 0
 
