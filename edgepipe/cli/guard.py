@@ -13,7 +13,7 @@ from collections.abc import Callable
 from types import FrameType
 from typing import Any
 
-from edgepipe.errors import EdgepipeError, one_line
+from edgepipe.errors import EdgepipeError
 
 INTERRUPTED = "interrupted; nothing was written"
 
@@ -123,16 +123,14 @@ def explain(error: BaseException, *, interrupted: bool = False) -> tuple[int, st
     if interrupted or isinstance(error, KeyboardInterrupt):
         return 2, INTERRUPTED
     if isinstance(error, EdgepipeError):
-        return error.exit_code, one_line(str(error))
+        return error.exit_code, str(error)
     if isinstance(error, MemoryError):
         return 2, "out of memory; nothing was written"
     if isinstance(error, ModuleNotFoundError) and error.name in _PACKAGES:
         return 2, f"{error.name} is not installed; pip install '{_PACKAGES[error.name]}'"
-    if isinstance(error, ValueError) and str(error) == "embedded null byte":
-        return 2, "a path holds a null character; give another name"
     if (environment := _environment(error)) is not None:
         return 2, environment
-    said = one_line(f"{type(error).__name__}: {error}")
+    said = " ".join(f"{type(error).__name__}: {error}".split())
     if len(said) > 300:
         said = said[:297] + "..."
     return 3, f"a bug in edgepipe ({said}); please rerun with --debug and report what it prints"
@@ -145,6 +143,6 @@ def _environment(error: BaseException) -> str | None:
         if isinstance(cause, OSError) and cause.errno in _ENVIRONMENT:
             where = f"{cause.filename}: " if cause.filename else ""
             fix = _FIXES.get(cause.errno)
-            return one_line(f"{where}{_ENVIRONMENT[cause.errno]}" + (f"; {fix}" if fix else ""))
+            return f"{where}{_ENVIRONMENT[cause.errno]}" + (f"; {fix}" if fix else "")
         cause = cause.__cause__
     return None

@@ -16,7 +16,6 @@ from __future__ import annotations
 import io
 import json
 import re
-import warnings
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -40,9 +39,7 @@ def check(path: Path) -> None:
     try:
         with zipfile.ZipFile(path) as archive:
             _check_archive(archive, path.name)
-    except UserError:
-        raise
-    except Exception:  # whatever zipfile, zlib and a damaged program's own structure lead to
+    except (zipfile.BadZipFile, OSError, ValueError, KeyError, EOFError, RecursionError):
         raise UserError(
             "is not a .pt2 program, or is damaged",
             where=path.name,
@@ -115,9 +112,7 @@ def _check_pickle(content: bytes, member: str, where: str) -> None:
     if not content:
         return
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            torch.load(io.BytesIO(content), weights_only=True, map_location="cpu")
+        torch.load(io.BytesIO(content), weights_only=True, map_location="cpu")
     except Exception:  # UnpicklingError, RuntimeError, and what damaged bytes lead to
         raise UserError(
             f"member '{member}' holds pickled code or is damaged",
