@@ -2,20 +2,35 @@
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
+import errno
+import glob
 import json
 import os
 import re
 import shutil
+import sys
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from edgepipe.errors import UserError
 
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
+
 MANIFEST = "manifest.json"
 FORMAT = "edgepipe-bundle"
 _PROGRAMS = frozenset({"bench"})
+#: How often others may be in between.
+_RACES = 5
+#: AT_FDCWD and RENAME_EXCHANGE of renameat2(2).
+_HERE, _EXCHANGE = -100, 2
 
 
 def safe_name(text: str) -> str:
@@ -31,6 +46,8 @@ def read_json(path: Path) -> Any:
         return None
     except (ValueError, OSError) as error:
         raise UserError(f"not readable as JSON: {error}", where=str(path)) from None
+    except RecursionError:
+        raise UserError("not readable as JSON: nested too deep", where=str(path)) from None
 
 
 def is_bundle(path: Path) -> bool:
@@ -78,11 +95,17 @@ def check_writable(path: Path) -> None:
         raise UserError("cannot write here", where=str(parent), fix="choose another -o")
 
 
-def install(destination: Path, files: Mapping[str, bytes]) -> None:
+def install(
+    destination: Path,
+    files: Mapping[str, bytes],
+    check: Callable[[Path], None] = lambda folder: None,
+) -> None:
     """Write ``files`` as the folder ``destination``, replacing a bundle that is there.
 
-    The files go to a temporary folder beside it, are flushed to the disk, and the folder is
-    renamed. Nothing is left behind on any failure, Ctrl-C included. Raises UserError.
+    The files go to a temporary folder beside it, are flushed to the disk, ``check`` looks at them
+    there, and the folder is renamed: whatever happens, and be it SIGKILL or a power failure, the
+    destination is the old bundle or the new one. Nothing is left behind on a failure; what killed
+    processes left is removed by the next one. Raises UserError, and what ``check`` raises.
     """
     destination = destination.absolute()
     created = [p for p in destination.parents if not p.exists()]
@@ -90,11 +113,13 @@ def install(destination: Path, files: Mapping[str, bytes]) -> None:
     done = False
     try:
         destination.parent.mkdir(parents=True, exist_ok=True)
-        work = Path(tempfile.mkdtemp(prefix=f".{destination.name}-", dir=destination.parent))
-        _fill(work, files)
-        _swap(work, destination)
-        done = True
-        _sync(destination.parent)
+        _sweep(destination)
+        with _temporary(destination) as work:
+            _fill(work, files)
+            check(work)
+            _swap(work, destination)
+            done = True
+            _sync(destination.parent)
     except OSError as error:
         raise UserError(
             f"cannot write the bundle: {error.strerror or error}",
@@ -103,10 +128,59 @@ def install(destination: Path, files: Mapping[str, bytes]) -> None:
         ) from None
     finally:
         if not done:
-            if work is not None:
-                shutil.rmtree(work, ignore_errors=True)
             for folder in created:
                 _remove_empty(folder)
+
+
+@contextmanager
+def _temporary(destination: Path) -> Iterator[Path]:
+    """A new folder beside ``destination`` that this process holds a lock on. It is removed at the
+    end, if it is still there."""
+    while True:
+        work = Path(tempfile.mkdtemp(prefix=_prefix(destination), dir=destination.parent))
+        # Before it has its lock another process may sweep it away.
+        with contextlib.suppress(FileNotFoundError, BlockingIOError):
+            lock = _lock(work)
+            if lock is None or os.fstat(lock).st_nlink:
+                break
+            os.close(lock)
+    try:
+        yield work
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+        if lock is not None:
+            os.close(lock)
+
+
+def _sweep(destination: Path) -> None:
+    """Remove what killed processes left beside ``destination``: temporary folders whose lock
+    nobody holds."""
+    for left in destination.parent.glob(f"{glob.escape(_prefix(destination))}*"):
+        with contextlib.suppress(OSError):
+            lock = _lock(left)
+            if lock is not None:
+                shutil.rmtree(left, ignore_errors=True)
+                os.close(lock)
+
+
+def _prefix(destination: Path) -> str:
+    return f".{destination.name}.edgepipe-"
+
+
+def _lock(folder: Path) -> int | None:
+    """A descriptor that holds a lock on ``folder`` while this process lives; None where there are
+    no locks. Raises BlockingIOError where another process has it, FileNotFoundError."""
+    if fcntl is None:
+        return None
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        os.close(descriptor)
+        if isinstance(error, BlockingIOError):
+            raise
+        return None
+    return descriptor
 
 
 def _fill(work: Path, files: Mapping[str, bytes]) -> None:
@@ -122,12 +196,36 @@ def _fill(work: Path, files: Mapping[str, bytes]) -> None:
 
 
 def _swap(work: Path, destination: Path) -> None:
-    # Checked again: the compilation took a while, and others may have been here.
-    check_replaceable(destination)
-    if not destination.exists():
-        work.rename(destination)
-        return
-    old = Path(tempfile.mkdtemp(prefix=f".{destination.name}-old-", dir=destination.parent))
+    """Make ``work`` the destination; an old bundle there takes its place."""
+    for _ in range(_RACES):
+        # Checked again: the compilation took a while, and others may have been here.
+        check_replaceable(destination)
+        try:
+            if destination.exists():
+                _exchange(work, destination)
+            else:
+                work.rename(destination)
+            return
+        except OSError as error:
+            # Another process put its bundle there, or took its own away, in between.
+            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOENT):
+                raise
+    raise UserError("others write there at the same time", where=str(destination),
+                    fix="choose another output folder with -o")  # fmt: skip
+
+
+def _exchange(work: Path, destination: Path) -> None:
+    """Exchange two folders: in one step where the system can."""
+    libc = ctypes.CDLL(None, use_errno=True) if sys.platform == "linux" else None
+    if libc is not None and hasattr(libc, "renameat2"):
+        paths = os.fsencode(work), os.fsencode(destination)
+        if libc.renameat2(_HERE, paths[0], _HERE, paths[1], _EXCHANGE) == 0:
+            return
+        if (code := ctypes.get_errno()) not in (errno.EINVAL, errno.ENOSYS):
+            raise OSError(code, os.strerror(code))
+    # Two steps. The old bundle may be the user's only copy: it comes back if the second one fails,
+    # and a name that no sweep looks for keeps it if the process dies in between.
+    old = Path(tempfile.mkdtemp(prefix=f".{destination.name}.old-", dir=destination.parent))
     try:
         destination.rename(old)
         try:
@@ -136,7 +234,7 @@ def _swap(work: Path, destination: Path) -> None:
             old.rename(destination)
             raise
     except BaseException:
-        _remove_empty(old)  # never with what is in it: it may be the user's only copy
+        _remove_empty(old)
         raise
     shutil.rmtree(old, ignore_errors=True)
 

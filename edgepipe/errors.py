@@ -5,6 +5,19 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
+#: Longer lines keep their two ends: names in hostile files may have megabytes.
+_MOST_CHARACTERS = 1000
+
+
+def one_line(text: str) -> str:
+    """``text`` as one line for a terminal: spaces for line ends, control and direction characters
+    escaped, the middle left out where it is long."""
+    if len(text) > _MOST_CHARACTERS:
+        half = _MOST_CHARACTERS // 2
+        text = f"{text[:half]} … {text[-half:]}"
+    line = " ".join(text.split())
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in line)
+
 
 class EdgepipeError(Exception):
     """Base of every error edgepipe raises on purpose. ``exit_code`` is the process exit code."""
@@ -16,7 +29,7 @@ class UserError(EdgepipeError):
     """The user's input or environment is at fault (exit code 2).
 
     ``what`` says what is wrong, ``where`` names the file, tensor or option, ``fix`` says what
-    would work. ``str()`` is always a single line.
+    would work. ``str()`` is always a single printable line.
     """
 
     exit_code = 2
@@ -26,7 +39,7 @@ class UserError(EdgepipeError):
         text = f"{where}: {what}" if where else what
         if fix:
             text += f"; {fix}"
-        super().__init__(" ".join(text.split()))
+        super().__init__(one_line(text))
 
 
 class Unsupported(UserError):

@@ -5,17 +5,17 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, astuple, fields
+from dataclasses import asdict, astuple, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edgepipe import bundle_folder, roofline
+from edgepipe import bundle_folder, roofline, tables
 from edgepipe.bundle_folder import FORMAT, MANIFEST
-from edgepipe.codegen.plan import Plan, TensorSpec
+from edgepipe.codegen.plan import KernelAudit, Plan, TensorSpec
 from edgepipe.context import Context
 from edgepipe.errors import UserError
 from edgepipe.recipe import Recipe
-from edgepipe.target import Cuda, Integer, Link, Run, Simd, Target
+from edgepipe.target import Target
 
 if TYPE_CHECKING:
     from edgepipe.importer.source import Source
@@ -25,7 +25,58 @@ if TYPE_CHECKING:
 #: Version of the manifest's layout; raised when a reader of the old one would go wrong.
 SCHEMA = 2
 
+#: Largest tensor: WebAssembly and 32-bit Arm address no more in one piece.
+MAX_BYTES = 2**31
+
 _NEEDED = frozenset({"files", "inputs", "outputs", "target", "recipe", "prefix", "memory"})
+
+
+@dataclass(frozen=True)
+class _Source:
+    name: str
+    origin: str
+    sha256: str
+
+
+@dataclass(frozen=True)
+class _File:
+    bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class _Memory:
+    arena_bytes: int
+    weights_bytes: int
+    peak_live_bytes: int
+    arena: tuple[tuple[int, ...], ...] = ()
+
+
+@dataclass(frozen=True)
+class _Quantization:
+    integer: bool
+    imported: bool
+    output_steps: dict[str, float]
+
+
+@dataclass(frozen=True)
+class _Checked:
+    """What readers of a manifest rely on."""
+
+    prefix: str
+    recipe: str
+    recipe_settings: dict[str, Any]
+    source: _Source
+    files: dict[str, _File]
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    memory: _Memory
+    kernels: tuple[KernelAudit, ...]
+    macs: int
+    golden: dict[str, str]
+    quantization: _Quantization | None = None
+    sparsity: dict[str, Any] | None = None
+    gpu: dict[str, Any] | None = None
 
 
 def describe(
@@ -113,15 +164,8 @@ def read(folder: Path) -> dict[str, Any]:
 
 def target(manifest: Mapping[str, Any]) -> Target:
     """The target in ``manifest``; entries of other versions of edgepipe are left out."""
-    known = {f.name for f in fields(Target)}
-    raw = {key: value for key, value in manifest["target"].items() if key in known}
-    raw["simd"], raw["link"] = Simd(**raw["simd"]), Link(**raw["link"])
-    raw["integer"] = Integer(**raw["integer"])
-    raw["run"] = Run(**{**raw["run"], "runners": tuple(raw["run"]["runners"])})
-    raw["cuda"] = Cuda(**raw["cuda"]) if raw.get("cuda") else None
-    raw["recipes"] = tuple(raw["recipes"])
-    raw["variants"] = {name: tuple(extra) for name, extra in raw["variants"].items()}
-    return Target(**raw)
+    read: Target = tables.read(Target, manifest["target"], "target", extra=True)
+    return read
 
 
 def recipe(manifest: Mapping[str, Any]) -> Recipe:
@@ -131,7 +175,7 @@ def recipe(manifest: Mapping[str, Any]) -> Recipe:
 
 def tensors(raw: list[dict[str, Any]]) -> tuple[TensorSpec, ...]:
     """The manifest's inputs or outputs."""
-    return tuple(TensorSpec(t["name"], tuple(t["shape"]), t["dtype"]) for t in raw)
+    return tuple(tables.read(TensorSpec, tensor, "tensor", extra=True) for tensor in raw)
 
 
 def version_of(package: str) -> str:
@@ -147,16 +191,16 @@ def version_of(package: str) -> str:
 def _check(manifest: dict[str, Any]) -> None:
     from edgepipe.codegen import driver
 
+    tables.read(_Checked, manifest, MANIFEST, extra=True)
     target(manifest)
     recipe(manifest)
     driver.check_prefix(manifest["prefix"])
     for tensor in (*tensors(manifest["inputs"]), *tensors(manifest["outputs"])):
-        driver.tensor_bytes(tensor)
-    for name, facts in manifest["files"].items():
+        if any(extent < 0 for extent in tensor.shape) or driver.tensor_bytes(tensor) > MAX_BYTES:
+            raise UserError(f"a tensor of shape {list(tensor.shape)}")
+    for name in manifest["files"]:
         if not name or name != bundle_folder.safe_name(name) or name.startswith("."):
             raise UserError(f"names a file outside the bundle: '{name}'")
-        if not (isinstance(facts["bytes"], int) and isinstance(facts["sha256"], str)):
-            raise TypeError(f"files: {name}")
 
 
 def _converts_layout(op_type: str, kernel: str) -> bool:

@@ -61,11 +61,12 @@ def compile(
     from edgepipe import codegen, lowering  # these import tvm, which takes a second
 
     progress("rewriting the graph")
-    graph = passes.run(source.model, context)
-    graph, pruned = prune.run(graph, source, calibration, context)
-    graph, quantized = quantize.run(graph, source, calibration, context)
-    extra = emitted.files(emit, quantized, context)
-    program = lowering.lower(graph, context)
+    with importer.judged(source):
+        graph = passes.run(source.model, context)
+        graph, pruned = prune.run(graph, source, calibration, context)
+        graph, quantized = quantize.run(graph, source, calibration, context)
+        extra = emitted.files(emit, quantized, context)
+        program = lowering.lower(graph, context)
     plan, objects = codegen.generate(program, context, prefix)
     return bundle.write(
         destination, source, plan, objects, context, prefix, quantized, extra, pruned

@@ -22,8 +22,6 @@ STAGE = "sparsity"
 #: Samples that weights are refitted to, and rows of each that enter the moments of a layer.
 MOST_SAMPLES = 128
 ROWS = 256
-#: Rows of a dense layer that is pruned by blocks: kernels work on many at once.
-LEAST_ROWS = 16
 
 
 @dataclass(frozen=True)
@@ -46,11 +44,13 @@ def run(
     computes (see ``edgepipe.sparsity.pruning``). Raises UserError where nothing can be pruned and
     for data that do not fit.
     """
+    from edgepipe.quantization.layers import prunable
+
     pattern = context.recipe.sparsity
     if pattern is None:
         return graph, None
     result = graph.clone()
-    layers = _prunable(result, blocks=pattern.block > 1)
+    layers = prunable(result.graph, blocks=pattern.block > 1)
     if not layers:
         raise UserError(
             "no convolution of the network can be pruned",
@@ -72,27 +72,6 @@ def run(
         )
     facts = {"pattern": str(pattern), "refitted": samples is not None, "zeros": zeros}
     return result, Pruned(quantize.onnx_bytes(result), facts)
-
-
-def _prunable(model: ir.Model, blocks: bool) -> list[ir.Node]:
-    from edgepipe.quantization.graph import constant, dims
-
-    inputs = set(model.graph.inputs)
-
-    def fits(node: ir.Node) -> bool:
-        if node.op_type == "Conv":
-            return node.attributes.get_int("group", 1) == 1
-        shape = dims(node.outputs[0])
-        if not blocks or node.op_type not in ("Gemm", "MatMul") or shape is None:
-            return False
-        weight = constant(node.inputs[1])
-        return weight is not None and weight.ndim == 2 and int(np.prod(shape[:-1])) >= LEAST_ROWS
-
-    return [
-        node
-        for node in model.graph
-        if fits(node) and node.inputs[0] not in inputs and constant(node.inputs[1]) is not None
-    ]
 
 
 def _prune(
@@ -159,13 +138,9 @@ def _session(model: ir.Model, name: str | None) -> Any:
 
 
 def _replace(model: ir.Model, node: ir.Node, index: int, array: Any) -> None:
-    """Give ``node`` an initializer of its own with ``array``, in the dtype of its weights, as input
-    ``index``."""
+    """Give ``node`` an initializer of its own with ``array`` as input ``index``."""
     import onnx_ir as ir
 
-    dtype = node.inputs[1].dtype if node.inputs[1] is not None else None
-    dtype = ir.DataType.FLOAT if dtype is None else dtype
-    array = array.astype(dtype.numpy())
     taken = set(model.graph.initializers) | {v.name for n in model.graph for v in n.outputs}
     name = f"{node.outputs[0].name}/{'bias' if index == 2 else 'pruned'}"
     while name in taken:
@@ -173,7 +148,7 @@ def _replace(model: ir.Model, node: ir.Node, index: int, array: Any) -> None:
     value = ir.Value(
         name=name,
         shape=ir.Shape(array.shape),
-        type=ir.TensorType(dtype),
+        type=ir.TensorType(ir.DataType.FLOAT),
         const_value=ir.tensor(array, name=name),
     )
     model.graph.register_initializer(value)

@@ -10,12 +10,12 @@ A file says the same as ``format`` and may change what the format leaves to a de
 from __future__ import annotations
 
 import re
-import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+from edgepipe import tables
 from edgepipe.errors import UserError, did_you_mean
 from edgepipe.sparsity.pattern import Pattern
 
@@ -141,12 +141,9 @@ class Recipe:
         if Path(text).suffix != ".toml":
             return cls.parse(text)
         path = Path(text)
-        try:
-            raw = tomllib.loads(path.read_text(encoding="utf-8"))
-        except FileNotFoundError:
-            raise UserError("no such recipe file", where=text) from None
-        except (tomllib.TOMLDecodeError, UnicodeDecodeError, OSError) as error:
-            raise UserError(f"not a readable TOML file: {error}", where=text) from None
+        if not path.is_file():
+            raise UserError("no such recipe file", where=text)
+        raw = tables.load_toml(path)
         line = raw.pop("format", None)
         if not isinstance(line, str):
             raise UserError("'format' is missing", where=text, fix='for example: format = "w8a8"')

@@ -105,16 +105,20 @@ def open_reference(bundle: Bundle, model: str | Path | None = None) -> Reference
 
 
 def find_reference(bundle: Bundle) -> Reference:
-    """The original by the manifest's origin: a zoo name, ``package.module:factory``, or a file of
-    that name in the current folder or beside the bundle. Raises UserError."""
+    """The original by the manifest's origin: a zoo name, or a file of that name in the current
+    folder or beside the bundle. A ``package.module:factory`` is code, and a manifest may come from
+    anywhere: it is not called unless the user names it. Raises UserError."""
     origin: str = bundle.manifest["source"]["origin"]
-    if origin in zoo.names() or ":" in origin:
+    if origin in zoo.names():
         return open_reference(bundle, origin)
-    for folder in (Path(), bundle.path.parent, bundle.path.parent.parent):
-        if (folder / origin).is_file():
-            return open_reference(bundle, folder / origin)
+    if Path(origin).suffix.lower() in (".onnx", ".pt2") and Path(origin).name == origin:
+        for folder in (Path(), bundle.path.parent, bundle.path.parent.parent):
+            if (folder / origin).is_file():
+                return open_reference(bundle, folder / origin)
     raise UserError(
-        f"the original model '{origin}' is neither here nor beside the bundle",
+        f"the original model '{origin}' is code, which is not run unasked"
+        if ":" in origin
+        else f"the original model '{origin}' is neither here nor beside the bundle",
         where=bundle.path.name,
         fix="name it with --model",
     )

@@ -3,15 +3,26 @@
 from __future__ import annotations
 
 import platform
-import tomllib
-from dataclasses import dataclass, field, fields, replace
+import re
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from edgepipe import gpu
+from edgepipe import gpu, tables
 from edgepipe.errors import UserError, did_you_mean
 from edgepipe.recipe import FORMATS, GROUPED, Recipe
 from edgepipe.resources import data_folder
+
+KINDS = ("cpu", "wasm", "cuda")
+DOTS = ("vnni", "maddubs", "sdot", "mlal", "pairs", "relaxed", "dp4a")
+
+_WORD = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.+-]{0,63}")
+_VERSION = re.compile(r"\d{1,2}\.\d{1,2}")
+
+
+def _require(sound: bool, key: str, wanted: str) -> None:
+    if not sound:
+        raise UserError(f"'{key}' must be {wanted}", where="target")
 
 
 @dataclass(frozen=True)
@@ -21,6 +32,10 @@ class Simd:
     lanes_f32: int
     registers: int
     fma: bool
+
+    def __post_init__(self) -> None:
+        _require(self.lanes_f32 in (2, 4, 8, 16, 32), "simd.lanes_f32", "2, 4, 8, 16 or 32")
+        _require(8 <= self.registers <= 256, "simd.registers", "from 8 to 256")
 
 
 @dataclass(frozen=True)
@@ -39,6 +54,11 @@ class Integer:
     activations: str
     weight_limit: int = 127
 
+    def __post_init__(self) -> None:
+        _require(self.dot in DOTS, "integer.dot", ", ".join(DOTS))
+        _require(self.activations in ("int8", "uint8"), "integer.activations", "int8 or uint8")
+        _require(1 <= self.weight_limit <= 127, "integer.weight_limit", "from 1 to 127")
+
 
 @dataclass(frozen=True)
 class Link:
@@ -46,6 +66,11 @@ class Link:
 
     zig_target: str
     static_zig_target: str = ""
+
+    def __post_init__(self) -> None:
+        for name, text in vars(self).items():
+            sound = bool(_WORD.fullmatch(text)) or not text
+            _require(sound, f"link.{name}", "a triple such as aarch64-linux-gnu.2.27")
 
 
 @dataclass(frozen=True)
@@ -77,6 +102,16 @@ class Cuda:
     peak_gops_s8: float = 0.0
     ptx_sm: int = 0
 
+    def __post_init__(self) -> None:
+        for name in ("ptx_isa", "driver"):
+            sound = bool(_VERSION.fullmatch(getattr(self, name)))
+            _require(sound, f"cuda.{name}", "a version such as 10.2")
+        for name in ("sm", "ptx_sm", "processors"):
+            _require(0 <= getattr(self, name) < 1000, f"cuda.{name}", "from 0 to 999")
+        for name in ("memory_gb", "bandwidth_gb_s", "peak_gflops_f32", "peak_gflops_f16",
+                     "peak_gops_s8"):  # fmt: skip
+            _require(getattr(self, name) >= 0, f"cuda.{name}", "0 or more")
+
     @property
     def virtual_sm(self) -> int:
         """The architecture that PTX is compiled for."""
@@ -106,6 +141,23 @@ class Target:
     facts: dict[str, Any] = field(default_factory=dict)
     cuda: Cuda | None = None
 
+    def __post_init__(self) -> None:
+        _require(self.kind in KINDS, "kind", ", ".join(KINDS))
+        _require((self.kind == "cuda") == (self.cuda is not None), "[cuda]", "that of kind cuda")
+        for key in ("name", "arch"):
+            _require(bool(_WORD.fullmatch(getattr(self, key))), key, "letters, digits, '-' and '_'")
+        for key, value in self.llvm.items():
+            words = value if isinstance(value, list | tuple) else [value]
+            sound = all(isinstance(word, str | int) and _WORD.fullmatch(str(word).lstrip("+-"))
+                        for word in words)  # fmt: skip
+            _require(sound, f"llvm.{key}", "a word or a list of words")
+        for recipe in self.recipes:
+            if recipe not in (*FORMATS, *GROUPED):
+                fix = did_you_mean(recipe, (*FORMATS, *GROUPED))
+                raise UserError(f"unknown recipe '{recipe}' in 'recipes'", where="target", fix=fix)
+        page = self.facts.get("page_bytes", 4096)
+        _require(page in (4096, 16384, 65536), "facts.page_bytes", "4096, 16384 or 65536")
+
     @classmethod
     def load(cls, name_or_file: str) -> Target:
         """Load a target by name or from a TOML file. Raises UserError."""
@@ -125,43 +177,7 @@ class Target:
     @classmethod
     def from_toml(cls, path: Path) -> Target:
         """Read one target file; every unknown, missing or ill-typed key is a UserError."""
-        try:
-            raw = tomllib.loads(path.read_text(encoding="utf-8"))
-        except (tomllib.TOMLDecodeError, UnicodeDecodeError, OSError) as error:
-            raise UserError(f"not a readable TOML file: {error}", where=str(path)) from None
-        known = {f.name for f in fields(cls)} - {"facts"} | {"facts"}
-        for key in raw:
-            if key not in known:
-                raise UserError(
-                    f"unknown key '{key}'", where=str(path), fix=did_you_mean(key, known)
-                )
-        try:
-            target = cls(
-                name=str(raw["name"]),
-                summary=str(raw["summary"]),
-                kind=str(raw["kind"]),
-                arch=str(raw["arch"]),
-                llvm=dict(raw["llvm"]),
-                simd=Simd(**raw["simd"]),
-                link=Link(**raw["link"]),
-                run=Run(**{**raw["run"], "runners": tuple(raw["run"]["runners"])}),
-                integer=Integer(**raw["integer"]),
-                recipes=tuple(raw.get("recipes", ("fp32",))),
-                variants={k: tuple(v) for k, v in raw.get("variants", {}).items()},
-                facts=dict(raw.get("facts", {})),
-                cuda=Cuda(**raw["cuda"]) if "cuda" in raw else None,
-            )
-        except KeyError as error:
-            raise UserError(f"missing key {error}", where=str(path)) from None
-        except TypeError as error:
-            raise UserError(f"bad value: {error}", where=str(path)) from None
-        for recipe in target.recipes:
-            if recipe not in (*FORMATS, *GROUPED):
-                raise UserError(
-                    f"unknown recipe '{recipe}' in 'recipes'",
-                    where=str(path),
-                    fix=did_you_mean(str(recipe), (*FORMATS, *GROUPED)),
-                )
+        target: Target = tables.read(cls, tables.load_toml(path), str(path))
         if target.cuda is not None and target.cuda.sm == 0:
             return _detect_gpu(target, target.cuda)
         return _detect_host(target) if target.llvm.get("mcpu") == "detect" else target

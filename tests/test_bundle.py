@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import ctypes
 import dataclasses
 import errno
 import hashlib
 import json
 import os
+import threading
 from pathlib import Path
 
 import handmade
@@ -150,7 +152,7 @@ FAILURES = {
 
 @pytest.mark.parametrize("cause", FAILURES)
 @pytest.mark.parametrize("existing", [True, False])
-@pytest.mark.parametrize("step", ["fsync", "rename"])
+@pytest.mark.parametrize("step", ["fsync", "rename", "two renames"])
 def test_failures_leave_nothing_behind(
     tmp_path: Path, objects: dict[str, bytes], monkeypatch: pytest.MonkeyPatch,
     cause: str, existing: bool, step: str,
@@ -170,9 +172,15 @@ def test_failures_leave_nothing_behind(
             raise FAILURES[cause]
         return real(*arguments)
 
+    def fail_now() -> None:
+        raise FAILURES[cause]
+
     if step == "fsync":
         monkeypatch.setattr(os, "fsync", fail)
+    elif step == "rename" and existing:
+        monkeypatch.setattr(bundle_folder, "_exchange", lambda *_: fail_now())
     else:
+        monkeypatch.setattr(ctypes, "CDLL", lambda *_, **__: None)  # no renameat2
         monkeypatch.setattr(Path, "rename", fail)
     error = KeyboardInterrupt if cause == "Ctrl-C" else UserError
     with pytest.raises(error):
@@ -231,7 +239,13 @@ def test_links_out_of_the_bundle_are_refused(tmp_path: Path, objects: dict[str, 
     "entries",
     [
         {"schema": 99}, {"format": "x"}, {"files": []}, {"files": {"model.wasm": 3}},
-        {"inputs": [{}]}, {"target": {"name": "x"}}, {"recipe": 5},
+        {"inputs": [{}]}, {"target": {"name": "x"}}, {"recipe": 5}, {"kernels": [{"op": "x"}]},
+        {"kernels": {}}, {"macs": "many"}, {"source": {"name": "x", "origin": 5, "sha256": ""}},
+        {"memory": {"arena_bytes": -1.5}},
+        {"inputs": [{"name": "x", "shape": [1.5], "dtype": "int8"}]},
+        {"inputs": [{"name": "x", "shape": [-1], "dtype": "int8"}]},
+        {"inputs": [{"name": "x", "shape": [2**40], "dtype": "int8"}]}, {"recipe_settings": []},
+        {"quantization": {"integer": True}}, {"golden": "none"},
     ],
 )  # fmt: skip
 def test_foreign_manifests_are_refused(
@@ -321,3 +335,60 @@ def test_a_bundle_with_a_users_file_in_it_is_not_replaced(
     assert (tmp_path / "b" / "notes.txt").read_text() == "mine"
     (tmp_path / "b" / "notes.txt").unlink()
     write(tmp_path / "b", objects, seed=8)
+
+
+def test_what_killed_processes_left_is_removed(tmp_path: Path, objects: dict[str, bytes]) -> None:
+    left = tmp_path / ".b.edgepipe-killed"
+    left.mkdir()
+    (left / "weights.bin").write_bytes(b"x" * 10)
+    other = tmp_path / ".c.edgepipe-other"  # of another destination
+    other.mkdir()
+    write(tmp_path / "b", objects)
+    assert not left.exists()
+    assert other.exists()
+
+
+def test_what_a_living_process_writes_is_left_alone(
+    tmp_path: Path, objects: dict[str, bytes]
+) -> None:
+    with bundle_folder._temporary(tmp_path / "b") as work:
+        (work / "weights.bin").write_bytes(b"x" * 10)
+        write(tmp_path / "b", objects)
+        assert (work / "weights.bin").exists()
+    assert not work.exists()
+
+
+def test_two_compilations_into_one_folder(tmp_path: Path, objects: dict[str, bytes]) -> None:
+    made = contents(write(tmp_path / "one", objects).path)
+    errors: list[BaseException] = []
+
+    def work() -> None:
+        try:
+            for _ in range(20):
+                bundle_folder.install(tmp_path / "b", made)
+        except BaseException as error:
+            errors.append(error)
+
+    threads = [threading.Thread(target=work) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    while any(thread.is_alive() for thread in threads):
+        if (tmp_path / "b").exists():
+            Bundle.open(tmp_path / "b").verify()
+    assert not errors
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["b", "one"]
+
+
+def test_a_bundle_that_fails_its_check_is_not_there(
+    tmp_path: Path, objects: dict[str, bytes]
+) -> None:
+    made = contents(write(tmp_path / "b", objects).path)
+
+    def check(folder: Path) -> None:
+        assert contents(folder).keys() == {*made, "extra"}
+        raise ValueError("wrong")
+
+    with pytest.raises(ValueError, match="wrong"):
+        bundle_folder.install(tmp_path / "b", {**made, "extra": b""}, check)
+    assert contents(tmp_path / "b") == made
+    assert [path.name for path in tmp_path.iterdir()] == ["b"]

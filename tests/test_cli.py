@@ -379,7 +379,7 @@ target.llvm.mattr = ["+crc"]
     for text, said in [
         ("taget = 'host'", "did you mean 'target'"),
         ("target = 3", "'target' cannot be a whole number"),
-        ("target = ", "not TOML"),
+        ("target = ", "not a readable TOML"),
         ("[shape]\nx = 'wide'", "must be a list of whole numbers"),
     ]:
         path.write_text(text, encoding="utf-8")

@@ -290,3 +290,41 @@ def test_outputs_are_written_whole_or_not_at_all(tmp_path: Path) -> None:
     assert [p.name for p in tmp_path.iterdir()] == ["out.npz"]
     np.testing.assert_array_equal(np.load(path)["y/with slash"], rows(2, 3))
     assert read_npz(path, [Spec("y/with slash", (1, 3))])["y/with slash"].shape == (2, 3)
+
+
+def test_an_image_that_unpacks_to_gigabytes_is_refused(tmp_path: Path) -> None:
+    import struct
+    import zlib
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        whole = kind + data
+        return struct.pack(">I", len(data)) + whole + struct.pack(">I", zlib.crc32(whole))
+
+    header = struct.pack(">IIBBBBB", 60_000, 60_000, 8, 2, 0, 0, 0)
+    parts = chunk(b"IHDR", header), chunk(b"IDAT", b""), chunk(b"IEND", b"")
+    bomb = b"\x89PNG\r\n\x1a\n" + b"".join(parts)
+    (tmp_path / "0.png").write_bytes(bomb)
+    with pytest.raises(UserError, match=r"0\.png: not a readable image"):
+        list(open_data(tmp_path, [TensorSpec("x", (1, 3, 8, 8), "float32")]))
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("source = 5", "'source' must be text"),
+        ('source = "i.npz"\nsampler = 1.5', "'sampler' must be a table"),
+        ('source = "i.npz"\nsampler = {seed = "x"}', "'sampler.seed' must be a whole number"),
+        ('source = "i.npz"\nsampler = {seed = -1}', "sampler.seed must be 0 or more"),
+        ('source = "i.npz"\npreprocessing = {mean = ["a"]}', "'preprocessing.mean[0]' must be"),
+        ('source = "i.npz"\npreprocessing = {std = [0]}', "preprocessing.std must not be 0"),
+        ('source = "i.npz"\nimages = "x"\npreprocessing = {mean = [1, 2]}', "2 values for 3"),
+        ('source = "i.npz"\nimages = "labels"', "'labels' is int64[2], not images"),
+        ('source = "i.npz"\nimages = "none"', "no array 'none'"),
+    ],
+)
+def test_hostile_data_set_files_are_one_line(tmp_path: Path, text: str, said: str) -> None:
+    np.savez(tmp_path / "i.npz", x=np.zeros((2, 8, 8, 3), np.uint8), labels=np.arange(2))
+    (tmp_path / "s.toml").write_text(f'name = "s"\nsummary = ""\n{text}\n', encoding="utf-8")
+    with pytest.raises(UserError) as caught:
+        list(open_data(tmp_path / "s.toml", [TensorSpec("x", (1, 3, 8, 8), "float32")]))
+    assert said in str(caught.value)

@@ -19,19 +19,22 @@ MAY_IMPORT: dict[str, set[str]] = {
     "errors": set(),
     "resources": set(),
     "display": set(),
+    "tables": {"errors"},
+    "whole_file": set(),
     "machine": set(),
     "gpu": set(),
     "roofline": {"codegen.plan", "target"},
-    "recipe": {"errors", "sparsity.pattern"},
-    "target": {"errors", "gpu", "recipe", "resources"},
+    "recipe": {"errors", "sparsity.pattern", "tables"},
+    "target": {"errors", "gpu", "recipe", "resources", "tables"},
     "context": {"recipe", "target"},
     # What comes in.
-    "zoo": {"errors", "resources"},
+    "zoo": {"errors", "resources", "tables"},
     "importer": {"errors", "zoo"},
     # What is done with it. Neither knows where the model came from nor where it goes.
     "passes": {"context", "errors", "importer.opset"},
     "sparsity": {"context", "errors"},
-    "quantization": {"context", "errors", "onnx_session"},
+    # Training knows masks.
+    "quantization": {"context", "errors", "sparsity"},
     "kernels": {"errors", "target"},
     "lowering": {
         "codegen.plan",
@@ -61,6 +64,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "quantize",
         "recipe",
         "roofline",
+        "tables",
         "target",
     },
     "bundle": {
@@ -87,7 +91,6 @@ MAY_IMPORT: dict[str, set[str]] = {
         "data",
         "errors",
         "importer",
-        "onnx_session",
         "quantization",
         "recipe",
         "target",
@@ -126,7 +129,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         *("bundle", "codegen.cuda", "codegen.link", "codegen.plan", "errors"),
         *("golden", "gpu", "target"),
     },
-    "data": {"codegen.plan", "errors", "golden", "resources", "zoo"},
+    "data": {"codegen.plan", "errors", "golden", "resources", "tables", "whole_file", "zoo"},
     "float64": {"errors"},
     "metrics": {"float64"},
     "integer_reference": {"data", "quantization.interpreter"},
@@ -226,9 +229,11 @@ MAY_IMPORT: dict[str, set[str]] = {
         "pipeline",
         "recipe",
         "report",
+        "tables",
         "target",
         "validation",
         "zoo",
+        "whole_file",
     },
 }
 

@@ -90,6 +90,14 @@ def test_a_file_of_ones_own_is_a_target(tmp_path: Path) -> None:
         ("[simd]", "[simd", "not a readable TOML"),
         ('recipes = ["fp32"', 'recipes = ["fp23"', "unknown recipe 'fp23' in 'recipes'"),
         ('"w4gN"]', '"w4g32"]', "unknown recipe 'w4g32'"),
+        ('kind = "cpu"', 'kind = "gpu"', "'kind' must be cpu, wasm, cuda"),
+        ('kind = "cpu"', 'kind = "cuda"', "'[cuda]' must be that of kind cuda"),
+        ("lanes_f32 = 4", "lanes_f32 = 0", "'simd.lanes_f32' must be 2, 4"),
+        ("registers = 32", "registers = '32'", "'simd.registers' must be a whole number"),
+        ('dot = "mlal"', 'dot = "magic"', "'integer.dot' must be vnni"),
+        ('mcpu = "cortex-a72"', "mcpu = 1e308", "'llvm.mcpu' must be a word"),
+        ('mcpu = "cortex-a72"', 'mcpu = "a b"', "'llvm.mcpu' must be a word"),
+        ('zig_target = "', 'zig_target = "-o/tmp/x ', "'link.zig_target' must be a triple"),
     ],
 )
 def test_a_mistake_in_a_file_is_named(tmp_path: Path, old: str, new: str, said: str) -> None:

@@ -189,3 +189,23 @@ def test_floors_by_recipe() -> None:
     assert floor_db(Recipe("fp16"), synthetic=False) == 40
     assert floor_db(Recipe("w4a4"), synthetic=False) == 10
     assert floor_db(Recipe("w4a4"), synthetic=True) is None
+
+
+@pytest.mark.parametrize(
+    ("origin", "said"),
+    [
+        ("os:getpid", "is code, which is not run unasked"),
+        ("hostile:factory", "is code, which is not run unasked"),
+        ("../dense.onnx", "is neither here nor beside the bundle"),
+        ("/etc/hostname", "is neither here nor beside the bundle"),
+    ],
+)
+def test_a_manifest_cannot_have_code_run_or_files_read(
+    right: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, origin: str, said: str
+) -> None:
+    (tmp_path / "hostile.py").write_text("raise SystemExit('run')", encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    source = {**right.manifest["source"], "origin": origin}
+    foreign = Bundle(right.path, {**right.manifest, "source": source})
+    with pytest.raises(UserError, match=said):
+        validate(foreign, labelled(tmp_path / "d.npz", dense.data()))

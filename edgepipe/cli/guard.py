@@ -13,7 +13,7 @@ from collections.abc import Callable
 from types import FrameType
 from typing import Any
 
-from edgepipe.errors import EdgepipeError
+from edgepipe.errors import EdgepipeError, one_line
 
 INTERRUPTED = "interrupted; nothing was written"
 
@@ -123,14 +123,16 @@ def explain(error: BaseException, *, interrupted: bool = False) -> tuple[int, st
     if interrupted or isinstance(error, KeyboardInterrupt):
         return 2, INTERRUPTED
     if isinstance(error, EdgepipeError):
-        return error.exit_code, str(error)
+        return error.exit_code, one_line(str(error))
     if isinstance(error, MemoryError):
         return 2, "out of memory; nothing was written"
     if isinstance(error, ModuleNotFoundError) and error.name in _PACKAGES:
         return 2, f"{error.name} is not installed; pip install '{_PACKAGES[error.name]}'"
+    if isinstance(error, ValueError) and str(error) == "embedded null byte":
+        return 2, "a path holds a null character; give another name"
     if (environment := _environment(error)) is not None:
         return 2, environment
-    said = " ".join(f"{type(error).__name__}: {error}".split())
+    said = one_line(f"{type(error).__name__}: {error}")
     if len(said) > 300:
         said = said[:297] + "..."
     return 3, f"a bug in edgepipe ({said}); please rerun with --debug and report what it prints"
@@ -143,6 +145,6 @@ def _environment(error: BaseException) -> str | None:
         if isinstance(cause, OSError) and cause.errno in _ENVIRONMENT:
             where = f"{cause.filename}: " if cause.filename else ""
             fix = _FIXES.get(cause.errno)
-            return f"{where}{_ENVIRONMENT[cause.errno]}" + (f"; {fix}" if fix else "")
+            return one_line(f"{where}{_ENVIRONMENT[cause.errno]}" + (f"; {fix}" if fix else ""))
         cause = cause.__cause__
     return None

@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from edgepipe import whole_file
 from edgepipe.cli.compare import add_measuring, gathered
 from edgepipe.errors import UserError
 
@@ -38,7 +39,7 @@ def execute(options: argparse.Namespace) -> int:
     how = partial(gather_each, against=against, details=True)
     text = _MARK + "\n" + page.render(gathered(options, how))
     try:
-        path.write_text(text, encoding="utf-8")
+        whole_file.write(path, text.encode("utf-8"))
     except OSError as error:
         raise UserError(f"cannot be written: {error.strerror}", where=str(path)) from None
     if options.json:

@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from edgepipe import tables
 from edgepipe.errors import UserError, did_you_mean
 from edgepipe.target import Target
 
@@ -69,7 +70,7 @@ def parse_settings(texts: Iterable[str]) -> dict[str, Any]:
             )
         try:
             settings[key.strip()] = tomllib.loads(f"value = {value}")["value"]
-        except tomllib.TOMLDecodeError:
+        except (tomllib.TOMLDecodeError, RecursionError):
             settings[key.strip()] = value
     return settings
 
@@ -120,12 +121,7 @@ def read_config(path: Path) -> dict[str, Any]:
     ``shape`` and ``set`` may be tables or lists of the option's text. Paths to files are
     relative to the config file's folder. Raises UserError.
     """
-    try:
-        raw = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"cannot be read: {error}", where=str(path)) from None
-    except tomllib.TOMLDecodeError as error:
-        raise UserError(f"not TOML: {error}", where=str(path)) from None
+    raw = tables.load_toml(path)
     for key, value in raw.items():
         if key not in _CONFIG_TYPES:
             raise UserError(

@@ -27,6 +27,8 @@ _C_FLAGS = (
     "-fno-asynchronous-unwind-tables",
 )  # fmt: skip
 _WASM_STACK_BYTES = 65536
+#: What zig and clang say of a target that they do not have.
+_UNKNOWN_TARGET = ("target query", "unknown CPU", "unknown target", "unknown arch")
 _TIMEOUT_S = 1200  # building a C library takes a minute on a slow machine; a hang has no end
 _INSTALL = "pip install 'ziglang>=0.17,<0.18'"
 #: What a GPU bundle's host program is made from, besides the code for the GPU.
@@ -184,6 +186,9 @@ def zig(*arguments: str, cwd: Path) -> None:
             f"zig cannot keep its cache: {first.partition('error: ')[2]}",
             fix="set ZIG_GLOBAL_CACHE_DIR to a folder you can write to",
         )
+    if any(said in text for said in _UNKNOWN_TARGET):
+        raise UserError(f"zig does not know the target: {first}", where="target",
+                        fix="correct [link] and [llvm] of its file")  # fmt: skip
     raise EdgepipeError(f"zig {arguments[0]} failed ({done.returncode}): {first}")
 
 

@@ -19,6 +19,7 @@ from tvm import s_tir, tirx
 from tvm.tirx.buffer import buffer_data_pointer_type, is_buffer_var
 
 from edgepipe.codegen import math
+from edgepipe.errors import UserError
 from edgepipe.target import Target
 
 #: A local buffer above this many bytes moves from the stack to a workspace parameter.
@@ -39,8 +40,12 @@ def llvm_target(target: Target, extra_attributes: tuple[str, ...] = ()) -> Any:
     if target.kind == "wasm":
         # Its SLP vectoriser makes vectors of half that the WebAssembly backend never finishes.
         spec["cl-opt"].append("-vectorize-slp:bool=false")
-    llvm = tvm.target.Target({"kind": "llvm", "opt-level": 3, **spec})
-    return llvm.with_host(llvm)
+    try:
+        llvm = tvm.target.Target({"kind": "llvm", "opt-level": 3, **spec})
+        return llvm.with_host(llvm)
+    except Exception as error:  # TVM's own, for keys and values that LLVM does not have
+        raise UserError(f"LLVM does not take it: {error}", where=f"target {target.name}, [llvm]",
+                        fix="copy the file of a device like it") from None  # fmt: skip
 
 
 def passes(gpu: bool = False) -> list[Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -9,11 +10,15 @@ from typing import Any
 import numpy as np
 
 from edgepipe.codegen.plan import TensorSpec
+from edgepipe.data.npz import DAMAGE
 from edgepipe.data.samples import Array, Inputs, Samples, check_numbers, runs_in
 from edgepipe.errors import UserError
 from edgepipe.zoo import Preprocessing
 
 IMAGES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".ppm", ".pgm")
+
+#: Larger images are refused before they are unpacked: 300 MB as RGB.
+MOST_PIXELS = 100_000_000
 
 #: Without a word on preprocessing, images become RGB in 0…1.
 DEFAULT = Preprocessing(raw="RGB, 0…255", scale=1 / 255)
@@ -70,7 +75,7 @@ class _Arrays:
     def __call__(self, file: Path) -> Array:
         try:
             array: Array = np.load(file, allow_pickle=False)
-        except (ValueError, EOFError, OSError) as error:
+        except DAMAGE as error:
             raise UserError(f"not a readable .npy: {error}", where=file.name) from None
         if array.shape == self.row.shape[1:] and array.shape:
             array = array[np.newaxis]
@@ -106,12 +111,15 @@ class _Images:
     def __call__(self, file: Path) -> Array:
         _, channels, height, width = self.spec.shape
         try:
-            with self.image.open(file) as picture:
+            with warnings.catch_warnings(), self.image.open(file) as picture:
+                warnings.simplefilter("ignore")
+                if picture.width * picture.height > MOST_PIXELS:
+                    raise ValueError(f"{picture.width} x {picture.height} pixels are too many")
                 resized = picture.convert("L" if channels == 1 else "RGB").resize(
                     (width, height), self.image.Resampling.BILINEAR
                 )
                 raw = np.asarray(resized, dtype=np.float32).reshape(height, width, channels)
-        except OSError as error:
+        except Exception as error:  # every format's decoder has error types of its own
             raise UserError(f"not a readable image: {error}", where=file.name) from None
         return apply(raw[..., ::-1] if self.bgr else raw, self.steps).astype(self.spec.dtype)
 
@@ -120,5 +128,9 @@ def apply(raw: Array, steps: Preprocessing) -> Array:
     """``raw`` [H, W, C] (or [N, H, W, C]) → float32 [N, C, H, W] by ``(raw·scale − mean)/std``."""
     batch = raw[np.newaxis] if raw.ndim == 3 else raw
     mean, std = np.array(steps.mean, np.float32), np.array(steps.std, np.float32)
-    values = (batch.astype(np.float32) * np.float32(steps.scale) - mean) / std
-    return np.ascontiguousarray(np.moveaxis(values, -1, 1))
+    for name, values in (("mean", mean), ("std", std)):
+        if len(values) not in (1, batch.shape[-1]):
+            raise UserError(f"{len(values)} values for {batch.shape[-1]} channels",
+                            where=f"preprocessing.{name}")  # fmt: skip
+    result = (batch.astype(np.float32) * np.float32(steps.scale) - mean) / std
+    return np.ascontiguousarray(np.moveaxis(result, -1, 1))

@@ -11,19 +11,18 @@ turns into the single input, for an ``.npz`` without the input's own name; and `
 from __future__ import annotations
 
 import hashlib
-import tomllib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
+from edgepipe import tables
 from edgepipe.codegen.plan import TensorSpec
 from edgepipe.data.folder import apply, open_folder
-from edgepipe.data.npz import open_npz
+from edgepipe.data.npz import load, open_npz
 from edgepipe.data.samples import Array, Inputs, Samples, check_labels, from_arrays, runs_in
-from edgepipe.errors import UserError, did_you_mean
+from edgepipe.errors import UserError
 from edgepipe.resources import data_folder
 from edgepipe.zoo import Preprocessing
 
@@ -41,6 +40,8 @@ class Sampler:
             raise ValueError(f"sampler.order '{self.order}': known are file and shuffled")
         if self.count is not None and self.count < 1:
             raise ValueError("sampler.count must be positive")
+        if self.seed < 0:
+            raise ValueError("sampler.seed must be 0 or more")
 
     def indices(self, available: int) -> Array:
         """Indices of the samples to take out of ``available``."""
@@ -71,36 +72,14 @@ def names() -> list[str]:
 def describe(name: str, folder: Path | None = None) -> DataSet:
     """Read ``name``'s file (in ``calibration/`` by default). Raises UserError."""
     path = (folder or data_folder("calibration")) / f"{name}.toml"
-    try:
-        raw = tomllib.loads(path.read_text(encoding="utf-8"))
-        known = {field.name for field in fields(DataSet)}
-        for key in raw:
-            if key not in known:
-                raise UserError(
-                    f"unknown key '{key}'", where=path.name, fix=did_you_mean(key, known)
-                )
-        return DataSet(
-            **{
-                **raw,
-                "preprocessing": _preprocessing(raw.get("preprocessing")),
-                "sampler": Sampler(**raw.get("sampler", {})),
-            }
-        )
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError, OSError, TypeError, ValueError) as error:
-        raise UserError(f"bad data set file: {error}", where=path.name) from None
-
-
-def _preprocessing(raw: dict[str, Any] | None) -> Preprocessing | None:
-    if raw is None:
-        return None
-    steps: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in raw.items()}
-    return Preprocessing(**steps)
+    entry: DataSet = tables.read(DataSet, tables.load_toml(path), path.name)
+    return entry
 
 
 def open_named(name: str, specs: Sequence[TensorSpec], folder: Path | None = None) -> Samples:
     """Samples of the data set ``name`` for a model with inputs ``specs``. Raises UserError."""
     entry = describe(name, folder)
-    path = ((folder or data_folder("calibration")) / entry.source).resolve()
+    path = (folder or data_folder("calibration")) / entry.source
     if path.is_dir():
         if entry.sampler != Sampler() or entry.images:
             raise UserError("'sampler' and 'images' belong to an .npz", where=f"data set '{name}'")
@@ -122,8 +101,7 @@ def open_named(name: str, specs: Sequence[TensorSpec], folder: Path | None = Non
         return Samples(
             f"data set '{name}': {samples.description}", samples.count, samples.read, samples.labels
         )
-    with np.load(path, allow_pickle=False) as file:
-        return _take(entry, {key: file[key] for key in file.files}, specs)
+    return _take(entry, load(path), specs)
 
 
 def _from_images(entry: DataSet, path: Path, specs: Sequence[TensorSpec]) -> Samples:
@@ -132,12 +110,13 @@ def _from_images(entry: DataSet, path: Path, specs: Sequence[TensorSpec]) -> Sam
             "holds images; the model's input is not one", where=f"data set '{entry.name}'"
         )
     spec, steps = specs[0], entry.preprocessing or Preprocessing(scale=1 / 255)
-    with np.load(path, allow_pickle=False) as file:
-        missing = {entry.images} - set(file.files)
-        if missing:
-            raise UserError(f"no array '{entry.images}'", where=path.name)
-        raw = file[entry.images]
-        labels = file["labels"] if "labels" in file.files else None
+    arrays = load(path)
+    if entry.images not in arrays:
+        raise UserError(f"no array '{entry.images}'", where=path.name)
+    raw, labels = arrays[entry.images], arrays.get("labels")
+    if raw.ndim != 4 or raw.dtype.kind not in "uif":
+        raise UserError(f"'{entry.images}' is {raw.dtype}{list(raw.shape)}, not images [N,H,W,C]",
+                        where=path.name)  # fmt: skip
     chosen = entry.sampler.indices(len(raw))
     rows = spec.shape[0]
     chosen = chosen[: len(chosen) // rows * rows]
@@ -148,6 +127,9 @@ def _from_images(entry: DataSet, path: Path, specs: Sequence[TensorSpec]) -> Sam
         for start in range(0, len(chosen), rows):
             yield {spec.name: apply(raw[chosen[start : start + rows]], steps)}
 
+    if labels is not None and labels.shape != raw.shape[:1]:
+        raise UserError(f"'labels' has shape {list(labels.shape)}, not [{len(raw)}]",
+                        where=path.name)  # fmt: skip
     taken = None if labels is None else check_labels(labels[chosen], len(chosen), path.name)
     return Samples(
         f"data set '{entry.name}' ({len(chosen)} images)", len(chosen) // rows, read, taken

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import os
-import tempfile
+import lzma
+import tokenize
 import zipfile
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
@@ -13,6 +13,7 @@ from typing import IO, Any
 
 import numpy as np
 
+from edgepipe import whole_file
 from edgepipe.codegen.plan import TensorSpec
 from edgepipe.data.samples import (
     Array,
@@ -25,6 +26,13 @@ from edgepipe.data.samples import (
     runs_in,
 )
 from edgepipe.errors import UserError
+
+#: What zipfile, zlib and NumPy's parser of headers, a Python expression, make of damaged bytes.
+DAMAGE = (
+    zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, OSError, ValueError, KeyError,
+    TypeError, SyntaxError, NotImplementedError, RuntimeError, RecursionError, OverflowError,
+    tokenize.TokenError,
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -50,8 +58,11 @@ def open_npz(path: Path, specs: Sequence[TensorSpec]) -> Samples:
     labels = None
     if "labels" in members:
         rows = count * (specs[0].shape[0] if specs and specs[0].shape else 1)
-        with np.load(path, allow_pickle=False) as file:
-            labels = check_labels(file["labels"], rows, where)
+        if (found := members["labels"]).shape != (rows,):
+            what = f"'labels' is {found.dtype}{list(found.shape)}"
+            fix = f"it must hold one class index per sample: int64[{rows}]"
+            raise UserError(what, where=where, fix=fix)
+        labels = check_labels(load(path, ["labels"])["labels"], rows, where)
 
     def read() -> Iterator[Inputs]:
         streams = {s.name: _stream(path, s, members[s.name], counts[s.name], count) for s in specs}
@@ -64,6 +75,20 @@ def open_npz(path: Path, specs: Sequence[TensorSpec]) -> Samples:
     return Samples(f"{where} ({count} {'run' if count == 1 else 'runs'})", count, read, labels)
 
 
+def load(path: Path, names: Sequence[str] | None = None) -> dict[str, Array]:
+    """Arrays of an ``.npz`` by name, all of them by default. Pickled objects are refused. Raises
+    UserError."""
+    members = _headers(path)
+    for name in names or ():
+        if name not in members:
+            raise UserError(f"no array '{name}'", where=path.name)
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            return {name: file[name] for name in (members if names is None else names)}
+    except DAMAGE as error:
+        raise UserError(f"damaged .npz: {error}", where=path.name) from None
+
+
 def _headers(path: Path) -> dict[str, _Member]:
     try:
         with zipfile.ZipFile(path) as archive:
@@ -72,7 +97,7 @@ def _headers(path: Path) -> dict[str, _Member]:
                 with archive.open(name) as stream:
                     found[name.removesuffix(".npy")] = _header(stream)
             return found
-    except (zipfile.BadZipFile, zlib.error, EOFError, ValueError) as error:
+    except DAMAGE as error:
         raise UserError(f"not a readable .npz: {error}", where=path.name) from None
 
 
@@ -94,8 +119,7 @@ def _stream(
 ) -> Iterator[Array]:
     """Yield the array of each of ``runs`` runs without holding the whole member."""
     if count == 1 or member.fortran:
-        with np.load(path, allow_pickle=False) as file:
-            whole = np.ascontiguousarray(file[spec.name])
+        whole = np.ascontiguousarray(load(path, [spec.name])[spec.name])
         for run in range(runs):
             yield whole if count == 1 else whole[run * spec.shape[0] : (run + 1) * spec.shape[0]]
         return
@@ -108,7 +132,7 @@ def _stream(
                 if len(data) < size:
                     raise EOFError("it ends too early")
                 yield np.frombuffer(data, member.dtype).reshape(spec.shape)
-    except (zipfile.BadZipFile, zlib.error, EOFError) as error:
+    except DAMAGE as error:
         raise UserError(f"damaged .npz: {error}", where=path.name) from None
 
 
@@ -118,21 +142,11 @@ def read_npz(path: Path, specs: Sequence[TensorSpec]) -> Inputs:
     ``labels`` may be present and is left out. Raises UserError.
     """
     open_npz(path, specs)  # checks names, shapes and dtypes
-    with np.load(path, allow_pickle=False) as file:
-        return {spec.name: file[spec.name] for spec in specs}
+    return load(path, [spec.name for spec in specs])
 
 
 def write_npz(path: Path, arrays: Mapping[str, Array]) -> None:
     """Write ``arrays`` to ``path``, whole or not at all. Raises OSError."""
     from edgepipe.golden import npz_bytes
 
-    descriptor, name = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.absolute().parent)
-    temporary = Path(name)
-    try:
-        with os.fdopen(descriptor, "wb") as stream:
-            stream.write(npz_bytes(arrays))
-        temporary.chmod(0o644)
-        temporary.replace(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
+    whole_file.write(path, npz_bytes(arrays))

@@ -12,11 +12,12 @@ from typing import TYPE_CHECKING
 
 from edgepipe import zoo
 from edgepipe.errors import UserError, did_you_mean
+from edgepipe.importer.judge import judged
 
 if TYPE_CHECKING:
     from edgepipe.importer.source import Source
 
-__all__ = ["load"]
+__all__ = ["judged", "load"]
 
 _FACTORY = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*")
 

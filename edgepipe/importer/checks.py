@@ -26,6 +26,13 @@ _BITS = {
     **dict.fromkeys(("INT2", "UINT2"), 2),
     "COMPLEX128": 128,
 }
+#: Element type → the field that has its numbers where they are not raw bytes.
+_TYPED = {
+    **dict.fromkeys(("INT32", "INT16", "INT8", "UINT16", "UINT8", "BOOL"), "int32_data"),
+    **dict.fromkeys(("FLOAT16", "BFLOAT16", "INT4", "UINT4", "INT2", "UINT2"), "int32_data"),
+    **dict.fromkeys(("UINT32", "UINT64"), "uint64_data"),
+    "FLOAT": "float_data", "DOUBLE": "double_data", "INT64": "int64_data",
+}  # fmt: skip
 
 
 def check(proto: onnx.ModelProto, where: str) -> onnx.ModelProto:
@@ -169,18 +176,34 @@ def _inline_functions(proto: onnx.ModelProto, where: str) -> onnx.ModelProto:
         ) from None
 
 
-def _check_graph(graph: onnx.GraphProto, version: int, where: str) -> None:
-    if graph.sparse_initializer:
-        raise Unsupported("sparse initializers are not supported", where=where, fix="store dense")
-    for tensor in graph.initializer:
-        here = f"{where}, initializer '{tensor.name}'"
-        size = tensor_bytes(tensor, here)
-        if tensor.HasField("raw_data") and len(tensor.raw_data) != size:
+def _check_tensor(tensor: onnx.TensorProto, where: str) -> None:
+    """Whether a tensor holds as many bytes or numbers as its shape says."""
+    here = f"{where}, tensor '{tensor.name}'"
+    size, kind = tensor_bytes(tensor, here), type_name(tensor.data_type)
+    if tensor.HasField("raw_data"):
+        if len(tensor.raw_data) != size:
             raise UserError(
                 f"holds {len(tensor.raw_data)} bytes, shape {list(tensor.dims)} needs {size}",
                 where=here,
                 fix="export the model again",
             )
+    elif kind in _TYPED:
+        per_number = {4: 2, 2: 4}.get(_BITS.get(kind, 8), 1)
+        wanted = -(-math.prod(tensor.dims) // per_number)
+        if (found := len(getattr(tensor, _TYPED[kind]))) != wanted:
+            raise UserError(
+                f"holds {found} numbers, shape {list(tensor.dims)} needs {wanted}",
+                where=here,
+                fix="export the model again",
+            )
+
+
+def _check_graph(graph: onnx.GraphProto, version: int, where: str) -> None:
+    if graph.sparse_initializer:
+        raise Unsupported("sparse initializers are not supported", where=where, fix="store dense")
+    attributes = (a for node in graph.node for a in node.attribute)
+    for tensor in (*graph.initializer, *(t for a in attributes for t in (a.t, *a.tensors))):
+        _check_tensor(tensor, where)
     for node in graph.node:
         _check_operator(node, version, where)
     for what, names in (
@@ -204,6 +227,10 @@ def _duplicates(names: list[str]) -> list[str]:
 
 def _check_operator(node: onnx.NodeProto, version: int, where: str) -> None:
     here = f"{where}, node '{node.name or (node.output[0] if node.output else '?')}'"
+    for attribute in node.attribute:
+        if attribute.ref_attr_name:  # of a function, which there are none of any more
+            raise UserError(f"attribute {attribute.name} refers to '{attribute.ref_attr_name}', "
+                            "which nothing defines", where=here)  # fmt: skip
     if node.domain not in _STANDARD:
         raise Unsupported(
             f"operator {node.domain}::{node.op_type} is not of the standard ONNX domain",
@@ -223,6 +250,9 @@ def _check_operator(node: onnx.NodeProto, version: int, where: str) -> None:
         raise UserError(
             f"unknown operator {node.op_type}", where=here, fix=did_you_mean(node.op_type, known)
         ) from None
+    unknown = [a.name for a in node.attribute if a.name not in schema.attributes]
+    if unknown and node.op_type == "Constant":  # of others the checker tells
+        raise UserError(f"Constant has no attribute '{unknown[0]}'", where=here)
     # GroupNormalization of opset 18 counts as deprecated, but has a successor that replaces it.
     if schema.deprecated and defs.get_schema(node.op_type, MAX_OPSET, "").deprecated:
         raise UserError(

@@ -16,6 +16,7 @@ from __future__ import annotations
 import io
 import json
 import re
+import warnings
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -39,7 +40,9 @@ def check(path: Path) -> None:
     try:
         with zipfile.ZipFile(path) as archive:
             _check_archive(archive, path.name)
-    except (zipfile.BadZipFile, OSError, ValueError, KeyError, EOFError, RecursionError):
+    except UserError:
+        raise
+    except Exception:  # whatever zipfile, zlib and a damaged program's own structure lead to
         raise UserError(
             "is not a .pt2 program, or is damaged",
             where=path.name,
@@ -112,7 +115,9 @@ def _check_pickle(content: bytes, member: str, where: str) -> None:
     if not content:
         return
     try:
-        torch.load(io.BytesIO(content), weights_only=True, map_location="cpu")
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            torch.load(io.BytesIO(content), weights_only=True, map_location="cpu")
     except Exception:  # UnpicklingError, RuntimeError, and what damaged bytes lead to
         raise UserError(
             f"member '{member}' holds pickled code or is damaged",

@@ -11,6 +11,7 @@ from onnx import shape_inference
 
 from edgepipe.errors import Unsupported, UserError, did_you_mean
 from edgepipe.importer.checks import MAX_TENSOR_BYTES, first_line, tensor_bytes, type_name
+from edgepipe.importer.judge import doubt
 
 _REFUSED_TYPES = ("UNDEFINED", "STRING", "COMPLEX64", "COMPLEX128")
 
@@ -162,7 +163,7 @@ def infer(proto: onnx.ModelProto, light: onnx.ModelProto, where: str, reference:
     try:
         inferred = shape_inference.infer_shapes(light, strict_mode=True, data_prop=True)
     except Exception as error:  # InferenceError and several pybind types
-        if not _runtime_loads(reference):
+        if doubt(reference) is not None:
             raise UserError(
                 f"shapes do not fit together: {first_line(error)}", where=where
             ) from None
@@ -187,16 +188,3 @@ def _check_size(value: onnx.ValueInfoProto, where: str) -> None:
             f"shape {dims} needs {size / 2**30:.1f} GiB; the limit is 2 GiB",
             where=f"{where}, value '{value.name}'",
         )
-
-
-def _runtime_loads(reference: bytes) -> bool:
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 4
-    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-    try:
-        onnxruntime.InferenceSession(reference, options, providers=["CPUExecutionProvider"])
-    except Exception:  # its exceptions share no base class
-        return False
-    return True

@@ -37,7 +37,7 @@ def _fold(edit: Editor, node: ir.Node) -> bool:
     weight, dims = array_of(user.inputs[1]), shape_of(source)
     if weight is None or user.inputs[0] is not node.outputs[0] or dims is None:
         return False
-    if dims != shape_of(node.outputs[0]) or user.attributes.get_int("transA", 0) == 1:
+    if dims != shape_of(node.outputs[0]) or user.attributes.get_int("transA", 0) != 0:
         return False
     axis = 1 if user.op_type == "Conv" else len(dims) - 1
     aligned = (1,) * (len(dims) - constant.ndim) + constant.shape
@@ -67,7 +67,7 @@ def _by_input(user: ir.Node, weight: Array, values: Array) -> Array:
         outputs, inputs = weight.shape[:2]
         rows = np.repeat(values.reshape(group, inputs), outputs // group, axis=0)
         return rows.reshape(outputs, inputs, *[1] * (weight.ndim - 2))
-    if user.op_type == "Gemm" and user.attributes.get_int("transB", 0) == 1:
+    if user.op_type == "Gemm" and user.attributes.get_int("transB", 0) != 0:
         return values.reshape(1, -1)
     return values.reshape(-1, 1)
 
@@ -88,7 +88,7 @@ def _shift(edit: Editor, user: ir.Node, weight: Array, offset: Array) -> str | N
     if user.op_type == "Conv":
         added = product.reshape(weight.shape[0], -1).sum(axis=1)
     else:
-        transposed = user.attributes.get_int("transB", 0) == 1
+        transposed = user.attributes.get_int("transB", 0) != 0
         added = product.sum(axis=1 if transposed else 0) * user.attributes.get_float("alpha", 1.0)
         bias = bias * user.attributes.get_float("beta", 1.0)
         if bias.ndim == 2 and bias.shape[0] != 1:

@@ -67,7 +67,7 @@ def _scaled(value: ir.Value | None, reader: ir.Node) -> ir.Node | None:
 def _canonical(edit: Editor, node: ir.Node) -> bool:
     attributes = node.attributes
     changed = False
-    if attributes.get_int("transA", 0) == 1:
+    if attributes.get_int("transA", 0) != 0:
         turned = edit.insert(node, "Transpose", [node.inputs[0]], {"perm": [1, 0]})
         node.replace_input_with(0, turned)
         changed = True
@@ -75,7 +75,7 @@ def _canonical(edit: Editor, node: ir.Node) -> bool:
     weight = array_of(node.inputs[1])
     if weight is None:
         return changed
-    alpha, transposed = attributes.get_float("alpha", 1.0), attributes.get_int("transB", 0) == 1
+    alpha, transposed = attributes.get_float("alpha", 1.0), attributes.get_int("transB", 0) != 0
     if alpha != 1 or not transposed:
         matrix = weight if transposed else weight.T
         if alpha != 1:

@@ -21,6 +21,7 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
+from edgepipe.errors import UserError
 from edgepipe.passes.decompose import rewrites
 from edgepipe.passes.editor import Array, Editor, array_of, shape_of
 from edgepipe.passes.rewrite_math import ints, like
@@ -209,7 +210,10 @@ def _positions(
 
 def _padded(edit: Editor, node: ir.Node, mask: ir.Value, kv_len: int) -> ir.Value:
     """A mask shorter than the keys, extended by masked positions."""
-    dims = shape_of(mask) or ()
+    dims = shape_of(mask)
+    if not dims:
+        raise UserError("the mask has no dimension of keys", where=f"node '{node.name}'",
+                        fix="export the model again")  # fmt: skip
     missing = kv_len - dims[-1]
     if missing <= 0:
         return mask

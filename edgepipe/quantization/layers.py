@@ -13,8 +13,32 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from edgepipe.quantization.graph import Array, constant
+from edgepipe.quantization.graph import Array, constant, dims
 from edgepipe.quantization.placement import output_channels
+
+#: Rows of a dense layer that is pruned by blocks: kernels work on many at once.
+LEAST_ROWS = 16
+
+
+def prunable(graph: ir.Graph, blocks: bool) -> list[ir.Node]:
+    """Layers that sparse kernels run: convolutions of one group but those that read an input of
+    the graph; where weights are pruned by ``blocks``, dense layers of many rows too."""
+
+    def fits(node: ir.Node) -> bool:
+        if node.op_type == "Conv":
+            return node.attributes.get_int("group", 1) == 1
+        shape = dims(node.outputs[0])
+        if not blocks or node.op_type not in ("Gemm", "MatMul") or shape is None:
+            return False
+        weight = constant(node.inputs[1])
+        return weight is not None and weight.ndim == 2 and int(np.prod(shape[:-1])) >= LEAST_ROWS
+
+    inputs = set(graph.inputs)
+    return [
+        node
+        for node in graph
+        if fits(node) and node.inputs[0] not in inputs and constant(node.inputs[1]) is not None
+    ]
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,8 @@ LARGEST = 64
 
 _GROUPED = re.compile(r"([1-9]\d*):([1-9]\d*)(?:v([1-9]\d*))?")
 _SHARE = re.compile(r"([1-9]\d?(?:\.\d{1,2})?)%(b1x4)?")
+#: Instead of a pattern where a network is trained on: what is zero stays zero.
+KEPT = "kept"
 #: Input channels of a block of ``b1x4``.
 BLOCK = 4
 

@@ -32,17 +32,16 @@ def mask(scores: np.ndarray, pattern: Pattern) -> np.ndarray:
         flat = np.zeros(total.size, bool)
         flat[order[:keep]] = True
         return np.repeat(flat.reshape(total.shape), pattern.block, axis=1)[:, :inputs]
-    found = np.zeros(scores.shape, bool)
-    for first in range(0, outputs, pattern.shared):
-        channels = slice(first, first + pattern.shared)
-        total = scores[channels].sum(0)
-        for start in range(0, inputs, pattern.of):
-            group = total[start : start + pattern.of]
-            keep = -(-len(group) * pattern.kept // pattern.of)
-            order = np.argsort(-group, axis=0, kind="stable")[:keep]
-            for tap in range(taps):
-                found[channels, start + order[:, tap], tap] = True
-    return found
+    groups, bands = -(-inputs // pattern.of), -(-outputs // pattern.shared)
+    padded = np.full((bands * pattern.shared, groups * pattern.of, taps), -1.0)  # below any score
+    padded[:outputs, :inputs] = scores
+    padded[outputs:, :inputs] = 0.0
+    total = padded.reshape(bands, pattern.shared, groups, pattern.of, taps).sum(1)
+    rank = np.argsort(np.argsort(-total, axis=2, kind="stable"), axis=2, kind="stable")
+    sizes = np.minimum(pattern.of, inputs - pattern.of * np.arange(groups))
+    keep = -(-sizes * pattern.kept // pattern.of)
+    found = (rank < keep[:, None, None]).reshape(bands, -1, taps)
+    return np.repeat(found, pattern.shared, axis=0)[:outputs, :inputs]
 
 
 def refit(

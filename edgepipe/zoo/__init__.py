@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import tomllib
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
+from edgepipe import tables
 from edgepipe.errors import UserError, did_you_mean
 from edgepipe.resources import data_folder
 
@@ -32,6 +32,10 @@ class Preprocessing:
     scale: float = 1.0
     mean: tuple[float, ...] = (0.0,)
     std: tuple[float, ...] = (1.0,)
+
+    def __post_init__(self) -> None:
+        if 0 in self.std:
+            raise ValueError("preprocessing.std must not be 0")
 
 
 @dataclass(frozen=True)
@@ -79,9 +83,7 @@ def describe(name: str) -> ZooEntry:
         raise UserError(f"unknown model '{name}'", where="MODEL", fix=did_you_mean(name, names()))
     path = data_folder("models") / f"{name}.toml"
     try:
-        return _entry(tomllib.loads(path.read_text(encoding="utf-8")), path)
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError, OSError) as error:
-        raise UserError(f"not a readable TOML file: {error}", where=path.name) from None
+        return _entry(tables.load_toml(path), path)
     except (KeyError, TypeError, ValueError) as error:
         raise UserError(f"bad or missing key: {error}", where=path.name) from None
 

@@ -4,7 +4,7 @@
 and torch modules take the same way through the importer. BatchNorms are folded by then
 (Krishnamoorthi 2018, arXiv 1806.08342, 3.2: what is trained is what is executed). Files:
 ``operators`` (graph operators as torch functions), ``fake_quantize`` (grids), ``layer`` and
-``network`` (the torch module), ``examples``, ``training``, ``checkpoint``.
+``network`` (the torch module), ``masks`` (sparsity), ``examples``, ``training``, ``checkpoint``.
 """
 
 from __future__ import annotations

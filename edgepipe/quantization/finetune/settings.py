@@ -6,11 +6,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from edgepipe.errors import UserError, did_you_mean
+from edgepipe.sparsity.pattern import KEPT, Pattern
 
 SCHEDULES = ("cosine", "constant")
 RANGES = ("learned", "average")
 LOSSES = ("cross_entropy", "squared_error")
 AUGMENTATIONS = ("none", "flip", "shift_flip")
+PRUNINGS = ("gradual", "decay", "straight")
 
 
 @dataclass(frozen=True)
@@ -28,6 +30,8 @@ class FinetuneSettings:
     of that comparison under cross entropy.
     ``augmentation``, of images [N, C, H, W]: "flip" mirrors half of them, "shift_flip" moves
     them by up to an eighth of their size too.
+    ``sparsity``: a pattern as in a recipe ("80%", "2:4v8") that weights have in the end, reached as
+    ``pruning`` says (see ``masks``); "kept" leaves zero what is zero.
     ``checkpoint``: folder that holds the state of the training, saved every
     ``checkpoint_seconds`` and at the end; a run with the same model, data and settings goes on
     there and ends with the same bits as one that was never interrupted.
@@ -42,6 +46,8 @@ class FinetuneSettings:
     distillation: float = 0.0
     temperature: float = 2.0
     augmentation: str = "none"
+    sparsity: str = ""
+    pruning: str = "gradual"
     seed: int = 0
     checkpoint: Path | None = None
     checkpoint_seconds: float = 60.0
@@ -52,11 +58,14 @@ class FinetuneSettings:
             ("ranges", RANGES),
             ("loss", LOSSES),
             ("augmentation", AUGMENTATIONS),
+            ("pruning", PRUNINGS),
         ):
             if (value := getattr(self, field)) not in known:
                 raise UserError(
                     f"unknown {field} '{value}'", where=field, fix=did_you_mean(value, known)
                 )
+        if self.sparsity not in ("", KEPT):
+            Pattern.parse(self.sparsity, "sparsity")
         for field, low, high in (
             ("epochs", 0, 10_000),
             ("batch", 1, 1 << 16),

@@ -18,6 +18,7 @@ from torch.nn import functional
 from edgepipe.errors import UserError
 from edgepipe.quantization.finetune.checkpoint import Checkpoint
 from edgepipe.quantization.finetune.examples import Examples, steps_per_epoch
+from edgepipe.quantization.finetune.masks import Masks
 from edgepipe.quantization.finetune.network import Network
 from edgepipe.quantization.finetune.settings import FinetuneSettings
 
@@ -36,6 +37,7 @@ def train(
 
     Raises UserError when the loss is no longer a number.
     """
+    masks = Masks(network, settings) if settings.sparsity else None
     optimizer = torch.optim.Adam(_parameters(network, settings.learning_rate))
     step = 0
     state = checkpoint.load() if checkpoint is not None else None
@@ -51,6 +53,8 @@ def train(
     while step < total:
         for group in optimizer.param_groups:
             group["lr"] = group["first_lr"] * share_of_rate(step / total, settings.schedule)
+        if masks is not None:
+            masks.update(step, total)
         losses.append(_step(network, teacher, optimizer, examples, step, settings))
         step += 1
         if step % per_epoch == 0:
@@ -61,6 +65,8 @@ def train(
             checkpoint.save(
                 step=step, network=network.state_dict(), optimizer=optimizer.state_dict()
             )
+    if masks is not None:
+        masks.update(total, total)
     network.eval()
 
 

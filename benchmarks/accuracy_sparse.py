@@ -1,0 +1,127 @@
+"""What sparsity costs CIFAR-10 networks, pruned in one go and trained, beside the dense network.
+
+    python benchmarks/accuracy_sparse.py [--shared DIR] [--networks a,b] [--recipes fp32+2:4,…]
+
+1. The float network is fine-tuned on the 5000 images of cifar10_train5000.
+2. From there, with that network as the teacher, the dense network is fine-tuned once more, and so
+   is every sparse recipe: same images, loop, loss, rate, epochs and seed. These are compared.
+   Recipes in integers are rounded and pruned in the same training.
+
+Figures: accuracy on cifar10_val2000, by ONNX Runtime on the graph that results; "one-shot" is what
+``edgepipe compile`` does with the network of 1, refitted to the first 128 images. One image is 0.05
+points. "zeros" is the share of zero weights in the layers that are pruned. Seconds are CPU seconds
+of the training, one thread. With ``--checkpoints DIR`` an interrupted measurement goes on there.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+from dataclasses import replace
+from pathlib import Path
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+
+import numpy as np
+import onnx_ir as ir
+from accuracy_finetune import FIRST, SECOND, Measurement, progress
+
+from edgepipe import importer, prune
+from edgepipe.context import Context
+from edgepipe.data import Samples
+from edgepipe.machine import machine, one_line, versions
+from edgepipe.quantization.finetune import FinetuneSettings
+from edgepipe.recipe import Recipe
+from edgepipe.target import Target
+
+NETWORKS = ("ic_resnet8", "cifar_resnet20")
+RECIPES = (
+    "fp32+2:4", "fp32+2:4v8", "fp32+1:4", "fp32+80%", "fp32+80%b1x4", "w8a8+2:4", "w8a8+80%b1x4",
+)  # fmt: skip
+#: Epochs of either stage.
+EPOCHS = {"ic_resnet8": 10, "cifar_resnet20": 6}
+
+
+def one_shot(measured: Measurement, graph: ir.Model, pattern: str, shared: Path, name: str) -> str:
+    """Accuracy of ``graph`` pruned as the compiler prunes, where it offers the pattern."""
+    x = measured.data[0]
+    samples = Samples("train", len(x), lambda: ({"x": x[i : i + 1]} for i in range(len(x))))
+    context = Context(Target.load("host"), Recipe.parse(f"fp32+{pattern}"), progress=lambda _: None)
+    source = importer.load(shared / "models" / f"{name}.onnx", None)
+    model, _ = prune.run(graph, source, samples, context)
+    return f"{measured.accuracy(model):.2f}"
+
+
+def zeros(model: ir.Model) -> float:
+    """Percent of zero weights in the layers that sparse kernels run, of a float or Q/DQ graph."""
+    live = count = 0
+    for node in model.graph:
+        if node.op_type == "Conv" and node.inputs[0] not in model.graph.inputs:
+            value = node.inputs[1]
+            while value.producer() is not None:  # through DequantizeLinear
+                value = value.producer().inputs[0]
+            array = value.const_value.numpy()
+            live, count = live + int(np.count_nonzero(array)), count + array.size
+    return 100 * (1 - live / count)
+
+
+def measure(arguments: argparse.Namespace, network: str, epochs: int) -> None:
+    """Print the lines of one network."""
+    measured = Measurement(arguments.shared, network)
+    folder = arguments.checkpoints
+
+    def tuned(graph: ir.Model, format: str | None, settings: FinetuneSettings, name: str) -> tuple:
+        kept = None if folder is None else folder / f"{network}-{name}"
+        chosen = replace(settings, epochs=epochs, checkpoint=kept)
+        return measured.tuned(graph, format, chosen)
+
+    def line(*cells: object) -> None:
+        print("{:16} {:19} {:>8}  {:>6}  {:>14}  {:>7}  {:>6}".format(*cells), flush=True)
+
+    first, seconds = tuned(measured.graph, None, FIRST, "stage1")
+    start, trained = measured.accuracy(measured.graph), measured.accuracy(first)
+    line(network, "float", "", f"{start:.2f}", "", "", "")
+    line(network, "float, stage 1", "", f"{trained:.2f}", "", "", f"{seconds:.0f}")
+    dense, seconds = tuned(first, None, SECOND, "stage2")
+    reference = measured.accuracy(dense)
+    line(network, "dense, stage 2", "", f"{reference:.2f}", "", "", f"{seconds:.0f}")
+    for recipe in arguments.recipes.split(","):
+        format, _, pattern = recipe.partition("+")
+        shot = one_shot(measured, first, pattern, arguments.shared, network)
+        for way in arguments.ways.split(","):
+            settings = replace(SECOND, sparsity=pattern, pruning=way)
+            name = f"{recipe}-{way}".replace("%", "").replace(":", "-")
+            model, seconds = tuned(first, None if format == "fp32" else format, settings, name)
+            after = measured.accuracy(model)
+            progress(f"{recipe} {way}: {after:.2f}")
+            line(network, f"{recipe} {way}", shot, f"{after:.2f}", f"{after - reference:+.2f}",
+                 f"{zeros(model):.1f}", f"{seconds:.0f}")  # fmt: skip
+
+
+def main() -> None:
+    """Print the table."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument(
+        "--shared", type=Path, default=Path(os.environ.get("EDGEPIPE_SHARED", "../shared"))
+    )
+    parser.add_argument("--networks", default=",".join(NETWORKS))
+    parser.add_argument("--recipes", default=",".join(RECIPES))
+    parser.add_argument("--ways", default="gradual", help="gradual, decay, straight")
+    parser.add_argument("--epochs", type=int)
+    parser.add_argument("--checkpoints", type=Path, metavar="DIR")
+    arguments = parser.parse_args()
+    import torch
+
+    torch.set_num_threads(1)
+    print(one_line(machine()))
+    print(one_line(versions("edgepipe", "onnxruntime", "numpy", "torch")))
+    print(
+        "network          recipe                 one-shot  tuned  to dense tuned  zeros %   CPU s"
+    )
+    for network in arguments.networks.split(","):
+        measure(arguments, network, arguments.epochs or EPOCHS[network])
+
+
+if __name__ == "__main__":
+    main()

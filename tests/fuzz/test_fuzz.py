@@ -1,0 +1,111 @@
+"""A short run of every kind, from a seed that is printed; and that the watch sees what it must."""
+
+from __future__ import annotations
+
+import os
+import random
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.fuzz import kinds, run
+from tests.fuzz.mutations import damaged_bytes, damaged_text, damaged_tree, toml
+from tests.fuzz.worker import Watch, judge
+
+SEED = os.environ.get("EDGEPIPE_FUZZ_SEED", str(random.randrange(10**9)))
+COUNTS = {"onnx": 150, "compile": 6, "target": 60, "recipe": 150, "config": 100, "data": 100,
+          "bundle": 80, "c-api": 100, "pt2": 40}  # fmt: skip
+
+
+@pytest.mark.slow
+@pytest.mark.needs_torch
+@pytest.mark.parametrize("kind", kinds.KINDS)
+def test_damaged_inputs_are_refused_or_compiled(kind: str) -> None:
+    print(f"seed {SEED}")
+    tally = run.fuzz(kind, SEED, list(range(COUNTS[kind])))
+    assert not tally.findings, f"seed {SEED}: {tally.findings[:3]}"
+    assert sum(tally.codes.values()) == COUNTS[kind]
+    assert kind == "c-api" or tally.codes[2], "nothing was refused: the damage does nothing"
+
+
+def test_an_input_depends_on_its_seed_alone(tmp_path: Path) -> None:
+    made = []
+    for name in ("a", "b"):
+        folder = tmp_path / name
+        folder.mkdir()
+        kinds.damaged_model(random.Random("1:onnx:5"), folder, wide=False)
+        made.append((folder / "m.onnx").read_bytes())
+    assert made[0] == made[1]
+
+
+def test_damage_changes_something() -> None:
+    seeded = random.Random(3)
+    tree = {"a": {"b": [1, 2]}, "c": "text"}
+    assert any(damaged_tree(seeded, tree) != tree for _ in range(3))
+    assert tree == {"a": {"b": [1, 2]}, "c": "text"}
+    assert any(damaged_bytes(seeded, b"abcdef") != b"abcdef" for _ in range(3))
+    assert any(damaged_text(seeded, "a = 1\nb = 2") != "a = 1\nb = 2" for _ in range(3))
+    assert toml({"k": {"x": "a\nb", "y": [True, 1.5]}}) == (
+        '"k" = {"x" = "a\\U0000000ab", "y" = [true, 1.5]}\n'
+    )
+
+
+@pytest.mark.parametrize(
+    ("code", "said", "right"),
+    [
+        (0, "", True),
+        (0, "warning: conv1: synthetic\n", True),
+        (0, "Traceback", False),
+        (2, "error: m.onnx: the file is empty; export the model again\n", True),
+        (2, "error: a\nb\n", False),
+        (2, "", False),
+        (2, "error: \x1b[2J\n", False),
+        (2, f"error: {'a' * 2000}\n", False),
+        (3, "error: a bug in edgepipe (KeyError: 'x')\n", False),
+        (-11, "", False),
+    ],
+)
+def test_what_is_a_right_answer(code: int, said: str, right: bool) -> None:
+    assert (judge(code, said) == []) is right
+
+
+@pytest.fixture(scope="module")
+def watch(tmp_path_factory: pytest.TempPathFactory) -> Watch:
+    return Watch([tmp_path_factory.mktemp("allowed")])
+
+
+@pytest.mark.parametrize(
+    "act",
+    [
+        lambda folder: (folder / "x").write_text("x"),
+        lambda folder: (folder / "d").mkdir(),
+        lambda folder: (folder / "l").symlink_to("x"),
+        lambda folder: os.system("true"),
+        lambda folder: __import__("pickle").loads(b"cos\ngetpid\n."),
+        lambda folder: __import__("subprocess").run([sys.executable, "-c", ""], check=True),
+    ],
+)
+def test_the_watch_sees(watch: Watch, tmp_path: Path, act: Callable[[Path], object]) -> None:
+    watch.found, watch.on = [], True
+    try:
+        act(tmp_path)
+    finally:
+        watch.on = False
+    assert watch.found
+    watch.found, watch.on = [], True
+    try:
+        (Path(watch.allowed[0]) / "x").write_text("x")
+    finally:
+        watch.on = False
+    assert watch.found == []
+
+
+@pytest.mark.slow
+def test_a_worker_that_dies_or_hangs_is_a_finding(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(run, "GIVE_UP_S", 2.0)
+    for ending, word in (("os.abort()", "ended with -6"), ("time.sleep(60)", "no end within")):
+        monkeypatch.setenv("EDGEPIPE_FUZZ_CONTROL", ending)
+        tally = run.fuzz("control", "1", [0])
+        assert word in tally.findings[0][1][0]
