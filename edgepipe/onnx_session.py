@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,6 +12,9 @@ if TYPE_CHECKING:
     import onnx
     import onnxruntime
 
+_UP_TO_21 = frozenset(("GlobalLpPool", "RoiAlign"))
+#: What canonical graphs may hold that opset 21 does not have.
+_SINCE_22 = frozenset(("Attention", "RMSNormalization", "RotaryEmbedding"))
 _LINEAR = frozenset(("Conv", "ConvTranspose", "Gemm", "MatMul"))
 #: Weights up to here times 8-bit codes, two products summed, fit int16.
 _SEVEN_BITS = 63
@@ -27,6 +31,7 @@ def open_session(
     without VNNI its sums of two 8-bit products saturate where weights exceed 63. Float operators
     between roundings (``session.disable_quant_qdq``) are the other way to read the model; there
     ties may round differently. None for ``integer_kernels`` takes them where they are exact.
+    Where its optimizations turn the model into one that it refuses, it computes what stands there.
     """
     import onnxruntime
 
@@ -36,7 +41,21 @@ def open_session(
     options.log_severity_level = severity
     if not (_integer_kernels_are_exact(model) if integer_kernels is None else integer_kernels):
         options.add_session_config_entry("session.disable_quant_qdq", "1")
-    return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+    providers = ["CPUExecutionProvider"]
+    try:
+        return onnxruntime.InferenceSession(model, options, providers=providers)
+    except Exception:  # its exceptions share no base class
+        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+        return onnxruntime.InferenceSession(model, options, providers=providers)
+
+
+def known_opset(operators: Iterable[str], opset: int) -> int:
+    """The version of ai.onnx to tell ONNX Runtime that ``operators`` of version ``opset`` are of.
+
+    A few it has in their forms up to opset 21 only; what came later are more element types.
+    """
+    names = set(operators)
+    return min(opset, 21) if names & _UP_TO_21 and not names & _SINCE_22 else opset
 
 
 def _integer_kernels_are_exact(model: bytes) -> bool:

@@ -138,9 +138,13 @@ def _session(model: ir.Model, name: str | None) -> Any:
 
 
 def _replace(model: ir.Model, node: ir.Node, index: int, array: Any) -> None:
-    """Give ``node`` an initializer of its own with ``array`` as input ``index``."""
+    """Give ``node`` an initializer of its own with ``array``, in the dtype of its weights, as input
+    ``index``."""
     import onnx_ir as ir
 
+    dtype = node.inputs[1].dtype if node.inputs[1] is not None else None
+    dtype = ir.DataType.FLOAT if dtype is None else dtype
+    array = array.astype(dtype.numpy())
     taken = set(model.graph.initializers) | {v.name for n in model.graph for v in n.outputs}
     name = f"{node.outputs[0].name}/{'bias' if index == 2 else 'pruned'}"
     while name in taken:
@@ -148,7 +152,7 @@ def _replace(model: ir.Model, node: ir.Node, index: int, array: Any) -> None:
     value = ir.Value(
         name=name,
         shape=ir.Shape(array.shape),
-        type=ir.TensorType(ir.DataType.FLOAT),
+        type=ir.TensorType(dtype),
         const_value=ir.tensor(array, name=name),
     )
     model.graph.register_initializer(value)

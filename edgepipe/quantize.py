@@ -13,6 +13,7 @@ from edgepipe.codegen.plan import TensorSpec
 from edgepipe.context import Context
 from edgepipe.data import Samples
 from edgepipe.errors import UserError, did_you_mean
+from edgepipe.onnx_session import known_opset
 from edgepipe.quantization import STAGE, QuantConfig
 from edgepipe.recipe import Recipe, Settings
 from edgepipe.target import Target
@@ -223,7 +224,11 @@ def onnx_bytes(graph: ir.Model) -> bytes:
     """``graph`` as a self-contained ONNX file, the same bytes for the same graph."""
     import onnx_ir as ir
 
-    data: bytes = ir.serde.serialize_model(graph).SerializeToString(deterministic=True)
+    proto = ir.serde.serialize_model(graph)
+    for opset in proto.opset_import:
+        if opset.domain == "":
+            opset.version = known_opset((n.op_type for n in proto.graph.node), opset.version)
+    data: bytes = proto.SerializeToString(deterministic=True)
     return data
 
 

@@ -34,7 +34,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "passes": {"context", "errors", "importer.opset"},
     "sparsity": {"context", "errors"},
     # Training knows masks.
-    "quantization": {"context", "errors", "sparsity"},
+    "quantization": {"context", "errors", "onnx_session", "sparsity"},
     "kernels": {"errors", "target"},
     "lowering": {
         "codegen.plan",
@@ -91,6 +91,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "data",
         "errors",
         "importer",
+        "onnx_session",
         "quantization",
         "recipe",
         "target",

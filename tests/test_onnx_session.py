@@ -79,3 +79,36 @@ def test_float_weights_between_roundings_stay_float() -> None:
     assert np.mean(codes == expected(weight)) > 0.98
     step = np.abs(weight).max() / 127
     assert np.mean(codes == expected(np.rint(weight / step) * step)) < 0.95
+
+
+def test_a_model_that_its_optimizations_break_is_computed_as_it_stands() -> None:
+    """ONNX Runtime 1.31 makes a Gemm of MatMul and Add, and gives the reshape in front of it a pair
+    of Q/DQ with the wrong type of zero point."""
+    generator = np.random.default_rng(0)
+    codes = generator.integers(-9, 9, (1, 16)).astype(np.int8)
+    tensors = [
+        numpy_helper.from_array(codes, "codes"),
+        numpy_helper.from_array(np.full(16, 0.1, np.float32), "scales"),
+        numpy_helper.from_array(np.arange(16, dtype=np.float32), "bias"),
+        numpy_helper.from_array(np.float32(0.02), "s"),
+        numpy_helper.from_array(np.int8(3), "z"),
+    ]
+    nodes = [
+        helper.make_node("QuantizeLinear", ["x", "s", "z"], ["q"]),
+        helper.make_node("DequantizeLinear", ["q", "s", "z"], ["r"]),
+        helper.make_node("DequantizeLinear", ["codes", "scales"], ["w"], axis=1),
+        helper.make_node("MatMul", ["r", "w"], ["m"]),
+        helper.make_node("Add", ["m", "bias"], ["y"]),
+    ]
+    value = helper.make_tensor_value_info
+    graph = helper.make_graph(
+        nodes, "g", [value("x", TensorProto.FLOAT, [4, 7, 3, 1])],
+        [value("y", TensorProto.FLOAT, [4, 7, 3, 16])], tensors,
+    )  # fmt: skip
+    opset = helper.make_opsetid("", 23)
+    model = helper.make_model(graph, opset_imports=[opset], ir_version=10).SerializeToString()
+    x = generator.standard_normal((4, 7, 3, 1)).astype(np.float32)
+    (y,) = open_session(model).run(None, {"x": x})
+    rounded = np.clip(np.rint(x / np.float32(0.02)) + 3, -128, 127) * 0.02 - 0.06
+    expected = rounded @ (codes * 0.1) + np.arange(16)
+    np.testing.assert_allclose(y, expected, rtol=1e-5, atol=1e-5)

@@ -13,6 +13,7 @@ from edgepipe.kernels.builder import (
     load,
     loop,
     splat,
+    zero_border,
 )
 from edgepipe.kernels.ops import GlobalPoolOp, Op
 from edgepipe.kernels.output import finish, signature
@@ -53,6 +54,7 @@ def emit(op: GlobalPoolOp, knobs: Knobs) -> Any:
             if op.kind == "average":
                 result = result * splat(float32(1 / (x.h * x.w)), lanes)
             finish(op, residuals, target, (n, block, 0, 0), result)
+        zero_border(y, target)
 
     return kernel(f"global_{op.kind}_pool", signature(op, [("x", x.elements, "float32")]), body)
 

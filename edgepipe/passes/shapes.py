@@ -68,6 +68,8 @@ def _infer(
     data: dict[str, onnx.TensorProto],
 ) -> dict[str, onnx.TypeProto]:
     proto = ir.serde.serialize_node(node)
+    if node.op_type == "ConvTranspose":
+        _leave_padding_to_auto_pad(proto)
     newest = defs.onnx_opset_version()
     while True:
         schema = defs.get_schema(node.op_type, opset, "")
@@ -82,6 +84,16 @@ def _infer(
             if opset == newest:
                 raise RuntimeError(str(error)) from None
             opset = newest  # later versions of many operators only add element types
+
+
+def _leave_padding_to_auto_pad(proto: onnx.NodeProto) -> None:
+    """With auto_pad SAME_* the output is input · stride whatever ``output_padding`` says (ONNX
+    ConvTranspose); the schema's inference adds that."""
+    auto = [a.s for a in proto.attribute if a.name == "auto_pad"]
+    if auto and auto[0].startswith(b"SAME"):
+        kept = [a for a in proto.attribute if a.name != "output_padding"]
+        del proto.attribute[:]
+        proto.attribute.extend(kept)
 
 
 def _assign(value: ir.Value, proto: onnx.TypeProto) -> None:

@@ -188,7 +188,10 @@ def _tie(node: ir.Node, inputs: list[ir.Value], classes: _Classes) -> bool:
             classes.tie(first, output)
         return kept
     if is_op(node, "Concat") and node.attributes.get_int("axis", 0) == 1:
-        classes.tie(np.concatenate([s for s in sources if s is not None]), output)
+        joined = np.concatenate([s for s in sources if s is not None])
+        if len(joined) < len(output):  # a part is constant
+            return False
+        classes.tie(joined, output)
         return True
     if is_op(node, "Pad") or is_op(node, "Slice"):
         moved = _moved(node, len(first))
@@ -220,8 +223,9 @@ def _moved(node: ir.Node, channels: int) -> Array | None:
     starts, ends, axes = arrays[0], arrays[1], arrays[2]
     assert starts is not None and ends is not None and axes is not None
     steps = arrays[3] if len(arrays) > 3 and arrays[3] is not None else np.ones(len(axes), int)
+    rank = len(dims(node.outputs[0]) or ())
     for start, end, axis, step in zip(starts, ends, axes, steps, strict=True):
-        if int(axis) == 1:
+        if int(axis) in (1, 1 - rank):
             if int(step) < 0:
                 return None
             index = index[slice(int(start), int(end), int(step))]

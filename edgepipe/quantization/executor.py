@@ -14,6 +14,7 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 
+from edgepipe.onnx_session import known_opset
 from edgepipe.quantization.graph import Array, constant, dims, name_of, outer_values
 from edgepipe.quantization.observers import Grid
 from edgepipe.quantization.placement import TABLES, Placement, Unit
@@ -97,12 +98,12 @@ class Program:
         for index, value in enumerate(self.inputs):
             array = values[value][start:stop]
             feeds[f"input_{index}"] = (
-                array.reshape(-1, *array.shape[2:]) if self.batched else array[0]
+                array.reshape(-1, *array.shape[2:]) if self.batched else np.asarray(array[0])
             )
         found = self.session.run(None, feeds)
         if self.batched:
             return [array[:, None] for array in found]
-        return [array[None] for array in found]
+        return [np.asarray(array)[None] for array in found]
 
 
 def compile_part(
@@ -253,7 +254,7 @@ class _Writer:
             [self._info(f"output_{i}", v) for i, v in enumerate(self.outputs)],
             list(self.tensors.values()),
         )
-        opset = onnx.helper.make_opsetid("", 23)
+        opset = onnx.helper.make_opsetid("", known_opset((n.op_type for n in self.nodes), 23))
         return onnx.helper.make_model(graph, opset_imports=[opset], ir_version=IR_VERSION)
 
 

@@ -8,6 +8,7 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 
+from edgepipe.onnx_session import known_opset
 from edgepipe.quantization.graph import Array
 
 
@@ -17,8 +18,8 @@ class FloatNodes:
     def __init__(self) -> None:
         self._sessions: dict[ir.Node, Any] = {}
 
-    def run(self, node: ir.Node, inputs: list[Array | None]) -> list[Array]:
-        """Outputs for these inputs; None stands for an input left out."""
+    def run(self, node: ir.Node, inputs: list[Array | None]) -> list[Any]:
+        """Arrays for these inputs; None stands for an input or output that is left out."""
         if node not in self._sessions:
             self._sessions[node] = _session(node, inputs)
         # ascontiguousarray alone makes a vector of a scalar.
@@ -27,8 +28,8 @@ class FloatNodes:
             for k, a in enumerate(inputs)
             if a is not None
         }
-        found: list[Array] = self._sessions[node].run(None, feeds)
-        return found
+        found = iter(self._sessions[node].run(None, feeds))
+        return [next(found) if output.name else None for output in node.outputs]
 
 
 def _session(node: ir.Node, inputs: list[Array | None]) -> Any:
@@ -43,7 +44,7 @@ def _session(node: ir.Node, inputs: list[Array | None]) -> Any:
             infos.append(onnx.helper.make_tensor_value_info(f"i{index}", dtype, None))
     outputs = [onnx.helper.make_empty_tensor_value_info(name) for name in proto.output if name]
     graph = onnx.helper.make_graph([proto], "node", infos, outputs)
-    opset = onnx.helper.make_opsetid("", 23)
+    opset = onnx.helper.make_opsetid("", known_opset([node.op_type], 23))
     model = onnx.helper.make_model(graph, opset_imports=[opset], ir_version=11)
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3

@@ -200,7 +200,7 @@ def test_global_pooling_map_and_upsampling(tmp_path: Path) -> None:
     for _ in range(10):
         x = Blocked(rng.choice([1, 2]), rng.choice([3, 16, 21]), rng.randint(1, 9),
                     rng.randint(1, 9), 16, rng.choice([(0, 0, 0, 0), (1, 1, 1, 1)]))  # fmt: skip
-        one = Blocked(x.n, x.c, 1, 1, 16)
+        one = Blocked(x.n, x.c, 1, 1, 16, rng.choice([(0, 0, 0, 0), (1, 1, 0, 2)]))
         ops.append(GlobalPoolOp(rng.choice(["max", "average"]), x, one, *random_epilogue(rng, one)))
         same = Blocked(x.n, x.c, x.h, x.w, 16, (0, 2, 1, 0))
         ops.append(MapOp(x, same, *random_epilogue(rng, same)))

@@ -60,6 +60,15 @@ def test_2_conv_transpose_output_shape(wanted: str) -> None:
     assert_equal(result)
 
 
+def test_2_auto_pad_decides_over_output_padding() -> None:
+    text = """g (float[1,2,3,3] x) => (float[1,2,9,6] y) <float[2,2,3,3] w> {
+      y = ConvTranspose<strides=[3,2], output_padding=[1,1], auto_pad="SAME_UPPER">(x, w)
+    }"""
+    result = rewrite(text, canonical.run, w=normal(2, 2, 3, 3))
+    assert "auto_pad" not in result.node("ConvTranspose").attributes
+    assert_equal(result)
+
+
 def test_3_attributes_are_written_out() -> None:
     text = "g (float[1,2,5,5] x) => (float[1,3,N,M] y) <float[3,2,3,3] w> { y = Conv(x, w) }"
     node = rewrite(text, canonical.run, w=normal(3, 2, 3, 3)).node("Conv")

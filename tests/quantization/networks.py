@@ -67,8 +67,9 @@ def samples(model: ir.Model, count: int = 24, seed: int = 1) -> list[dict[str, A
         sample = {}
         for value in model.graph.inputs:
             shape = tuple(int(d) for d in value.shape)
-            x = generator.standard_normal(shape)
-            sample[value.name] = np.asarray(x + np.roll(x, 1, -1), np.float32)
+            x = np.asarray(generator.standard_normal(shape))
+            neighbours = np.roll(x, 1, -1) if shape else x
+            sample[value.name] = np.asarray(x + neighbours, np.float32)
         found.append(sample)
     return found
 

@@ -45,6 +45,33 @@ def test_equalisation_keeps_the_function() -> None:
         assert any("equalised" in name for name in changed.graph.initializers)
 
 
+@pytest.mark.parametrize(
+    "between",
+    [
+        "t = Concat<axis=1>(r, held)",  # a part is constant
+        "t = Slice(r, first, last, back, step)",  # the channels, counted from the back
+    ],
+)
+def test_equalisation_keeps_the_function_of(between: str) -> None:
+    channels = 8 if "Slice" in between else 16
+    text = f"""n (float[1, 3, 6, 6] x) => (float[1, 4, 6, 6] y)
+    <float[12,3,1,1] w0, float[4,{channels},1,1] w1, float[1,4,6,6] held,
+     int64[1] first = {{10}}, int64[1] last = {{2}},
+     int64[1] back = {{-3}}, int64[1] step = {{-1}}> {{
+        a = Conv(x, w0)
+        r = Relu(a)
+        {between}
+        y = Conv(t, w1) }}"""
+    if "held" not in between:
+        text = text.replace(" float[1,4,6,6] held,", "")
+    model = build(text)
+    changed = model.clone()
+    batch = samples(model, 8)
+    inputs = {changed.graph.inputs[0]: np.stack([s["x"] for s in batch])}
+    equalization.equalize(changed.graph, inputs, (8, 8), lambda subject, text, doubt=False: None)
+    assert snr_db(run(model, batch[0])[0], run(changed, batch[0])[0]) > 110
+
+
 def test_equalisation_helps_uneven_channels() -> None:
     model = build(RELU, **uneven())
     plain, _ = quantize(model, methods=())

@@ -9,6 +9,8 @@ import onnx
 import onnx_ir as ir
 import pytest
 
+from edgepipe import quantize as quantize_stage
+from edgepipe.onnx_session import open_session
 from edgepipe.quantization.interpreter import Interpreter
 from quantization.networks import MIXED, build, quantize, run, samples, snr_db
 
@@ -186,4 +188,53 @@ def test_a_scalar_index_takes_its_axis_away() -> None:
     sample = samples(model, 1, seed=7)[0]
     expected = run(result, sample)[0]
     assert snr_db(run(model, sample)[0], expected) > 30
+    assert snr_db(expected, Interpreter(result).run(sample)["y"]) > 60
+
+
+def test_a_scalar_input_is_calibrated() -> None:
+    model = build(
+        """n (float[1, 8] x, float s) => (float[1, 6] y) <float[8,6] w0, float[6,6] w1> {
+        a = MatMul(x, w0)
+        b = Mul(a, s)
+        y = MatMul(b, w1) }"""
+    )
+    result, _ = quantize(model)
+    sample = samples(model, 1, seed=7)[0]
+    assert snr_db(run(model, sample)[0], Interpreter(result).run(sample)["y"]) > 25
+
+
+def test_an_output_left_out_is_none_of_the_others() -> None:
+    model = build(
+        """n (float[5, 1, 8] x) => (float[1, 1, 6] y)
+        <float[1,12,8] w, float[1,12,3] r, float[3,6] w1> {
+        all, last = LSTM<hidden_size=3>(x, w, r)
+        y = MatMul(last, w1) }"""
+    )
+    result, _ = quantize(model)
+    sample = samples(model, 1, seed=7)[0]
+    assert snr_db(run(result, sample)[0], Interpreter(result).run(sample)["y"]) > 60
+
+
+@pytest.mark.parametrize(
+    "operator",
+    [
+        "p = GlobalLpPool<p=3>(a)",
+        "p = RoiAlign<output_height=1, output_width=1>(a, boxes, numbers)",
+    ],
+)
+def test_operators_that_onnx_runtime_has_in_older_forms_only(operator: str) -> None:
+    boxes = {"boxes": np.float32([[0.5, 0.5, 3, 3.5]])} if "boxes" in operator else {}
+    declared = "float[1,4] boxes, int64[1] numbers = {0}" if boxes else "int64 unused = {0}"
+    model = build(
+        f"""n (float[1, 3, 6, 6] x) => (float[1, 5, 1, 1] y)
+        <float[4,3,3,3] w0, float[5,4,1,1] w1, {declared}> {{
+        a = Conv(x, w0)
+        {operator}
+        y = Conv(p, w1) }}""",
+        **boxes,
+    )
+    result, _ = quantize(model)
+    sample = samples(model, 1, seed=7)[0]
+    session = open_session(quantize_stage.onnx_bytes(result))
+    (expected,) = session.run(None, sample)
     assert snr_db(expected, Interpreter(result).run(sample)["y"]) > 60

@@ -1,0 +1,115 @@
+"""Compiles random graphs with every recipe for every target and judges what they compute."""
+
+from __future__ import annotations
+
+import tempfile
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import onnx
+import onnx_ir as ir
+
+from edgepipe import importer, passes, prune, quantize
+from edgepipe.context import Context
+from edgepipe.errors import UserError
+from edgepipe.importer.source import Source
+from edgepipe.quantization.interpreter import Interpreter
+from edgepipe.recipe import Recipe
+from edgepipe.target import Target
+from tests.random_graphs.builder import Array
+from tests.random_graphs.generate import Case
+from tests.random_graphs.modules import Module, OverrunError
+from tests.random_graphs.verdict import Verdict, by_deviation, by_integers, by_noise
+
+RECIPES = ("fp32", "w8a8", "fp32+2:4")
+TARGETS = ("host", "wasm-simd")
+
+Judge = Callable[[dict[str, Array]], Verdict]
+
+
+@dataclass
+class Trial:
+    """One graph with one recipe for one target: refused, or to be judged when it has run."""
+
+    case: Case
+    recipe: str
+    target: str
+    verdict: Verdict | None = None
+    judge: Judge | None = None
+
+    @property
+    def name(self) -> str:
+        return f"{self.case.name} {self.recipe} {self.target}"
+
+
+class Trials:
+    """Trials that are compiled one by one, linked together and run."""
+
+    def __init__(self) -> None:
+        self._modules: dict[str, Module] = {}
+
+    def compile(self, case: Case, recipe: str, target: str) -> Trial:
+        """Compile; the trial has a verdict already where edgepipe refuses or fails."""
+        trial = Trial(case, recipe, target)
+        module = self._modules.setdefault(target, Module(target))
+        try:
+            trial.judge = _compile(module, trial)
+        except UserError as error:
+            trial.verdict = Verdict("refused", str(error))
+        except Exception as error:
+            trial.verdict = _crashed(error)
+        return trial
+
+    def link(self) -> None:
+        """Link what was compiled."""
+        for module in self._modules.values():
+            module.link()
+
+    def judge(self, trial: Trial) -> Verdict:
+        """The verdict on one trial, which is run unless it was refused."""
+        if trial.judge is None:
+            assert trial.verdict is not None
+            return trial.verdict
+        try:
+            return trial.judge(self._modules[trial.target].run(trial.name, trial.case.inputs))
+        except OverrunError as error:
+            return Verdict("wrong", str(error))
+        except Exception as error:
+            return _crashed(error)
+
+
+def _crashed(error: Exception) -> Verdict:
+    where = traceback.extract_tb(error.__traceback__)[-1]
+    said = " ".join(str(error).split())[:300]
+    return Verdict(
+        "crashed", f"{type(error).__name__} in {Path(where.filename).name}:{where.lineno}: {said}"
+    )
+
+
+def _load(case: Case) -> Source:
+    with tempfile.TemporaryDirectory(prefix="edgepipe-random-") as folder:
+        path = Path(folder) / "graph.onnx"
+        onnx.save(case.model, path)
+        return importer.load(path)
+
+
+def _compile(module: Module, trial: Trial) -> Judge:
+    case, recipe = trial.case, Recipe.parse(trial.recipe)
+    context = Context(Target.load(trial.target), recipe, allow_float_fallback=True)
+    source = _load(case)
+    graph = passes.run(source.model, context)
+    graph, pruned = prune.run(graph, source, None, context)
+    graph, quantized = quantize.run(graph, source, None, context)
+    judge: Judge = lambda found: by_deviation(found, case.outputs)  # noqa: E731
+    if pruned is not None:
+        reference = onnx.load_model_from_string(pruned.reference)
+        judge = lambda found: by_noise(found, reference, case.inputs)  # noqa: E731
+    if quantized is not None:
+        interpreter = Interpreter(ir.from_proto(onnx.load_model_from_string(quantized.definition)))
+        model = quantized.reference
+        steps = dict(quantized.manifest["output_steps"])
+        judge = lambda found: by_integers(found, interpreter, model, case.inputs, steps)  # noqa: E731
+    module.add(trial.name, graph, context)
+    return judge
