@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from harness import ROOT
 
 from edgepipe.bundle import Bundle
 from edgepipe.errors import UserError
+from edgepipe.target import Target
 
 
 @cache
@@ -37,6 +39,11 @@ def count(bundle: Bundle) -> float:
     """Instructions per inference, from the difference of two repetition counts."""
     if bundle.target.arch != "aarch64":
         raise UserError("the counter reads AArch64 programs only", where=bundle.target.name)
-    cpu, program = bundle.target.run.qemu_cpu, str(bundle.file("bench"))
-    few, many = (_lab().run([program, "repeat", str(n)], cpu)[0] for n in (1, 3))
+    program = str(bundle.file("bench"))
+    return between(bundle.target, lambda times: [program, "repeat", str(times)])
+
+
+def between(target: Target, words: Callable[[int], list[str]]) -> float:
+    """Instructions per repetition of a program that is started by ``words(repetitions)``."""
+    few, many = (_lab().run(words(n), target.run.qemu_cpu)[0] for n in (1, 3))
     return float(many - few) / 2

@@ -14,9 +14,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgepipe import peers, runners
+from edgepipe.codegen.plan import MOST_THREADS
 from edgepipe.display import db_text, table
 from edgepipe.errors import UserError
-from edgepipe.machine import machine, one_line, versions
+from edgepipe.machine import cores, machine, one_line, versions
 from edgepipe.peers import Case, Engine
 from edgepipe.validation_report import plain
 
@@ -76,6 +77,11 @@ class Benchmark:
     original: bool = True
 
     @property
+    def threads(self) -> int:
+        """How many shared an inference, of the bundle and of each peer."""
+        return 1 if self.timing is None else self.timing.threads
+
+    @property
     def ratios(self) -> dict[str, float]:
         """Ours over each peer's median: below 1 the bundle is faster. Empty where emulated."""
         if self.ours.emulated:
@@ -95,7 +101,7 @@ class Benchmark:
     def to_json(self) -> dict[str, Any]:
         """The result for ``json.dumps``."""
         fields: dict[str, Any] = plain(asdict(self))
-        return {"ratios": self.ratios, **fields}
+        return {"ratios": self.ratios, "threads": self.threads, **fields}
 
     def __str__(self) -> str:
         lines = [
@@ -124,7 +130,9 @@ class Benchmark:
                 table(headers, rows),
                 "",
                 f"{self.bundle}, {self.rounds} rounds of {self.runs // self.rounds} inferences, "
-                "one thread",
+                "one thread"
+                if self.threads == 1
+                else f"{self.threads} threads",
                 *self._board(),
                 one_line(self.machine),
                 one_line(self.versions),
@@ -139,17 +147,23 @@ def bench(
     against: Sequence[str] | None = None,
     runs: int = 200,
     model: str | Path | None = None,
+    threads: int | None = None,
     missing: list[str] | None = None,
 ) -> Benchmark:
     """Measure ``bundle`` through ``runner``, in turn with the engines ``against``.
 
     ``against`` names peers (``edgepipe.peers``), ``NAME`` or ``NAME=FILE``; by default ONNX Runtime
     where the runner executes on this machine's CPU and the original model is found (or given by
-    ``model``), else nothing; "none" asks for nothing. All run on one thread. Raises UserError; of
+    ``model``), else nothing; "none" asks for nothing. All run on as many threads as the bundle was
+    compiled for, or on ``threads``. Raises UserError; of
     engines that cannot take this bundle ``missing``, where it is given, is told why instead.
     """
     executor = runners.pick(bundle.target, runner)
-    case = Case(bundle, model, runner=executor.NAME)
+    if threads is not None:
+        bundle = bundle.with_threads(threads)
+    if bundle.threads == 0 and executor.NAME == "local":  # peers are told a number
+        bundle = bundle.with_threads(min(cores(), MOST_THREADS))
+    case = Case(bundle, model, runner=executor.NAME, threads=bundle.threads or 1)
     engines = _engines(case, executor.NAME, against, missing)
     same = _agreement(bundle, executor, engines)
     rounds = min(ROUNDS, runs)

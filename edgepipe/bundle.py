@@ -6,7 +6,7 @@ import hashlib
 import io
 import tempfile
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -35,6 +35,7 @@ class Bundle:
     path: Path
     manifest: dict[str, Any]
     _verified: set[str] = field(default_factory=set, repr=False, compare=False)
+    _threads: int | None = None
 
     @classmethod
     def open(cls, path: str | Path) -> Bundle:
@@ -65,6 +66,26 @@ class Bundle:
     def prefix(self) -> str:
         """What the names of the C functions start with."""
         return str(self.manifest["prefix"])
+
+    @property
+    def threads(self) -> int:
+        """Threads that share an inference; 0: as many as the device has cores."""
+        return self.compiled_threads if self._threads is None else self._threads
+
+    @property
+    def compiled_threads(self) -> int:
+        """``threads`` as the bundle was compiled; 1 where no others can share."""
+        return int(self.manifest.get("threads", 1))
+
+    def with_threads(self, threads: int) -> Bundle:
+        """The same bundle, run by ``threads``. Raises UserError where it cannot be."""
+        from edgepipe.codegen.plan import MOST_THREADS
+
+        most = self.compiled_threads or MOST_THREADS
+        if threads < (1 if self.compiled_threads else 0) or threads > most:
+            what = f"was compiled for {f'up to {most} threads' if most > 1 else 'one thread'}"
+            raise UserError(what, where=self.path.name, fix=f"compile with --threads {threads}")
+        return replace(self, _threads=threads)
 
     @cached_property
     def inputs(self) -> tuple[TensorSpec, ...]:
@@ -220,7 +241,8 @@ def _code_files(
         code = link.wasm(target, sources, objects, prefix, bench.objects)
     else:
         texts = driver.native_files(plan, prefix, bench)
-        sources |= {name: texts[name] for name in ("bench.c", "profile.c")}
+        programs = ("bench.c", "profile.c", *driver.POOL)
+        sources |= {name: texts[name] for name in programs if name in texts}
         code = link.native(
             target, sources, objects[""], prefix, context.progress, bench.objects[""]
         )

@@ -29,7 +29,8 @@ class Context:
 
     ``dump_dir`` receives the intermediate form after each stage when it is not None.
     ``progress`` is called with a short line when a stage starts. With ``allow_float_fallback``
-    a quantized operator that no integer kernel executes is noted instead of refused.
+    a quantized operator that no integer kernel executes is noted instead of refused. ``threads``
+    share an inference of the bundle; 0: as many as the device has.
     """
 
     target: Target
@@ -38,6 +39,7 @@ class Context:
     progress: Callable[[str], None] = lambda line: None
     notes: list[Note] = field(default_factory=list)
     allow_float_fallback: bool = False
+    threads: int = 1
 
     def note(self, stage: str, subject: str | None, text: str) -> None:
         """Record the reason for a decision about ``subject`` (a node or tensor name)."""

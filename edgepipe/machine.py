@@ -12,11 +12,17 @@ def machine() -> dict[str, str]:
     """CPU model, cores this process may use, system, and frequency governor where it is told."""
     facts = {
         "cpu": _cpu(),
-        "cores": str(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else "?"),
+        "cores": str(cores()),
         "system": f"{platform.system()} {platform.release()} {platform.machine()}",
     }
     governor = _read("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor").strip()
     return {**facts, "governor": governor} if governor else facts
+
+
+def cores() -> int:
+    """How many cores this process may use."""
+    allowed = getattr(os, "sched_getaffinity", None)  # Linux alone has it
+    return len(allowed(0)) if allowed else os.cpu_count() or 1
 
 
 def versions(*packages: str) -> dict[str, str]:

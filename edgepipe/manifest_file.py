@@ -101,6 +101,7 @@ def describe(
         "quantization": None if quantized is None else quantized.manifest,
         "sparsity": None if pruned is None else pruned.manifest,
         "prefix": prefix,
+        "threads": plan.threads,
         # The folder a model was read from is no property of the bundle.
         "source": {
             "name": source.name,
@@ -195,6 +196,8 @@ def _check(manifest: dict[str, Any]) -> None:
     target(manifest)
     recipe(manifest)
     driver.check_prefix(manifest["prefix"])
+    if type(manifest.get("threads", 1)) is not int:
+        raise TypeError("threads")
     for tensor in (*tensors(manifest["inputs"]), *tensors(manifest["outputs"])):
         if any(extent < 0 for extent in tensor.shape) or driver.tensor_bytes(tensor) > MAX_BYTES:
             raise UserError(f"a tensor of shape {list(tensor.shape)}")

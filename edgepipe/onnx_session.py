@@ -21,9 +21,9 @@ _SEVEN_BITS = 63
 
 
 def open_session(
-    model: bytes, severity: int = 3, integer_kernels: bool | None = None
+    model: bytes, severity: int = 3, integer_kernels: bool | None = None, threads: int = 1
 ) -> onnxruntime.InferenceSession:
-    """A session on one thread of the CPU. Raises what ONNX Runtime raises for a bad model.
+    """A session on ``threads`` of the CPU. Raises what ONNX Runtime raises for a bad model.
 
     By itself ONNX Runtime computes Q/DQ models with integer kernels, rounding as edgepipe does.
     Three times that is something else than the model says: it rounds float weights between Q/DQ
@@ -37,7 +37,7 @@ def open_session(
 
     options = onnxruntime.SessionOptions()
     # The order of additions must not depend on the machine.
-    options.intra_op_num_threads = options.inter_op_num_threads = 1
+    options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
     options.log_severity_level = severity
     if not (_integer_kernels_are_exact(model) if integer_kernels is None else integer_kernels):
         options.add_session_config_entry("session.disable_quant_qdq", "1")

@@ -31,6 +31,7 @@ def compile(
     dump_dir: Path | None = None,
     progress: Callable[[str], None] = lambda line: None,
     notes: list[Note] | None = None,
+    threads: int = 1,
 ) -> Bundle:
     """Compile ``model`` for ``target`` into a bundle folder and return it.
 
@@ -40,6 +41,7 @@ def compile(
     by input name or opened samples. ``shapes`` fixes symbolic dimensions by input name; a free
     batch becomes 1. ``emit`` adds the quantized model as "onnx" or "tflite".
     ``allow_float_fallback``: a quantized operator without an integer kernel is no error.
+    ``threads`` share an inference of the bundle (CPUs only); 0: as many as the device has cores.
     ``notes`` receives the reasons for what the stages did and did not do.
     Raises UserError for everything the caller can mend.
     """
@@ -47,6 +49,7 @@ def compile(
     given = Recipe.load(recipe) if isinstance(recipe, str) else recipe
     quantize.check(given, target, calibration)
     driver.check_prefix(prefix)
+    driver.check_threads(threads, target)
 
     progress("reading the model")
     source = importer.load(model, shapes)
@@ -57,7 +60,7 @@ def compile(
     destination = bundle.destination(output, source, target, chosen)
     allow_float_fallback |= chosen.settings.allow_float_fallback
     notes = [] if notes is None else notes
-    context = Context(target, chosen, dump_dir, progress, notes, allow_float_fallback)
+    context = Context(target, chosen, dump_dir, progress, notes, allow_float_fallback, threads)
     from edgepipe import codegen, lowering  # these import tvm, which takes a second
 
     progress("rewriting the graph")

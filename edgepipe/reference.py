@@ -62,10 +62,12 @@ class Reference:
         return self._float64.run(inputs)
 
 
-def session(model: bytes, integer_kernels: bool | None = None) -> onnxruntime.InferenceSession:
-    """An ONNX Runtime session on one thread. Raises UserError where it refuses the model."""
+def session(
+    model: bytes, integer_kernels: bool | None = None, threads: int = 1
+) -> onnxruntime.InferenceSession:
+    """An ONNX Runtime session. Raises UserError where it refuses the model."""
     try:
-        return open_session(model, integer_kernels=integer_kernels)
+        return open_session(model, integer_kernels=integer_kernels, threads=threads)
     except Exception as error:  # its exceptions have no common public base
         said = " ".join(str(error).split())[:200]
         raise UserError(f"ONNX Runtime refuses the reference model: {said}") from None

@@ -193,6 +193,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "peers": {"bundle", "errors", "machine", "reference", "runners"},
     "benchmark": {
         "bundle",
+        "codegen.plan",
         "display",
         "errors",
         "machine",

@@ -33,6 +33,12 @@ def add_arguments(parser: Parser) -> None:
     )
     parser.add_argument("--runs", type=int, default=200, metavar="N", help="timed inferences (200)")
     parser.add_argument(
+        "--threads",
+        type=int,
+        metavar="N",
+        help="threads that share an inference, of the bundle and of each engine (as compiled)",
+    )
+    parser.add_argument(
         "--model", metavar="MODEL", help="the original model, where it is not found by its name"
     )
 
@@ -46,6 +52,8 @@ def execute(options: argparse.Namespace) -> int:
     progress = Progress(quiet=options.quiet or options.json)
     if options.per_op and options.against:
         raise UserError("measures this bundle alone", where="--per-op", fix="leave out --against")
+    if options.per_op and options.threads is not None:
+        raise UserError("profiles one thread", where="--per-op", fix="leave out --threads")
     bundle = Bundle.open(options.bundle)
     progress(f"measuring {bundle.path.name}")
     try:
@@ -69,5 +77,10 @@ def _measure(bundle: Bundle, options: argparse.Namespace) -> Benchmark | Profile
 
     against = None if options.against is None else tuple(options.against.split(","))
     return bench(
-        bundle, runner=options.runner, against=against, runs=options.runs, model=options.model
+        bundle,
+        runner=options.runner,
+        against=against,
+        runs=options.runs,
+        model=options.model,
+        threads=options.threads,
     )

@@ -82,6 +82,12 @@ def add_arguments(parser: Parser) -> None:
         action="store_true",
         help="say what executes each operator, and why a fusion did not apply",
     )
+    parser.add_argument(
+        "--threads",
+        type=int,
+        metavar="N",
+        help="threads that share an inference (1); 0: as many as the device has cores",
+    )
     parser.add_argument("--dump", metavar="DIR", help="keep the program after every stage")
     parser.add_argument("--config", metavar="FILE.toml", help="a file with these options")
 
@@ -115,6 +121,7 @@ def execute(options: argparse.Namespace) -> int:
             output=values.get("output"),
             prefix=values.get("prefix", "model"),
             dump_dir=Path(values["dump"]) if "dump" in values else None,
+            threads=values.get("threads", 1),
             progress=progress,
             notes=notes,
         )
@@ -186,7 +193,7 @@ def _report(
             print(f"{note.stage}: {note.subject}: {note.text}")
         if not notes:
             print("nothing to explain: every fusion and template that was tried applied")
-        print(audit(bundle.manifest["kernels"]) + "\n")
+        print(audit(bundle.manifest["kernels"], bundle.compiled_threads != 1) + "\n")
         if bundle.manifest.get("gpu"):
             print(gpu_report(bundle.manifest) + "\n")
     if not values.get("quiet"):
@@ -197,13 +204,16 @@ def _report(
         print(summary(bundle, stages, seconds))
 
 
-def audit(kernels: Sequence[Mapping[str, Any]]) -> str:
-    """What executes each operator, in order: kernel, arithmetic, accumulator, products."""
+def audit(kernels: Sequence[Mapping[str, Any]], threaded: bool = False) -> str:
+    """What executes each operator, in order: kernel, arithmetic, accumulator, products, and into
+    how many pieces threads can divide it."""
     rows = [
         [k["op"], k["op_type"], k["kernel"], k["arithmetic"], k["accumulator"], k["macs"] or "–"]
+        + [k["pieces"]] * threaded
         for k in kernels
     ]
-    return table(["operator", "type", "kernel", "arithmetic", "accumulator", "products"], rows)
+    headers = ["operator", "type", "kernel", "arithmetic", "accumulator", "products"]
+    return table(headers + ["pieces"] * threaded, rows)
 
 
 def gpu_report(manifest: Mapping[str, Any]) -> str:
@@ -252,10 +262,18 @@ def summary(bundle: Bundle, stages: Sequence[tuple[str, float]], seconds: float)
             f"{size_text(memory['peak_live_bytes'])})",
         ),
         ("kernels", _kernel_text(kernels)),
+        *_thread_rows(bundle.compiled_threads, kernels),
         *_gpu_rows(manifest.get("gpu")),
         ("time", f"{seconds:.1f} s ({', '.join(f'{n} {s:.1f}' for n, s in stages if s >= 0.05)})"),
     ]
     return pairs(rows)
+
+
+def _thread_rows(threads: int, kernels: Sequence[Mapping[str, Any]]) -> list[tuple[str, object]]:
+    if threads == 1:
+        return []
+    shared = sum(kernel["pieces"] > 1 for kernel in kernels)
+    return [("threads", f"{threads or 'as many as cores'}, share {shared} of the kernels")]
 
 
 def _gpu_rows(gpu: Mapping[str, Any] | None) -> list[tuple[str, object]]:

@@ -26,6 +26,7 @@ _CONFIG_TYPES: dict[str, type | tuple[type, ...]] = {
     "recipe": str,
     "calibration": str,
     "samples": int,
+    "threads": int,
     "allow_float_fallback": bool,
     "emit": list,
     "shape": (dict, list),
@@ -127,7 +128,8 @@ def read_config(path: Path) -> dict[str, Any]:
             raise UserError(
                 f"unknown key '{key}'", where=str(path), fix=did_you_mean(key, _CONFIG_TYPES)
             )
-        if not isinstance(value, _CONFIG_TYPES[key]) or (key == "samples" and value is True):
+        truth = _CONFIG_TYPES[key] is int and isinstance(value, bool)
+        if truth or not isinstance(value, _CONFIG_TYPES[key]):
             raise UserError(f"'{key}' cannot be {_kind(value)}", where=str(path))
     if isinstance(raw.get("shape"), dict):
         raw["shape"] = [_shape_text(path, *item) for item in raw["shape"].items()]

@@ -39,12 +39,18 @@ def generate(program: Program, context: Context, prefix: str) -> tuple[Plan, dic
     if context.target.kind == "cuda":
         files, workspaces, gpu = cuda.build(chosen, context)
         return flat.plan(symbols, workspaces, gpu), files
-    objects, workspaces = _objects(chosen, program, symbols, context)
-    return flat.plan(symbols, workspaces), objects
+    shared = flat.worth_sharing() if context.threads != 1 else set()
+    pieces = {symbols[name]: 1 for name in called if name in shared}
+    objects, workspaces = _objects(chosen, program, symbols, context, pieces)
+    return flat.plan(symbols, workspaces, pieces=pieces, threads=context.threads), objects
 
 
 def _objects(
-    chosen: Mapping[str, Any], program: Program, symbols: Mapping[str, str], context: Context
+    chosen: Mapping[str, Any],
+    program: Program,
+    symbols: Mapping[str, str],
+    context: Context,
+    pieces: dict[str, int],
 ) -> tuple[dict[str, bytes], dict[str, list[int]]]:
     """One object per variant; a variant's own functions replace those of the target."""
     from edgepipe.codegen.primfunc import build_object
@@ -55,5 +61,5 @@ def _objects(
         own = program.variants.get(variant, {})
         replaced = {symbols[name]: own[name] for name in symbols if name in own}
         functions = {**chosen, **replaced}
-        objects[variant], workspaces = build_object(functions, context.target, attributes)
+        objects[variant], workspaces = build_object(functions, context.target, attributes, pieces)
     return objects, workspaces

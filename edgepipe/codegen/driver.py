@@ -8,9 +8,20 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from importlib import resources
+from itertools import pairwise
 
-from edgepipe.codegen.plan import ALIGNMENT, NO_PEAKS, Call, Peaks, Place, Plan, TensorSpec
+from edgepipe.codegen.plan import (
+    ALIGNMENT,
+    MOST_THREADS,
+    NO_PEAKS,
+    Call,
+    Peaks,
+    Place,
+    Plan,
+    TensorSpec,
+)
 from edgepipe.errors import UserError
+from edgepipe.target import Target
 
 #: First bytes of weights.bin; the digit is the version of the file's layout.
 WEIGHTS_MAGIC = b"EDGEPW1\0"
@@ -29,6 +40,17 @@ def check_prefix(prefix: str) -> None:
             where="--prefix",
             fix="use letters, digits and underscores, a letter first, 64 at most",
         )
+
+
+def check_threads(threads: int, target: Target) -> None:
+    """Refuse a number of threads that no bundle for ``target`` has. Raises UserError."""
+    if threads != 1 and target.kind != "cpu":
+        what = "run on the GPU" if target.kind == "cuda" else "run on one thread"
+        raise UserError(f"bundles for {target.name} {what}", where="--threads",
+                        fix="leave it out, or compile for a CPU such as host")  # fmt: skip
+    if not 0 <= threads <= MOST_THREADS:
+        raise UserError(f"{threads} is not from 0 to {MOST_THREADS}", where="--threads",
+                        fix="0 takes as many as the device has cores")  # fmt: skip
 
 
 def element_count(tensor: TensorSpec) -> int:
@@ -61,9 +83,9 @@ def arena_bytes(plan: Plan) -> int:
     return max(ALIGNMENT, -(-plan.arena_bytes // ALIGNMENT) * ALIGNMENT)
 
 
-def api_symbols(prefix: str) -> list[str]:
+def api_symbols(prefix: str, threaded: bool = False) -> list[str]:
     """The C functions a bundle exports; every other symbol is hidden."""
-    return [f"{prefix}_{name}" for name in _API]
+    return [f"{prefix}_{name}" for name in (*_API, *["run_part"] * threaded)]
 
 
 _API = (
@@ -101,11 +123,19 @@ def render(
         "outputs": _descriptors(prefix, "output", plan.outputs),
         "prototypes": "\n".join(_prototypes(plan.calls)),
         "step_count": str(len(plan.calls)),
-        "calls": "\n".join(_call(i, call) for i, call in enumerate(plan.calls)),
+        "calls": "\n".join(_call(i, call, plan.threads != 1) for i, call in enumerate(plan.calls)),
+        "parameters": ", int part, int parts" if plan.threads != 1 else "",
+        "whole": ", 0, 1" if plan.threads != 1 else "",
+        "meets": _meets(plan.calls),
+        "threads": str(plan.threads),
+        "most_threads": str(plan.most_threads),
         **(gpu or {}),
     }
     values["api"] = _fill("api.c", values)
     values["gpu_api"] = _fill("gpu_api.h", values) if gpu else ""
+    threaded = plan.threads != 1
+    values["threads_api"] = _fill("threads_api.h", values) if threaded else ""
+    values["run_part"] = _fill("run_part.c", values) if threaded else ""
     values["state"] = _GPU_STATE if gpu else _CPU_STATE
     return {"model.h": _fill("model.h", values), "driver.c": _fill(template, values)}
 
@@ -127,9 +157,21 @@ def native_files(plan: Plan, prefix: str, peaks: Peaks = NO_PEAKS) -> dict[str, 
         "copy_bytes": str(peaks.copy_bytes),
         **{f"peak_{n}_bytes": str(b) for n, b in zip("xwy", peaks.buffers, strict=True)},
         "needs": " and the GPU's driver" if plan.gpu else " alone",
+        "threads_usage": _THREADS_USAGE if plan.threads != 1 else "",
         "libraries": " -ldl -lpthread" if plan.gpu else "",
     }
-    return {name: _fill(name, values) for name in ("bench.c", "profile.c", "example.c")}
+    files = {name: _fill(name, values) for name in ("bench.c", "profile.c", "example.c")}
+    return files | _pool_files(plan, prefix)
+
+
+#: The threads of a bundle that has them.
+POOL = ("pool.h", "pool.c")
+
+
+def _pool_files(plan: Plan, prefix: str) -> dict[str, str]:
+    """``pool.h`` and ``pool.c``: threads that run the model together, for whoever has pthreads."""
+    values = {"prefix": prefix, "PREFIX": prefix.upper()}
+    return {name: _fill(name, values) for name in POOL} if plan.threads != 1 else {}
 
 
 def rpc_source(prefix: str, inputs: int, outputs: int) -> str:
@@ -169,6 +211,9 @@ def wasm_files(
     return {name: _fill(name, values) for name in _WASM_FILES}
 
 
+_THREADS_USAGE = """ *
+ * With --threads N so many share an inference (0: as many as there are cores); a profile has one.
+"""
 #: What the header says of memory; lines of a C comment.
 _CPU_STATE = """No function allocates memory, does I/O or keeps state
  * other than the weights pointer."""
@@ -248,18 +293,33 @@ def _prototypes(calls: Sequence[Call]) -> list[str]:
     for call in calls:
         if arity.setdefault(call.symbol, len(call.arguments)) != len(call.arguments):
             raise ValueError(f"{call.symbol} is called with different numbers of arguments")
+    shared = {call.symbol: ["int32_t", "int32_t"] for call in calls if call.pieces > 1}
     return [
-        f"void {symbol}({', '.join(['void *'] * count) or 'void'});"
+        f"void {symbol}({', '.join(['void *'] * count + shared.get(symbol, [])) or 'void'});"
         for symbol, count in arity.items()
     ]
 
 
-def _call(step: int, call: Call) -> str:
-    arguments = ", ".join(_argument(place) for place in call.arguments)
-    return f"    case {step}: {call.symbol}({arguments}); break;"
+def _call(step: int, call: Call, threaded: bool) -> str:
+    strides = call.strides or (0,) * len(call.arguments)
+    arguments = [_argument(*pair) for pair in zip(call.arguments, strides, strict=True)]
+    shared = call.pieces > 1
+    called = f"{call.symbol}({', '.join(arguments + ['part', 'parts'] * shared)});"
+    alone = "if (part == 0) " if threaded and not shared else ""
+    return f"    case {step}: {alone}{called} break;"
 
 
-def _argument(place: Place) -> str:
+def _meets(calls: Sequence[Call]) -> str:
+    """Of each step 1 where all threads wait behind it: where it or the next one is shared."""
+    shared = [call.pieces > 1 for call in calls]
+    # Behind the last one they wait in any case.
+    waits = [a or b for a, b in pairwise(shared)]
+    return ", ".join(str(int(w)) for w in [*waits, False])
+
+
+def _argument(place: Place, stride: int = 0) -> str:
+    if stride:
+        return f"(char *)arena + {place.offset} + (size_t)part * {stride}"
     if place.space == "input":
         return f"(char *)inputs[{place.index}] + {place.offset}"
     if place.space == "output":

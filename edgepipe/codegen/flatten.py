@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ from tvm import relax
 from edgepipe.codegen.memory import Lifetime, align, peak_live, plan
 from edgepipe.codegen.plan import (
     ALIGNMENT,
+    MOST_THREADS,
     ArenaTensor,
     Call,
     GpuCode,
@@ -24,15 +26,25 @@ from edgepipe.codegen.plan import (
 from edgepipe.kernels.builder import kernel, load, loop, store
 from edgepipe.lowering import Program
 
+#: What a core does in the time in which threads find one another, twice over: some microseconds.
+LEAST_SHARED_MACS = 200_000
+LEAST_SHARED_BYTES = 1 << 16
+
 
 @dataclass(eq=False)
 class Buffer:
-    """A tensor with a place of its own: an input, an output, a constant or a piece of arena."""
+    """A tensor with a place of its own: an input, an output, a constant or a piece of arena.
+
+    ``scratch``: nobody else reads what a kernel writes there. ``stride`` above 0: every thread has
+    so many bytes of it for itself.
+    """
 
     size: int
     place: Place | None = None
     first: int = -1
     last: int = -1
+    scratch: bool = False
+    stride: int = 0
 
 
 @dataclass(frozen=True)
@@ -116,10 +128,15 @@ class Flattener:
             raise NotImplementedError(f"{name} in the lowered program")
         function, arguments = value.args[0], value.args[1]
         types = value.ty.fields if hasattr(value.ty, "fields") else [value.ty]
-        results = [Buffer(_type_bytes(t)) for t in types]
+        template = self._is_template(function)
+        results = [Buffer(_type_bytes(t), scratch=template and i > 0) for i, t in enumerate(types)]
         sources = self._value(arguments)
         self._call(function.name_hint, [*sources, *results])
         return results if hasattr(value.ty, "fields") else results[0]
+
+    def _is_template(self, function: Any) -> bool:
+        attrs = self.program.module[function].attrs
+        return attrs is not None and "edgepipe.template" in attrs
 
     def _call(self, function: str, arguments: list[Buffer]) -> None:
         for buffer in arguments:
@@ -138,21 +155,38 @@ class Flattener:
         self.copies[name] = self.copy(name, size)
         self._call(name, [buffer, Buffer(size, Place("output", index=index))])
 
+    def worth_sharing(self) -> set[str]:
+        """The functions with so much work that waiting for other threads costs less."""
+        worth = set()
+        for call in self.calls:
+            macs = max((a.macs for a in self.program.audits.get(call.function, ())), default=0)
+            moved = sum(b.size for b in call.arguments)
+            if macs >= LEAST_SHARED_MACS or moved >= LEAST_SHARED_BYTES:
+                worth.add(call.function)
+        return worth
+
     def plan(
         self,
         symbols: Mapping[str, str],
         workspaces: Mapping[str, list[int]],
         gpu: GpuCode | None = None,
+        pieces: Mapping[str, int] = MappingProxyType({}),
+        threads: int = 1,
     ) -> Plan:
         """Place everything. ``symbols`` maps function names to C symbols; ``workspaces`` gives the
-        bytes of the extra pointers each symbol takes."""
+        bytes of the extra pointers each symbol takes, ``pieces`` those that ``threads`` share."""
         calls = []
         tensors: list[Buffer] = []
         for at, call in enumerate(self.calls):
             extra = [
-                Buffer(size, None, at, at) for size in workspaces.get(symbols[call.function], [])
+                Buffer(size, None, at, at, scratch=True)
+                for size in workspaces.get(symbols[call.function], [])
             ]
             arguments = [*call.arguments, *extra]
+            if pieces.get(symbols[call.function], 1) > 1:
+                for own in (b for b in arguments if b.scratch):
+                    own.stride = align(own.size)
+                    own.size = own.stride * (threads or MOST_THREADS)
             tensors += [b for b in arguments if b.place is None and b.first == at]
             calls.append(RawCall(call.function, tuple(arguments)))
         lifetimes = [Lifetime(b.size, b.first, b.last) for b in tensors]
@@ -166,18 +200,30 @@ class Flattener:
             inputs=tuple(self.inputs),
             outputs=tuple(self.outputs),
             calls=tuple(
-                Call(symbols[c.function], tuple(_placed(b) for b in c.arguments), c.function)
+                Call(
+                    symbols[c.function],
+                    tuple(_placed(b) for b in c.arguments),
+                    c.function,
+                    pieces.get(symbols[c.function], 1),
+                    tuple(b.stride for b in c.arguments),
+                )
                 for c in calls
             ),
             arena_bytes=arena_bytes,
             peak_live_bytes=peak_live(lifetimes),
             weights=bytes(self.weights.blob),
-            audit=tuple(_with_traffic(_audit(c, audits), c) for c in calls),
+            audit=tuple(
+                replace(
+                    _with_traffic(_audit(c, audits), c), pieces=pieces.get(symbols[c.function], 1)
+                )
+                for c in calls
+            ),
             arena=tuple(
                 ArenaTensor(offset, t.size, t.first, t.last)
                 for offset, t in zip(offsets, lifetimes, strict=True)
             ),
             gpu=gpu,
+            threads=threads,
         )
 
 

@@ -46,12 +46,14 @@ def native(
 ) -> dict[str, bytes]:
     """Link ``model.so``, ``model.a`` and the static program ``bench``.
 
-    ``sources`` holds model.h, driver.c, bench.c and profile.c; ``kernels`` is a relocatable ELF
+    ``sources`` holds model.h, driver.c, bench.c, profile.c and, of a bundle with threads, pool.h
+    and pool.c; ``kernels`` is a relocatable ELF
     object of position-independent code, ``peaks`` one for the program alone.
     No result needs a library at run time. Raises UserError where zig
     is missing, EdgepipeError where it fails.
     """
-    api = driver.api_symbols(prefix)
+    pool = [file for file in driver.POOL if file in sources and file.endswith(".c")]
+    api = driver.api_symbols(prefix, threaded=bool(pool))
     with tempfile.TemporaryDirectory(prefix="edgepipe-link-") as name:
         work = Path(name)
         for file, text in sources.items():
@@ -74,7 +76,7 @@ def native(
         # No -mcpu: zig builds the C library anew for each CPU it is given, 40 s at a time.
         zig("cc", "-target", target.link.static_zig_target, "-static", "-O2", "-g0", "-s",
             "-fno-sanitize=all", "-Wl,--build-id=none", "-o", "bench", "bench.c", "profile.c",
-            *extra, "model.a", cwd=work)  # fmt: skip
+            *pool, *extra, "model.a", *(["-lpthread"] if pool else []), cwd=work)  # fmt: skip
         with contextlib.suppress(OSError):
             _libc_marker(target.link.static_zig_target).touch()
         return {file: (work / file).read_bytes() for file in ("model.so", "model.a", "bench")}

@@ -8,6 +8,9 @@ from typing import Any, Literal
 
 ALIGNMENT = 64  # bytes; one cache line, and the widest vector of any target
 
+#: Threads that may share one inference of a bundle which does not say how many.
+MOST_THREADS = 16
+
 Space = Literal["input", "output", "arena", "weights"]
 
 
@@ -31,11 +34,17 @@ class Place:
 
 @dataclass(frozen=True)
 class Call:
-    """One kernel call: C symbol, pointer arguments in order, and the graph op it implements."""
+    """One kernel call: C symbol, pointer arguments in order, and the graph op it implements.
+
+    ``pieces``: how many shares of its work threads can take; 1 where one thread does it alone. The
+    arguments of ``strides`` above 0 are the kernel's own memory, so many bytes for each thread.
+    """
 
     symbol: str
     arguments: tuple[Place, ...]
     op: str
+    pieces: int = 1
+    strides: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -44,7 +53,7 @@ class KernelAudit:
 
     ``macs`` counts zeros too. ``weight_bytes`` and ``activation_bytes`` are the sizes of all
     tensors that the call reads or writes, each once. ``sparsity`` of an op whose weights have many
-    zeros: see docs/sparsity.md.
+    zeros: see docs/sparsity.md. ``pieces`` as in ``Call``.
     """
 
     op: str
@@ -57,6 +66,7 @@ class KernelAudit:
     sparsity: dict[str, Any] | None = None
     weight_bytes: int = 0
     activation_bytes: int = 0
+    pieces: int = 1
 
 
 @dataclass(frozen=True)
@@ -124,7 +134,7 @@ class Plan:
 
     ``peak_live_bytes`` is the largest sum of arena tensors alive at once, the lower bound
     of ``arena_bytes``; ``arena`` is where they lie, and when. ``gpu`` is what the calls launch
-    where kernels run on a GPU.
+    where kernels run on a GPU. ``threads`` is as compiled, 0 for as many as the device has.
     """
 
     inputs: tuple[TensorSpec, ...]
@@ -136,3 +146,9 @@ class Plan:
     audit: tuple[KernelAudit, ...]
     arena: tuple[ArenaTensor, ...] = ()
     gpu: GpuCode | None = None
+    threads: int = 1
+
+    @property
+    def most_threads(self) -> int:
+        """How many the arena has room for."""
+        return self.threads or MOST_THREADS

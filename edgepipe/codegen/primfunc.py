@@ -18,7 +18,7 @@ import tvm
 from tvm import s_tir, tirx
 from tvm.tirx.buffer import buffer_data_pointer_type, is_buffer_var
 
-from edgepipe.codegen import math
+from edgepipe.codegen import math, parts
 from edgepipe.errors import UserError
 from edgepipe.target import Target
 
@@ -93,7 +93,7 @@ def buffer_bytes(buffer: Any) -> int:
     return count * max(1, int(bits) // 8) * int(lanes or 1)
 
 
-def _raw_pointers(func: Any, symbol: str) -> tuple[Any, list[int]]:
+def _raw_pointers(func: Any, symbol: str, pieces: dict[str, int]) -> tuple[Any, list[int]]:
     """Turn buffer parameters into pointers and big allocations into workspace pointers."""
     body = list(func.body.seq) if isinstance(func.body, tirx.SeqStmt) else [func.body]
     params: list[Any] = []
@@ -114,6 +114,9 @@ def _raw_pointers(func: Any, symbol: str) -> tuple[Any, list[int]]:
             params.append(pointer(stmt.buffer, f"w{len(workspaces)}"))
         else:
             rest.append(stmt)
+    if symbol in pieces and (sliced := parts.slice_body(rest)):
+        rest, pieces[symbol] = sliced.body, sliced.pieces
+        params += sliced.params
     attrs = dict(func.attrs.items()) if func.attrs else {}
     raw = tirx.PrimFunc(
         params,
@@ -125,12 +128,16 @@ def _raw_pointers(func: Any, symbol: str) -> tuple[Any, list[int]]:
 
 
 def build_object(
-    functions: Mapping[str, Any], target: Target, extra_attributes: tuple[str, ...] = ()
+    functions: Mapping[str, Any],
+    target: Target,
+    extra_attributes: tuple[str, ...] = (),
+    pieces: dict[str, int] | None = None,
 ) -> tuple[bytes, dict[str, list[int]]]:
     """Compile ``functions`` (symbol → PrimFunc) to one object file.
 
     Returns the object's bytes and, per symbol, the bytes of each workspace parameter that
-    follows its buffer parameters.
+    follows its buffer parameters. ``pieces`` names the symbols that threads are to share: it
+    receives how many pieces each has, and those of more than one take ``int32_t part, parts`` last.
     """
     math.register()
     llvm = llvm_target(target, extra_attributes)
@@ -141,7 +148,7 @@ def build_object(
         module = tvm.transform.Sequential(passes())(module)
         for var, func in module.functions.items():
             symbol = var.name_hint
-            raw[symbol], workspaces[symbol] = _raw_pointers(func, symbol)
+            raw[symbol], workspaces[symbol] = _raw_pointers(func, symbol, pieces or {})
         module = tirx.transform.LowerIntrin()(tvm.IRModule(raw))
     library = tvm.get_global_func("target.build.llvm")(module, llvm)
     with tempfile.TemporaryDirectory() as folder:

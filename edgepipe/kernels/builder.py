@@ -12,6 +12,9 @@ from tvm.script.ir_builder import tirx as T
 
 from edgepipe.kernels.layout import Blocked
 
+#: Annotation of a loop whose iterations may run at the same time.
+MARK = "edgepipe.parallel"
+
 
 def float32(value: float) -> Any:
     """A float32 constant."""
@@ -63,6 +66,22 @@ def loop(extent: int) -> Iterator[Any]:
         yield 0
     else:
         with T.serial(0, extent) as index:
+            yield index
+
+
+@contextmanager
+def parallel(extent: int) -> Iterator[Any]:
+    """A loop of which threads may share the iterations (``codegen.parts``): each writes elements of
+    its own, or the same values as a neighbour, and reads nothing that another one writes.
+
+    Loops directly inside one another are shared together. What stands beside the inner one is done
+    by every part that has a share, what stands outside of all by the first; both may neither read
+    what the loops write nor the other way round. Registers (``Registers``) are each part's own.
+    """
+    if extent == 1:
+        yield 0
+    else:
+        with T.serial(0, extent, annotations={MARK: 1}) as index:
             yield index
 
 
@@ -124,13 +143,13 @@ def zero_border(layout: Blocked, buffer: Any) -> None:
             if rest:
                 fill(at + runs * run, rest)
 
-    with loop(layout.n) as n, loop(layout.blocks) as block:
+    with parallel(layout.n) as n, parallel(layout.blocks) as block:
         for first, count in ((-top, top), (layout.h, bottom)):
             if count:
                 with loop(count) as y:
                     strip(n, block, first + y, -left, layout.cols)
         if left or right:
-            with loop(layout.h) as y:
+            with parallel(layout.h) as y:
                 if left:
                     strip(n, block, y, -left, left)
                 if right:

@@ -9,7 +9,17 @@ from typing import Any
 
 from tvm import tirx
 
-from edgepipe.kernels.builder import float32, kernel, load, loop, minimum, splat, store, zero_border
+from edgepipe.kernels.builder import (
+    float32,
+    kernel,
+    load,
+    loop,
+    minimum,
+    parallel,
+    splat,
+    store,
+    zero_border,
+)
 from edgepipe.kernels.dot import reinterpret
 from edgepipe.kernels.integer_ops import DequantizeOp, Limits, MoveOp, QuantizeOp
 from edgepipe.kernels.layout import Blocked
@@ -94,9 +104,9 @@ def _over(layout: Blocked, lanes: int, visit: Any) -> None:
         over_channels(layout, lanes, visit)
         return
     with (
-        loop(layout.n) as n,
-        loop(layout.c) as channel,
-        loop(layout.h) as row,
+        parallel(layout.n) as n,
+        parallel(layout.c) as channel,
+        parallel(layout.h) as row,
         loop(layout.w) as column,
     ):
         visit((n, row, column), channel)
@@ -122,7 +132,7 @@ def _quantize_pixels(op: QuantizeOp, knobs: Knobs, source: Any, target: Any) -> 
             result = byte if result is None else tirx.bitwise_or(result, byte)
         return reinterpret(f"{y.dtype}x{4 * pixels}", result)
 
-    with loop(y.n) as n, loop(y.h) as row, loop(-(-y.w // pixels)) as tile:
+    with parallel(y.n) as n, parallel(y.h) as row, loop(-(-y.w // pixels)) as tile:
         place = (n, row, minimum(tile * pixels, y.w - pixels))
         if y.lanes == 1:
             kind = f"{y.dtype}x{pixels}" if pixels > 1 else y.dtype

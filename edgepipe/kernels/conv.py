@@ -21,6 +21,7 @@ from edgepipe.kernels.builder import (
     load,
     loop,
     minimum,
+    parallel,
     splat,
     zero_border,
 )
@@ -181,12 +182,20 @@ class _Emission:
 
     def run(self) -> None:
         column_tiles = -(-self.columns // self.pixels)
-        with loop(self.op.y.n) as n:
+        with parallel(self.op.y.n) as n:
             if self.knobs["outer"] == "pixels":
-                with loop(self.rows) as row, loop(column_tiles) as c, loop(self.tiles) as tile:
+                with (
+                    parallel(self.rows) as row,
+                    parallel(column_tiles) as c,
+                    parallel(self.tiles) as tile,
+                ):
                     self.register_tile(n, tile, row, c)
             else:
-                with loop(self.tiles) as tile, loop(self.rows) as row, loop(column_tiles) as c:
+                with (
+                    parallel(self.tiles) as tile,
+                    parallel(self.rows) as row,
+                    parallel(column_tiles) as c,
+                ):
                     self.register_tile(n, tile, row, c)
         zero_border(self.op.y, self.target)
 

@@ -21,6 +21,7 @@ from edgepipe.kernels.builder import (
     load,
     loop,
     minimum,
+    parallel,
     splat,
     zero_border,
 )
@@ -137,14 +138,14 @@ class _Emission:
 
     def run(self) -> None:
         (sy, sx), y = self.op.strides, self.op.y
-        with loop(y.n) as n:
+        with parallel(y.n) as n:
             for py, px, taps in _phases(self.op):
                 rows, columns = -(-(y.h - py) // sy), -(-(y.w - px) // sx)
                 pixels = min(self.knobs["pixels"], columns)
                 with (
-                    loop(self.tiles) as t,
-                    loop(rows) as row,
-                    loop(-(-columns // pixels)) as column,
+                    parallel(self.tiles) as t,
+                    parallel(rows) as row,
+                    parallel(-(-columns // pixels)) as column,
                 ):
                     start = minimum(column * pixels, columns - pixels)
                     self.register_tile((n, t, row, start), (py, px), taps, pixels)

@@ -18,6 +18,7 @@ from edgepipe.kernels.builder import (
     load,
     loop,
     minimum,
+    parallel,
     zero_border,
 )
 from edgepipe.kernels.ops import ConvOp, Op
@@ -122,14 +123,14 @@ def emit(op: ConvOp, knobs: Knobs) -> Any:
                         value = weights.finished(value, block * lanes, offset)
                     finish(op, residuals, target, place, value)
 
-        with loop(y.n) as n, loop(y.blocks) as block:
+        with parallel(y.n) as n, parallel(y.blocks) as block:
             kept = None
             if knobs["keep_weights"]:
                 kept = Registers(kh * kw, lanes)
                 for tap in range(kh * kw):
                     (vector,) = weights.row(block * kh * kw, tap)
                     kept[tap] = weights.finished(vector, block * lanes, None)
-            with loop(-(-y.h // rows)) as row_tile, loop(-(-y.w // columns)) as column_tile:
+            with parallel(-(-y.h // rows)) as row_tile, loop(-(-y.w // columns)) as column_tile:
                 # The last tile of a dimension overlaps its neighbour.
                 row = minimum(row_tile * rows, y.h - rows)
                 column = minimum(column_tile * columns, y.w - columns)

@@ -12,7 +12,16 @@ from typing import Any
 import numpy as np
 from tvm import tirx
 
-from edgepipe.kernels.builder import Registers, fma, kernel, load, loop, splat, zero_border
+from edgepipe.kernels.builder import (
+    Registers,
+    fma,
+    kernel,
+    load,
+    loop,
+    parallel,
+    splat,
+    zero_border,
+)
 from edgepipe.kernels.ops import ConvOp, Op
 from edgepipe.kernels.output import signature
 from edgepipe.kernels.planes import Cut, put
@@ -71,11 +80,11 @@ class _Emission:
     def run(self) -> None:
         down, across = self.cut.tiles
         (kh, kw), lanes = self.op.kernel, self.cut.lanes
-        with loop(self.op.y.n) as n, loop(self.op.y.c) as channel:
+        with parallel(self.op.y.n) as n, parallel(self.op.y.c) as channel:
             kept = Registers(kh * kw, lanes)
             for tap in range(kh * kw):
                 kept[tap] = splat(self.weights[channel * kh * kw + tap], lanes)
-            with loop(down) as i, loop(across) as j:
+            with parallel(down) as i, loop(across) as j:
                 self.register_tile(n, channel, kept, *self.cut.start(i, j))
         zero_border(self.op.y, self.target)
 

@@ -12,6 +12,7 @@ from edgepipe.kernels.builder import (
     kernel,
     load,
     loop,
+    parallel,
     splat,
     zero_border,
 )
@@ -34,7 +35,7 @@ def emit(op: GlobalPoolOp, knobs: Knobs) -> Any:
 
     def body(*buffers: Any) -> None:
         source, *residuals, target = buffers
-        with loop(y.n) as n, loop(y.blocks) as block:
+        with parallel(y.n) as n, parallel(y.blocks) as block:
             # A sum per row, then their sum: rounding grows with h + w, not with h * w.
             total, row_sum = Registers(1, lanes), Registers(1, lanes)
             first = load(source, x.offset(n, block, 0, 0), lanes)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from edgepipe.kernels.builder import kernel, load, loop, operand_offset, zero_border
+from edgepipe.kernels.builder import kernel, load, loop, operand_offset, parallel, zero_border
 from edgepipe.kernels.ops import MapOp, Op, UpsampleOp
 from edgepipe.kernels.output import finish, signature
 from edgepipe.kernels.template import KernelTemplate, Knobs
@@ -25,7 +25,12 @@ def emit(op: MapOp | UpsampleOp, knobs: Knobs) -> Any:
 
     def body(*buffers: Any) -> None:
         source, *residuals, target = buffers
-        with loop(y.n) as n, loop(y.blocks) as block, loop(y.h) as row, loop(y.w) as column:
+        with (
+            parallel(y.n) as n,
+            parallel(y.blocks) as block,
+            parallel(y.h) as row,
+            loop(y.w) as column,
+        ):
             value = load(source, operand_offset(x, n, block, row // fy, column // fx), lanes)
             finish(op, residuals, target, (n, block, row, column), value)
         zero_border(y, target)

@@ -20,6 +20,7 @@ from edgepipe.kernels.builder import (
     load,
     loop,
     minimum,
+    parallel,
     splat,
     store,
 )
@@ -131,7 +132,11 @@ class _Emission:
     def run(self) -> None:
         op = self.op
         tiles, row_tiles = -(-op.n // self.width), -(-op.m // self.rows)
-        with loop(op.batch) as batch, loop(tiles) as tile, loop(row_tiles) as row_tile:
+        with (
+            parallel(op.batch) as batch,
+            parallel(tiles) as tile,
+            parallel(row_tiles) as row_tile,
+        ):
             row = minimum(row_tile * self.rows, op.m - self.rows)
             column = minimum(tile * self.width, op.n - self.width)
             self.register_tile((batch, tile, row, column))

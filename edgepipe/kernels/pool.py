@@ -18,6 +18,7 @@ from edgepipe.kernels.builder import (
     loop,
     maximum,
     minimum,
+    parallel,
     splat,
     zero_border,
 )
@@ -75,7 +76,12 @@ def emit(op: PoolOp, knobs: Knobs) -> Any:
                 in_x = minimum(maximum(in_x, 0), x.w - 1)
             return load(source, x.offset(n, block, in_y, in_x), lanes)
 
-        with loop(y.n) as n, loop(y.blocks) as block, loop(y.h) as row, loop(y.w) as column:
+        with (
+            parallel(y.n) as n,
+            parallel(y.blocks) as block,
+            parallel(y.h) as row,
+            loop(y.w) as column,
+        ):
             acc = Registers(1, lanes)
             acc[0] = tap((n, block, row, column), 0, 0)
             for ky in range(kh):

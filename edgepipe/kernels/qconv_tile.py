@@ -9,7 +9,16 @@ import numpy as np
 from tvm import tirx
 
 from edgepipe.kernels import dot
-from edgepipe.kernels.builder import Registers, load, loop, minimum, splat, store, zero_border
+from edgepipe.kernels.builder import (
+    Registers,
+    load,
+    loop,
+    minimum,
+    parallel,
+    splat,
+    store,
+    zero_border,
+)
 from edgepipe.kernels.dot import Dot
 from edgepipe.kernels.integer_ops import QConvOp
 from edgepipe.kernels.qproduct import finished
@@ -110,14 +119,24 @@ class Emission:
 
     def run(self) -> None:
         tiles = -(-self.columns // self.pixels)
-        with loop(self.op.y.n) as n:
+        # Sums are those of all pixels: nobody may go ahead of them.
+        shared = parallel if self.sums is None else loop
+        with shared(self.op.y.n) as n:
             if self.sums is not None:
                 self.input_sums(n)
             if self.g.word:  # inputs that take putting together serve all channels
-                with loop(self.rows) as row, loop(tiles) as column_tile, loop(self.g.tiles) as tile:
+                with (
+                    shared(self.rows) as row,
+                    shared(tiles) as column_tile,
+                    shared(self.g.tiles) as tile,
+                ):
                     self.register_tile(n, tile, row, column_tile)
             else:
-                with loop(self.g.tiles) as tile, loop(self.rows) as row, loop(tiles) as column_tile:
+                with (
+                    shared(self.g.tiles) as tile,
+                    shared(self.rows) as row,
+                    shared(tiles) as column_tile,
+                ):
                     self.register_tile(n, tile, row, column_tile)
         zero_border(self.op.y, self.target)
 

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from tvm import tirx
 
-from edgepipe.kernels.builder import Registers, kernel, load, loop, minimum, zero_border
+from edgepipe.kernels.builder import Registers, kernel, load, loop, minimum, parallel, zero_border
 from edgepipe.kernels.integer_ops import QConvOp
 from edgepipe.kernels.qproduct import arguments, finished, vectors
 from edgepipe.kernels.requantize import put
@@ -86,7 +86,12 @@ class _Emission:
     def run(self) -> None:
         y = self.op.y
         chunks, tiles = self.op.x.lanes // self.lanes, -(-y.w // self.columns)
-        with loop(y.n) as n, loop(chunks) as chunk, loop(y.h) as row, loop(tiles) as tile:
+        with (
+            parallel(y.n) as n,
+            parallel(chunks) as chunk,
+            parallel(y.h) as row,
+            loop(tiles) as tile,
+        ):
             column = minimum(tile * self.columns, y.w - self.columns)
             self.output_tile(n, chunk, row, column)
         zero_border(y, self.target)

@@ -13,6 +13,7 @@ from edgepipe.kernels.builder import (
     load,
     loop,
     operand_offset,
+    parallel,
     splat,
     store,
     zero_border,
@@ -51,7 +52,7 @@ def _inputs(op: Any) -> list[Blocked]:
 def over_channels(y: Blocked, lanes: int, visit: Callable[[Any, Any], None]) -> None:
     """Call ``visit((n, row, column), channel)`` for every vector of ``y``."""
     chunks = y.lanes * y.blocks // lanes
-    with loop(y.n) as n, loop(y.h) as row, loop(y.w) as column, loop(chunks) as chunk:
+    with parallel(y.n) as n, parallel(y.h) as row, parallel(y.w) as column, loop(chunks) as chunk:
         visit((n, row, column), chunk * lanes)
 
 

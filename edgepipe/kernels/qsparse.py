@@ -18,7 +18,7 @@ from tvm import tirx
 from tvm.script.ir_builder import tirx as T
 
 from edgepipe.kernels import dot
-from edgepipe.kernels.builder import Registers, kernel, load, loop, minimum, splat, store
+from edgepipe.kernels.builder import Registers, kernel, load, loop, minimum, parallel, splat, store
 from edgepipe.kernels.builder import zero_border as write_border
 from edgepipe.kernels.integer_ops import QConvOp
 from edgepipe.kernels.qproduct import arguments, finished, vectors
@@ -148,7 +148,7 @@ class _Emission:
 
     def run(self) -> None:
         channels, together = self.op.y.lanes * self.op.y.blocks, self.knobs["channels"]
-        with loop(self.op.y.n) as n, loop(-(-self.pixels // self.tile)) as tile:
+        with parallel(self.op.y.n) as n, parallel(-(-self.pixels // self.tile)) as tile:
             start = tile * self.tile
             self.pack_tile(n, start)
             # In a register: the list of a channel begins where that of the one before ends.

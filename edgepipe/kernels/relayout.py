@@ -16,6 +16,7 @@ from edgepipe.kernels.builder import (
     load,
     loop,
     minimum,
+    parallel,
     store,
     zero_border,
 )
@@ -40,7 +41,12 @@ def _copy(x: Blocked, y: Blocked, source: Any, target: Any) -> None:
         offset = x.offset(n, channel // x.lanes, row, column) + channel % x.lanes
         return source[offset]
 
-    with loop(y.n) as n, loop(y.blocks) as block, loop(y.h) as row, loop(y.w) as column:
+    with (
+        parallel(y.n) as n,
+        parallel(y.blocks) as block,
+        parallel(y.h) as row,
+        loop(y.w) as column,
+    ):
         at = y.offset(n, block, row, column)
         whole, tail = divmod(y.c, y.lanes)
         for lane in range(y.lanes):
@@ -58,7 +64,12 @@ def _copy(x: Blocked, y: Blocked, source: Any, target: Any) -> None:
 
 
 def _copy_blocks(x: Blocked, y: Blocked, source: Any, target: Any, first_block: int) -> None:
-    with loop(x.n) as n, loop(x.blocks) as block, loop(x.h) as row, loop(x.w) as column:
+    with (
+        parallel(x.n) as n,
+        parallel(x.blocks) as block,
+        parallel(x.h) as row,
+        loop(x.w) as column,
+    ):
         value = load(source, x.offset(n, block, row, column), x.lanes)
         store(target, y.offset(n, first_block + block, row, column), value, x.lanes)
 
@@ -90,7 +101,12 @@ def _transpose(x: Blocked, y: Blocked, source: Any, target: Any) -> None:
         channel = channel if y.c % lanes == 0 else tirx.min(channel, y.c - 1)
         return layout.offset(n, channel, row, column)
 
-    with loop(y.n) as n, loop(blocks) as block, loop(rows) as row, loop(-(-columns // lanes)) as c:
+    with (
+        parallel(y.n) as n,
+        parallel(blocks) as block,
+        parallel(rows) as row,
+        loop(-(-columns // lanes)) as c,
+    ):
         at = (n, block, row, minimum(c * lanes, columns - lanes))
         square = Registers(lanes, lanes)
         for i in range(lanes):

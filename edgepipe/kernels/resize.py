@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from edgepipe.kernels.builder import kernel, load, loop, splat, zero_border
+from edgepipe.kernels.builder import kernel, load, loop, parallel, splat, zero_border
 from edgepipe.kernels.ops import BilinearOp, Op
 from edgepipe.kernels.output import finish, signature
 from edgepipe.kernels.template import KernelTemplate, Knobs
@@ -56,7 +56,12 @@ def emit(op: BilinearOp, knobs: Knobs) -> Any:
         def mix(a: Any, b: Any, weight: Any) -> Any:
             return a + (b - a) * splat(weight, lanes)
 
-        with loop(y.n) as n, loop(y.blocks) as block, loop(y.h) as row, loop(y.w) as column:
+        with (
+            parallel(y.n) as n,
+            parallel(y.blocks) as block,
+            parallel(y.h) as row,
+            loop(y.w) as column,
+        ):
 
             def pixel(row_side: int, column_side: int) -> Any:
                 at_y = row_index[row * 2 + row_side]

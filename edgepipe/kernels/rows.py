@@ -13,7 +13,17 @@ import numpy as np
 from tvm import tirx
 
 from edgepipe.kernels import math
-from edgepipe.kernels.builder import Registers, float32, kernel, load, loop, minimum, splat, store
+from edgepipe.kernels.builder import (
+    Registers,
+    float32,
+    kernel,
+    load,
+    loop,
+    minimum,
+    parallel,
+    splat,
+    store,
+)
 from edgepipe.kernels.ops import LayerNormOp, Op, SoftmaxOp
 from edgepipe.kernels.template import KernelTemplate, Knobs
 from edgepipe.target import Target
@@ -64,7 +74,7 @@ class _Row:
 
 
 def _softmax(op: SoftmaxOp, lanes: int, source: Any, target: Any) -> None:
-    with loop(op.rows) as r:
+    with parallel(op.rows) as r:
         row = _Row(r * op.n, op.n, lanes)
         greatest, peak = Registers(1, lanes), Registers(1, 1)
         greatest[0] = load(source, row.base, lanes)
@@ -96,7 +106,7 @@ def _softmax(op: SoftmaxOp, lanes: int, source: Any, target: Any) -> None:
 
 def _layer_norm(op: LayerNormOp, lanes: int, buffers: Sequence[Any]) -> None:
     source, scale, *bias, target = buffers
-    with loop(op.rows) as r:
+    with parallel(op.rows) as r:
         row = _Row(r * op.n, op.n, lanes)
         mean = row.total(lambda column, width: load(source, row.base + column, width))
         mean[0] = mean[0] * float32(1 / op.n)

@@ -13,7 +13,16 @@ import numpy as np
 from tvm import tirx
 from tvm.script.ir_builder import tirx as T
 
-from edgepipe.kernels.builder import Registers, fma, kernel, load, loop, splat, store, zero_border
+from edgepipe.kernels.builder import (
+    Registers,
+    fma,
+    kernel,
+    load,
+    parallel,
+    splat,
+    store,
+    zero_border,
+)
 from edgepipe.kernels.ops import ConvOp, Op
 from edgepipe.kernels.output import signature
 from edgepipe.kernels.planes import Cut, put
@@ -98,9 +107,9 @@ class _Emission:
     def run(self) -> None:
         down, across = self.cut.tiles
         # Pixels outside of channels: the input of a tile stays in the first-level cache.
-        with loop(self.op.y.n) as n, loop(down) as i, loop(across) as j:
+        with parallel(self.op.y.n) as n, parallel(down) as i, parallel(across) as j:
             row, column = self.cut.start(i, j)
-            with loop(self.op.y.c) as channel:
+            with parallel(self.op.y.c) as channel:
                 self.register_tile(n, channel, row, column)
         zero_border(self.op.y, self.target)
 

@@ -19,8 +19,8 @@ from edgepipe.kernels.builder import (
     fma,
     kernel,
     load,
-    loop,
     minimum,
+    parallel,
     splat,
     zero_border,
 )
@@ -140,10 +140,10 @@ class _Emission:
     def run(self) -> None:
         column_tiles = -(-self.columns // self.pixels)
         with (
-            loop(self.op.y.n) as n,
-            loop(self.tiles) as tile,
-            loop(self.rows) as row,
-            loop(column_tiles) as c,
+            parallel(self.op.y.n) as n,
+            parallel(self.tiles) as tile,
+            parallel(self.rows) as row,
+            parallel(column_tiles) as c,
         ):
             start = minimum(c * self.pixels, self.columns - self.pixels)
             self.register_tile(n, tile, row, start)

@@ -9,7 +9,9 @@ Correct for everything, decent for common cases, fast to compile. Per PrimFunc:
 3. the loops of element-wise blocks are fused as far as their accesses stay contiguous and cut
    into vectors with a scalar tail. (LLVM's loop vectoriser is off, see ``codegen.primfunc``.)
 
-No threads. Kernels with the attribute ``edgepipe.template`` and kernels written as loops (opaque
+4. outer loops of kernels that are one nest of loops are marked: threads may share them.
+
+Kernels with the attribute ``edgepipe.template`` and kernels written as loops (opaque
 blocks) are left as they are.
 """
 
@@ -22,6 +24,7 @@ from typing import Any
 import tvm
 from tvm import s_tir, tirx
 
+from edgepipe.kernels.builder import MARK
 from edgepipe.lowering import schedule_cuda
 from edgepipe.lowering.blocks import (
     Block,
@@ -208,4 +211,30 @@ def _vectorize(sch: Any, loop: Any, lanes: int, alone: bool) -> None:
         sch.vectorize(sch.split(loop, [None, vector])[1])
 
 
-_CPU = (_inline, _reduce, _spatial)
+def _share(sch: Any, lanes: int) -> None:
+    """Mark the outer loops of a kernel of one nest for threads (``kernels.builder.parallel``)."""
+    del lanes
+    names = [block.name for block in read_blocks(sch)]
+    chains = [[sch.get(x) for x in sch.get_loops(sch.get_sblock(name))] for name in names]
+    if not all(chain and chain[0].same_as(chains[0][0]) for chain in chains):
+        return
+    for level in range(len(chains[0])):
+        loop = sch.get_loops(sch.get_sblock(names[0]))[level]
+        if sch.get(loop).kind != tirx.ForKind.SERIAL or not _independent(sch, names[0], level):
+            return
+        sch.annotate(loop, MARK, 1)
+        if not isinstance(sch.get(loop).body, tirx.For):
+            return
+
+
+def _independent(sch: Any, name: str, level: int) -> bool:
+    """Whether TVM lets the iterations of a loop run at the same time."""
+    copy = sch.copy()
+    try:
+        copy.parallel(copy.get_loops(copy.get_sblock(name))[level])
+    except Exception:
+        return False
+    return True
+
+
+_CPU = (_inline, _reduce, _spatial, _share)

@@ -5,7 +5,8 @@ A peer module has
 
 - ``RUNNERS``: whose times its own can be compared with: "local" (this CPU), "node", "browser"
 - ``missing() -> str``: the command that would install it, "" where it is there; never raises
-- ``engines(case) -> list of Engine``: the model on one thread, once per form that the bundle has
+- ``engines(case) -> list of Engine``: the model, once per form that the bundle has, on
+  ``case.threads``
 
 An engine is given the golden inputs, and what it computes is compared with the bundle's outputs: if
 both did not compute the same, comparing times would be idle.
@@ -45,12 +46,13 @@ class Engine:
 @dataclass(frozen=True)
 class Case:
     """A bundle and where its original is; ``file`` is another form of the model, as
-    ``NAME=FILE`` gives it, ``runner`` what the bundle runs through."""
+    ``NAME=FILE`` gives it, ``runner`` what the bundle runs through, ``threads`` how many."""
 
     bundle: Bundle
     model: str | Path | None = None
     file: Path | None = None
     runner: str = "local"
+    threads: int = 1
 
     @cached_property
     def inputs(self) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""LiteRT (TensorFlow Lite) with XNNPACK, one thread, on a .tflite file of the model."""
+"""LiteRT (TensorFlow Lite) with XNNPACK on a .tflite file of the model."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def engines(case: Case) -> list[Engine]:
 
     path = tflite(case)
     try:
-        interpreter = Interpreter(model_path=str(path), num_threads=1)
+        interpreter = Interpreter(model_path=str(path), num_threads=case.threads)
         interpreter.allocate_tensors()
     except (ValueError, RuntimeError) as error:
         said = " ".join(str(error).split())[:160]

@@ -1,4 +1,4 @@
-"""OpenVINO on the CPU, one thread, in the model's own precision: left alone it computes in bfloat16
+"""OpenVINO on the CPU in the model's own precision: left alone it computes in bfloat16
 where the CPU can."""
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from edgepipe.machine import versions
 from edgepipe.peers import Case, Engine, Outputs, timed
 
 RUNNERS = ("local",)
-_SETTINGS = {"INFERENCE_NUM_THREADS": 1, "NUM_STREAMS": "1", "INFERENCE_PRECISION_HINT": "f32"}
+_SETTINGS = {"NUM_STREAMS": "1", "INFERENCE_PRECISION_HINT": "f32"}
 
 
 def missing() -> str:
@@ -28,9 +28,10 @@ def engines(case: Case) -> list[Engine]:
     import openvino
 
     core, found = openvino.Core(), []
+    settings = {**_SETTINGS, "INFERENCE_NUM_THREADS": case.threads}
     for form, model in case.onnx_forms().items():
         try:
-            compiled = core.compile_model(core.read_model(model), "CPU", _SETTINGS)
+            compiled = core.compile_model(core.read_model(model), "CPU", settings)
         except RuntimeError as error:
             said = " ".join(str(error).split())[:160]
             raise UserError(f"OpenVINO refuses the model: {said}", where="--against") from None

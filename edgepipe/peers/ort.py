@@ -1,4 +1,4 @@
-"""ONNX Runtime on the CPU, one thread."""
+"""ONNX Runtime on the CPU."""
 
 from __future__ import annotations
 
@@ -20,7 +20,9 @@ def engines(case: Case) -> list[Engine]:
     """The original model, and the Q/DQ model with integer kernels. Raises UserError."""
     found = []
     for form, model in case.onnx_forms().items():
-        opened = session(model, integer_kernels=True) if form else case.reference.session
+        opened = case.reference.session
+        if form or case.threads > 1:
+            opened = session(model, True if form else None, case.threads)
         inputs = {i.name: case.inputs[i.name] for i in opened.get_inputs()}
         found.append(Engine(f"ONNX Runtime {versions('onnxruntime')['onnxruntime']}{form}",
                             timed(partial(opened.run, None, inputs)),

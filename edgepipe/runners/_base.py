@@ -35,7 +35,7 @@ class Timing:
     the medians of five consecutive parts of the runs, () where fewer were made.
     ``inferences_per_timing`` is above 1 where the clock is too coarse for one inference: the
     distribution is then of means over so many. ``board`` is what else the device tells
-    (``clock_mhz``, ``temperature_c``, ``power_w``, …), by name.
+    (``clock_mhz``, ``temperature_c``, ``power_w``, …), by name. ``threads`` shared an inference.
     """
 
     runner: str
@@ -54,6 +54,7 @@ class Timing:
     round_p50_ms: tuple[float, ...] = ()
     inferences_per_timing: int = 1
     board: Mapping[str, float] = field(default_factory=dict)
+    threads: int = 1
 
 
 @dataclass(frozen=True)

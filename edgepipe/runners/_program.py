@@ -87,6 +87,11 @@ def profile(
     return {"engine": engine, "emulated": emulated, **raw}
 
 
+def thread_options(bundle: Bundle) -> list[str]:
+    """What tells the program of a bundle with threads how many."""
+    return ["--threads", str(bundle.threads)] if bundle.compiled_threads != 1 else []
+
+
 def timing(raw: Mapping[str, Any], runner: str, engine: str, *, emulated: bool) -> Timing:
     """What a bench program printed as a Timing; keys that it does not know are left out."""
     given = {"runner", "engine", "emulated"}
@@ -102,6 +107,7 @@ def _execute(
     bundle: Bundle, command: Sequence[str], arguments: Sequence[str], program: Path | None = None
 ) -> str:
     weights = bundle.file("weights.bin")
+    arguments = [*arguments, *thread_options(bundle)]
     native = bundle.target.kind != "wasm"
     if program is not None:
         arguments = [*arguments, "--weights", str(weights)]

@@ -81,7 +81,7 @@ class Board:
         results = []
         with self._copied(bundle) as (folder, _):
             for part in _program.chunks(bundle, samples):
-                command = self._bench(folder, "run", "-", "-", str(len(part)))
+                command = self._bench(bundle, folder, "run", "-", "-", str(len(part)))
                 data = self._call(command, _io.to_raw(part), self.timeout_s)
                 results += _io.from_raw(data, bundle.outputs, len(part))
         return results
@@ -90,20 +90,24 @@ class Board:
         """Time inferences on the board; emulated where its machine is not the target's."""
         with self._copied(bundle) as (folder, machine):
             options = ["--runs", str(runs), "--warmup", str(warmup), "--json"]
-            data = self._call(self._bench(folder, *options), b"", self.timeout_s)
+            data = self._call(self._bench(bundle, folder, *options), b"", self.timeout_s)
         return _program.timing(json.loads(data), self.NAME, f"{self.NAME} ({machine})",
                                emulated=_emulated(bundle, machine))  # fmt: skip
 
     def profile(self, bundle: Bundle, runs: int) -> dict[str, Any]:
         """Time each kernel on the board."""
         with self._copied(bundle) as (folder, machine):
-            data = self._call(self._bench(folder, "profile", str(runs)), b"", self.timeout_s)
+            data = self._call(
+                self._bench(bundle, folder, "profile", str(runs)), b"", self.timeout_s
+            )
         engine, emulated = f"{self.NAME} ({machine})", _emulated(bundle, machine)
         return {"engine": engine, "emulated": emulated, **json.loads(data)}
 
-    def _bench(self, folder: str, *arguments: str) -> str:
+    def _bench(self, bundle: Bundle, folder: str, *arguments: str) -> str:
         limit = str(max(1, math.ceil(self.timeout_s)))  # a program that hangs must end itself
-        words = shlex.join(["./bench", *arguments, "--limit", limit])
+        words = shlex.join(
+            ["./bench", *arguments, *_program.thread_options(bundle), "--limit", limit]
+        )
         # No exec: a shell tells the signal that ended the program, ssh does not.
         run = f"{self.launcher} {words}; s=$?; rm -f pid; exit $s"
         return f"cd {shlex.quote(folder)} || exit; {_KILL}; echo $$ > pid && {run}"

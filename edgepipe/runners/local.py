@@ -51,7 +51,10 @@ def available(target: Target) -> Availability:
 def run_many(
     bundle: Bundle, samples: Sequence[Mapping[str, npt.NDArray[Any]]]
 ) -> list[dict[str, npt.NDArray[Any]]]:
-    """Execute samples through model.so, which is unloaded afterwards."""
+    """Execute samples through model.so, which is unloaded afterwards, or, where threads share an
+    inference, in the bundle's program, which has them."""
+    if bundle.compiled_threads != 1:
+        return _program.run_many(bundle, [], samples)
     import numpy as np
 
     from edgepipe.runners import _io

@@ -19,6 +19,8 @@ from edgepipe.target import Simd, Target
 
 #: float32 accumulation over up to a few thousand terms against float64.
 FLOOR_DB = 110.0
+#: Threads that share a kernel: no divisor of most extents, more than some have pieces.
+PARTS = 5
 
 
 def target_with(lanes: int, registers: int) -> Target:
@@ -36,7 +38,7 @@ def aligned(array: np.ndarray) -> np.ndarray:
 
 
 class Kernels:
-    """A set of ops compiled into one shared library."""
+    """A set of ops compiled into one shared library, every other one for several threads."""
 
     def __init__(self, ops: list[Op], target: Target, folder: Path, **overrides: Any) -> None:
         self.templates: list[KernelTemplate] = []
@@ -50,7 +52,8 @@ class Kernels:
             self.templates.append(template)
             self.knobs.append(knobs)
             functions[f"k{i}"] = template.emit(op, knobs)
-        blob, workspaces = build_object(functions, Target.load("host"))
+        self.pieces = {f"k{i}": 1 for i in range(1, len(ops), 2)}
+        blob, workspaces = build_object(functions, Target.load("host"), pieces=self.pieces)
         assert not any(workspaces.values())
         (folder / "k.o").write_bytes(blob)
         command = [sys.executable, "-m", "ziglang", "cc", "-shared", "-o", "k.so", "k.o"]
@@ -66,15 +69,24 @@ class Kernels:
         elements: int,
         dtype: str = "float32",
     ) -> np.ndarray:
-        """Call kernel ``index``; a float output starts as NaN so that a hole shows."""
+        """Call kernel ``index``; a float output starts as NaN so that a hole shows. Parts of it,
+        the last one first, must come to the same bits."""
         packed = self.templates[index].pack(self.ops[index], self.knobs[index], weights)
         arrays = [aligned(a) for a in [*inputs, *packed, *residuals]]
-        out = aligned(np.full(elements, np.nan if dtype == "float32" else 77, dtype))
+        outs = [aligned(np.full(elements, np.nan if dtype == "float32" else 77, dtype))
+                for _ in range(2)]  # fmt: skip
         sizes = self.templates[index].scratch(self.ops[index], self.knobs[index])
         scratch = [aligned(np.full(size, -1, np.int32)) for size in sizes]
-        pointers = [ctypes.c_void_p(a.ctypes.data) for a in [*arrays, out, *scratch]]
-        getattr(self.library, f"k{index}")(*pointers)
-        return out
+        function = getattr(self.library, f"k{index}")
+        for out, parts in zip(outs, (1, PARTS), strict=True):
+            pointers = [ctypes.c_void_p(a.ctypes.data) for a in [*arrays, out, *scratch]]
+            if self.pieces.get(f"k{index}", 1) == 1:
+                function(*pointers)
+                return out
+            for part in reversed(range(parts)):
+                function(*pointers, part, parts)
+        assert outs[0].tobytes() == outs[1].tobytes(), f"parts differ: {self.ops[index]}"
+        return outs[0]
 
 
 def snr_db(reference: np.ndarray, got: np.ndarray) -> float:

@@ -6,7 +6,7 @@
  *                                            standard input (output)
  *   bench repeat N                           N inferences, silently
  *   bench profile N                          what each kernel takes, over N inferences, as JSON
- *
+@threads_usage@ *
  * With --limit SECONDS it ends itself after so long without a finished inference. Governor, clock,
  * temperature and power are read from /sys, or --sys DIR, where the board tells them.
  * weights.bin is read from the folder this program is in, or from --weights FILE.
@@ -20,6 +20,9 @@
 #include <unistd.h>
 
 #include "model.h"
+#ifdef @PREFIX@_THREADS
+#include "pool.h"
+#endif
 
 int @prefix@_profile(const void *const *, void *const *, void *, long); /* profile.c */
 
@@ -28,7 +31,13 @@ static const char *sys = "/sys";
 
 typedef struct {
     void *weights, *arena, **inputs, **outputs;
+#ifdef @PREFIX@_THREADS
+    @prefix@_pool *pool;
+#endif
 } buffers;
+#ifdef @PREFIX@_THREADS
+static int threads = @PREFIX@_THREADS;
+#endif
 
 static void fail(const char *what, const char *where) {
     fprintf(stderr, "bench: %s: %s%s%s\n", where, what, errno ? ": " : "",
@@ -88,12 +97,21 @@ static buffers prepare(const char *path) {
     if (status == @PREFIX@_ERROR_GPU) fail(@prefix@_error(), "GPU");
 #endif
     if (status != @PREFIX@_OK) fail("does not belong to this model", path);
+#ifdef @PREFIX@_THREADS
+    b.pool = @prefix@_pool_create(threads);
+    if (!b.pool) fail("cannot start so many", "--threads");
+#endif
     return b;
 }
 
 static void infer(const buffers *b) {
     errno = 0;
+#ifdef @PREFIX@_THREADS
+    int status =
+        @prefix@_pool_run(b->pool, (const void *const *)b->inputs, b->outputs, b->arena);
+#else
     int status = @prefix@_run((const void *const *)b->inputs, b->outputs, b->arena);
+#endif
 #ifdef @PREFIX@_GPU
     if (status == @PREFIX@_ERROR_GPU) fail(@prefix@_error(), "inference");
 #endif
@@ -268,6 +286,10 @@ static void measure(const buffers *b, long runs, long warmup, int json) {
     double *ms = allocate((size_t)runs * sizeof(double)), sum = 0;
     double *sorted = allocate((size_t)runs * sizeof(double)), before_c = temperature_c();
     double gpu_ms = -1;
+    int sharing = 1;
+#ifdef @PREFIX@_THREADS
+    sharing = @prefix@_pool_threads(b->pool);
+#endif
 #ifdef @PREFIX@_GPU
     double *gpu = allocate((size_t)runs * sizeof(double));
 #endif
@@ -292,19 +314,19 @@ static void measure(const buffers *b, long runs, long warmup, int json) {
     double p50 = percentile(sorted, runs, 50), p90 = percentile(sorted, runs, 90);
     double p99 = percentile(sorted, runs, 99), mean = sum / (double)runs, least = sorted[0];
     if (json) {
-        printf("{\"runs\": %ld, \"warmup\": %ld, \"min_ms\": %.6f, \"p50_ms\": %.6f, "
+        printf("{\"threads\": %d, \"runs\": %ld, \"warmup\": %ld, \"min_ms\": %.6f, \"p50_ms\": %.6f, "
                "\"p90_ms\": %.6f, \"p99_ms\": %.6f, \"mean_ms\": %.6f, \"per_second\": %.3f, "
                "\"peak_rss_bytes\": %lld, \"cpu_governor\": \"%s\", \"round_p50_ms\": [",
-               runs, warmup, least, p50, p90, p99, mean, mean > 0 ? 1e3 / mean : 0.0,
+               sharing, runs, warmup, least, p50, p90, p99, mean, mean > 0 ? 1e3 / mean : 0.0,
                peak_rss_bytes(), governor());
         print_rounds(ms, sorted, runs);
         printf("], \"board\": ");
         print_board(before_c, gpu_ms);
         printf("}\n");
     } else {
-        printf("%s: min %.3f ms, median %.3f, p90 %.3f, p99 %.3f, mean %.3f (%ld runs); "
+        printf("%s: min %.3f ms, median %.3f, p90 %.3f, p99 %.3f, mean %.3f (%ld runs, %d thread%s); "
                "peak memory %.1f MB%s%s; board ",
-               @prefix@_version(), least, p50, p90, p99, mean, runs,
+               @prefix@_version(), least, p50, p90, p99, mean, runs, sharing, sharing > 1 ? "s" : "",
                (double)peak_rss_bytes() / 1e6, *governor() ? "; governor " : "", governor());
         print_board(before_c, gpu_ms);
         printf("\n");
@@ -329,6 +351,10 @@ int main(int argc, char **argv) {
         else if (strcmp(argv[i], "--warmup") == 0) warmup = number(argv[++i], "--warmup", 0);
         else if (strcmp(argv[i], "--limit") == 0)
             limit_s = (unsigned)number(argv[++i], "--limit", 1);
+#ifdef @PREFIX@_THREADS
+        else if (strcmp(argv[i], "--threads") == 0)
+            threads = (int)number(argv[++i], "--threads", 0);
+#endif
         else if (strcmp(argv[i], "--sys") == 0 && i + 1 < argc) sys = argv[++i];
         else if (strcmp(argv[i], "--weights") == 0 && i + 1 < argc) weights = argv[++i];
         else if ((argv[i][0] != '-' || !argv[i][1]) && count < 4) words[count++] = argv[i];

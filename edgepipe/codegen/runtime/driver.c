@@ -28,7 +28,8 @@ static int check(const void *const *inputs, void *const *outputs, const void *ar
     return @PREFIX@_OK;
 }
 
-static void execute(size_t step, const void *const *inputs, void *const *outputs, void *arena) {
+static void execute(size_t step, const void *const *inputs, void *const *outputs,
+                    void *arena@parameters@) {
     const unsigned char *const weights = model_weights;
     switch (step) {
 @calls@
@@ -43,13 +44,14 @@ API size_t @prefix@_step_count(void) { return @step_count@u; }
 
 API int @prefix@_step(size_t index, const void *const *inputs, void *const *outputs, void *arena) {
     int status = check(inputs, outputs, arena);
-    if (status == @PREFIX@_OK) execute(index, inputs, outputs, arena);
+    if (status == @PREFIX@_OK) execute(index, inputs, outputs, arena@whole@);
     return status;
 }
 
 API int @prefix@_run(const void *const *inputs, void *const *outputs, void *arena) {
     int status = check(inputs, outputs, arena);
     for (size_t i = 0; status == @PREFIX@_OK && i < @step_count@u; i++)
-        execute(i, inputs, outputs, arena);
+        execute(i, inputs, outputs, arena@whole@);
     return status;
 }
+@run_part@

@@ -56,7 +56,7 @@ int @prefix@_run(const void *const *inputs, void *const *outputs, void *arena);
 size_t @prefix@_step_count(void);
 int @prefix@_step(size_t index, const void *const *inputs, void *const *outputs, void *arena);
 
-@gpu_api@
+@gpu_api@@threads_api@
 #ifdef __cplusplus
 }
 #endif
