@@ -107,7 +107,10 @@ def _shaken(
 
     noisy = onnx.ModelProto()
     noisy.CopyFrom(model)
+    scales = {name for n in model.graph.node if n.op_type == "Resize" for name in n.input[1:]}
     for tensor in noisy.graph.initializer:
+        if tensor.name in scales:
+            continue
         tensor.CopyFrom(numpy_helper.from_array(shake(numpy_helper.to_array(tensor)), tensor.name))
     return noisy, {name: shake(array) for name, array in inputs.items()}
 
