@@ -49,13 +49,16 @@ class Trials:
 
     def __init__(self) -> None:
         self._modules: dict[str, Module] = {}
+        self._canonical: dict[str, tuple[Source, ir.Model]] = {}
 
     def compile(self, case: Case, recipe: str, target: str) -> Trial:
         """Compile; the trial has a verdict already where edgepipe refuses or fails."""
         trial = Trial(case, recipe, target)
         module = self._modules.setdefault(target, Module(target))
         try:
-            trial.judge = _compile(module, trial)
+            if case.name not in self._canonical:
+                self._canonical[case.name] = _canonical(case, module.target)
+            trial.judge = _compile(module, trial, *self._canonical[case.name])
         except UserError as error:
             trial.verdict = Verdict("refused", str(error))
         except Exception as error:
@@ -88,28 +91,29 @@ def _crashed(error: Exception) -> Verdict:
     )
 
 
-def _load(case: Case) -> Source:
+def _canonical(case: Case, target: Target) -> tuple[Source, ir.Model]:
+    """The model as it is read, and behind the passes, which no recipe and no target change."""
     with tempfile.TemporaryDirectory(prefix="edgepipe-random-") as folder:
         path = Path(folder) / "graph.onnx"
         onnx.save(case.model, path)
-        return importer.load(path)
+        source = importer.load(path)
+    return source, passes.run(source.model, Context(target, Recipe()))
 
 
-def _compile(module: Module, trial: Trial) -> Judge:
+def _compile(module: Module, trial: Trial, source: Source, canonical: ir.Model) -> Judge:
     case, recipe = trial.case, Recipe.parse(trial.recipe)
-    context = Context(Target.load(trial.target), recipe, allow_float_fallback=True)
-    source = _load(case)
-    graph = passes.run(source.model, context)
+    context = Context(module.target, recipe, allow_float_fallback=True)
+    graph = canonical.clone()
     graph, pruned = prune.run(graph, source, None, context)
     graph, quantized = quantize.run(graph, source, None, context)
-    judge: Judge = lambda found: by_deviation(found, case.outputs)  # noqa: E731
-    if pruned is not None:
-        reference = onnx.load_model_from_string(pruned.reference)
-        judge = lambda found: by_noise(found, reference, case.inputs)  # noqa: E731
+    module.add(trial.name, graph, context)
     if quantized is not None:
         interpreter = Interpreter(ir.from_proto(onnx.load_model_from_string(quantized.definition)))
-        model = quantized.reference
         steps = dict(quantized.manifest["output_steps"])
-        judge = lambda found: by_integers(found, interpreter, model, case.inputs, steps)  # noqa: E731
-    module.add(trial.name, graph, context)
-    return judge
+        falls_back = any("no integer form" in note.text for note in context.notes)
+        model = quantized.reference
+        return lambda found: by_integers(found, interpreter, model, case, steps, falls_back)
+    if pruned is not None:
+        reference = onnx.load_model_from_string(pruned.reference)
+        return lambda found: by_noise(found, reference, case.inputs)
+    return lambda found: by_deviation(found, case.outputs)

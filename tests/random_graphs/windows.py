@@ -209,7 +209,7 @@ def resize(g: Builder) -> None:
     if g.opset >= 18 and mode != "nearest" and g.rng.random() < 0.3:
         settings["antialias"] = 1
     roi = None if g.opset >= 13 else g.constant(np.zeros(0, np.float32))
-    # With scales ONNX Runtime aligns the corners of what they give before it is cut to whole pixels.
+    # By scales ONNX Runtime aligns other corners than ONNX's reference where sizes are not whole.
     aligned = settings["coordinate_transformation_mode"] == "align_corners"
     if not aligned and g.rng.random() < 0.5:
         scales = [1.0, 1.0, *(g.rng.choice([0.5, 0.75, 1.0, 1.5, 2.0, 3.0]) for _ in x.shape[2:])]
