@@ -110,7 +110,10 @@ def _compile(module: Module, trial: Trial, source: Source, canonical: ir.Model) 
     if quantized is not None:
         interpreter = Interpreter(ir.from_proto(onnx.load_model_from_string(quantized.definition)))
         steps = dict(quantized.manifest["output_steps"])
-        falls_back = any("no integer form" in note.text for note in context.notes)
+        # Its notes tell of operators that the integer lowering leaves, such as a last Mul.
+        falls_back = any(
+            note.stage.startswith("lowering") and "in float" in note.text for note in context.notes
+        )
         model = quantized.reference
         return lambda found: by_integers(found, interpreter, model, case, steps, falls_back)
     if pruned is not None:

@@ -126,8 +126,9 @@ def by_integers(
     steps: dict[str, float],
     falls_back: bool,
 ) -> Verdict:
-    """Against the definition of the integer arithmetic, bit for bit where no operator between is
-    computed in float, by definition or because no kernel has it (``falls_back``); and that against ONNX Runtime on the Q/DQ model and the float graph."""
+    """Against the definition of the integer arithmetic; and that against ONNX Runtime on the Q/DQ
+    model and the float graph. Bit for bit, where no operator is computed in float, be it by
+    definition or because no kernel has it (``falls_back``)."""
     inputs = case.inputs
     defined = interpreter.run(inputs)
     exact = not interpreter.floats and not falls_back
