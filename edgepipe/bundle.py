@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -193,12 +193,14 @@ def write(
     destination: Path, source: Source, plan: Plan, objects: Mapping[str, bytes],
     context: Context, prefix: str, quantized: Quantized | None = None,
     extra: Mapping[str, bytes] | None = None, pruned: Pruned | None = None,
+    check: Callable[[Path], None] = lambda folder: None,
 ) -> Bundle:  # fmt: skip
     """Link ``objects``, and write the bundle to ``destination``; an older bundle there is replaced.
 
     ``objects`` maps a variant name ("" is the plain one) to a relocatable object that defines the
     kernels ``plan`` calls. ``quantized`` is what golden outputs and the manifest come from besides
-    ``source``, as is ``pruned`` of a float recipe; ``extra`` are further files by name.
+    ``source``, as is ``pruned`` of a float recipe; ``extra`` are further files by name. ``check``
+    looks at the bundle before it takes its place.
     Whatever fails, and on Ctrl-C, ``destination`` is as it was before.
     Raises UserError where the path holds something else or cannot be written.
     """
@@ -221,7 +223,8 @@ def write(
     manifest = manifest_file.describe(
         source, plan, context, prefix, files, references, quantized, pruned
     )
-    bundle_folder.install(destination, {**files, MANIFEST: manifest_file.encode(manifest)})
+    files[MANIFEST] = manifest_file.encode(manifest)
+    bundle_folder.install(destination, files, check)
     return Bundle.open(destination)
 
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from edgepipe import bundle, emitted, importer, passes, prune, quantize
+from edgepipe import bundle, emitted, importer, passes, prune, quantize, self_check
 from edgepipe.bundle import Bundle
 from edgepipe.codegen import cuda, driver
 from edgepipe.context import Context, Note
@@ -28,6 +29,7 @@ def compile(
     prefix: str = "model",
     emit: Sequence[str] = (),
     allow_float_fallback: bool = False,
+    check: bool = False,
     dump_dir: Path | None = None,
     progress: Callable[[str], None] = lambda line: None,
     notes: list[Note] | None = None,
@@ -42,8 +44,9 @@ def compile(
     batch becomes 1. ``emit`` adds the quantized model as "onnx" or "tflite".
     ``allow_float_fallback``: a quantized operator without an integer kernel is no error.
     ``threads`` share an inference of the bundle (CPUs only); 0: as many as the device has cores.
+    ``check``: where a runner is here, the bundle computes its golden inputs before it is written.
     ``notes`` receives the reasons for what the stages did and did not do.
-    Raises UserError for everything the caller can mend.
+    Raises UserError for everything the caller can mend, ValidationFailed by ``check``.
     """
     target = target if isinstance(target, Target) else Target.load(target)
     given = Recipe.load(recipe) if isinstance(recipe, str) else recipe
@@ -71,6 +74,7 @@ def compile(
         extra = emitted.files(emit, quantized, context)
         program = lowering.lower(graph, context)
     plan, objects = codegen.generate(program, context, prefix)
+    look = partial(self_check.check if check else self_check.skip, source=source, context=context)
     return bundle.write(
-        destination, source, plan, objects, context, prefix, quantized, extra, pruned
+        destination, source, plan, objects, context, prefix, quantized, extra, pruned, look
     )

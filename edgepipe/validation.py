@@ -34,6 +34,7 @@ from edgepipe.validation_report import Report
 
 if TYPE_CHECKING:
     from edgepipe.bundle import Bundle
+    from edgepipe.importer.source import Source
 
 __all__ = ["Report", "validate"]
 
@@ -63,6 +64,7 @@ def validate(
     runner: str | None = None,
     model: str | Path | None = None,
     step: Callable[[int, int], None] = lambda done, total: None,
+    source: Source | None = None,
 ) -> Report:
     """Run ``bundle`` through ``runner`` and compare with ONNX Runtime on the original model.
 
@@ -74,10 +76,11 @@ def validate(
     two ways in which ONNX Runtime executes that, the nearer one counts; where that is too far, the
     definition of the integer arithmetic decides, on the first runs.
     ``max_top1_drop`` is in percentage points: of accuracy with labels, else of agreement.
-    ``step`` is called with (runs done, runs in all). Raises UserError.
+    ``step`` is called with (runs done, runs in all). ``source`` is the original, loaded already.
+    Raises UserError.
     """
     chosen = runners.pick(bundle.target, runner).NAME
-    trial = _trial(bundle, data, model)
+    trial = _trial(bundle, data, model, source)
     tally, steps = Tally(trial.samples.labels), [_step_tally(bundle) for _ in trial.rounded]
     done = 0
     for chunk in trial.samples.chunks(_chunk_runs(bundle)):
@@ -134,10 +137,13 @@ def _trial(
     bundle: Bundle,
     data: str | Path | Mapping[str, Array] | Samples | None,
     model: str | Path | None,
+    source: Source | None = None,
 ) -> _Trial:
     facts = bundle.manifest.get("quantization")
     imported = facts is not None and facts["imported"]
     find, kept = partial(find_reference, bundle), partial(_golden_integers, bundle)
+    if source is not None:
+        find = partial(Reference, source, None)
     if data is None and model is None:
         samples, outputs = _golden(bundle)
         if not _changes_weights(bundle):

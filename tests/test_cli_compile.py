@@ -9,12 +9,16 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 import edgepipe
+from edgepipe import golden
+from edgepipe.bundle import Bundle
 from edgepipe.cli import main
+from tests.fuzz import seeds
 
 CLI = [sys.executable, "-m", "edgepipe"]
 
@@ -274,3 +278,31 @@ def test_mistakes_in_a_config_are_named(
     code, _, err = run(capsys, "compile", "--config", str(path))
     assert code == 2
     assert said in err
+
+
+@pytest.mark.parametrize("option", [[], ["--no-check"]])
+def test_a_bundle_that_computes_something_else_is_not_written(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    option: list[str],
+) -> None:  # fmt: skip
+    right = golden.golden
+
+    def wrong(*arguments: Any) -> Any:
+        inputs, outputs, name = right(*arguments)
+        return inputs, {key: 2 * value for key, value in outputs.items()}, name
+
+    monkeypatch.setattr(golden, "golden", wrong)
+    monkeypatch.chdir(tmp_path)
+    network = tmp_path / "m.onnx"
+    network.write_bytes(seeds.models()["attention"])
+    command = ["compile", str(network), "--target", "host", "-o", "b", "--quiet", *option]
+    code, _, said = run(capsys, *command)
+    if option:
+        assert (code, said) == (0, "")
+        assert Bundle.open("b").manifest["source"]["name"] == "m"
+        return
+    assert code == 1
+    assert "does not compute what the model does" in said
+    assert "SNR" in said
+    assert said.count("\n") == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["m.onnx"]

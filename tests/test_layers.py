@@ -122,8 +122,10 @@ MAY_IMPORT: dict[str, set[str]] = {
         "prune",
         "quantize",
         "recipe",
+        "self_check",
         "target",
     },
+    "self_check": {"bundle", "context", "errors", "importer", "runners", "validation"},
     # What is done with a bundle.
     # cuda-local builds a bundle's host program for this machine.
     "runners": {
@@ -164,6 +166,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "bundle",
         "data",
         "errors",
+        "importer",
         "integer_reference",
         "judge",
         "metrics",

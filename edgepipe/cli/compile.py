@@ -26,7 +26,8 @@ if TYPE_CHECKING:
 EPILOG = (
     "SRC is an .npz (keys: the input names), a folder of .npy files or images, a name in "
     "calibration/, or a .toml like those. "
-    "Exit codes: 0 fine, 2 your input or environment is at fault, 3 a bug in edgepipe"
+    "Exit codes: 0 fine, 1 the result computes something else, 2 your input or environment is at "
+    "fault, 3 a bug in edgepipe"
 )
 #: Warnings printed one by one: a network of hundreds of layers may have one for each.
 MOST_WARNINGS = 12
@@ -75,6 +76,11 @@ def add_arguments(parser: Parser) -> None:
         metavar="KEY=VALUE",
         help="change a value of the target, e.g. target.llvm.mcpu=cortex-a53; may be repeated",
     )
+    parser.add_argument(
+        "--no-check",
+        action="store_true",
+        help="write the bundle without running its golden inputs first, where that is possible",
+    )
     parser.add_argument("-o", "--output", metavar="DIR", help="bundle folder to write")
     parser.add_argument("--prefix", metavar="P", help="prefix of C symbols and file names")
     parser.add_argument(
@@ -117,6 +123,7 @@ def execute(options: argparse.Namespace) -> int:
             calibration=values.get("calibration"),
             emit=values.get("emit", ()),
             allow_float_fallback=bool(values.get("allow_float_fallback")),
+            check=not values.get("no_check"),
             shapes=shapes or None,
             output=values.get("output"),
             prefix=values.get("prefix", "model"),

@@ -28,6 +28,7 @@ _CONFIG_TYPES: dict[str, type | tuple[type, ...]] = {
     "samples": int,
     "threads": int,
     "allow_float_fallback": bool,
+    "no_check": bool,
     "emit": list,
     "shape": (dict, list),
     "set": (dict, list),

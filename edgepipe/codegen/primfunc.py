@@ -139,6 +139,17 @@ def build_object(
     follows its buffer parameters. ``pieces`` names the symbols that threads are to share: it
     receives how many pieces each has, and those of more than one take ``int32_t part, parts`` last.
     """
+    library, workspaces = build_module(functions, target, extra_attributes)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "kernels.o"
+        library.write_to_file(str(path))
+        return path.read_bytes(), workspaces
+
+
+def build_module(
+    functions: Mapping[str, Any], target: Target, extra_attributes: tuple[str, ...] = ()
+) -> tuple[Any, dict[str, list[int]]]:
+    """The LLVM module behind ``build_object``, and the same workspaces."""
     math.register()
     llvm = llvm_target(target, extra_attributes)
     module = tirx.transform.BindTarget(llvm)(tvm.IRModule(dict(functions)))
@@ -150,8 +161,4 @@ def build_object(
             symbol = var.name_hint
             raw[symbol], workspaces[symbol] = _raw_pointers(func, symbol, pieces or {})
         module = tirx.transform.LowerIntrin()(tvm.IRModule(raw))
-    library = tvm.get_global_func("target.build.llvm")(module, llvm)
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "kernels.o"
-        library.write_to_file(str(path))
-        return path.read_bytes(), workspaces
+    return tvm.get_global_func("target.build.llvm")(module, llvm), workspaces
