@@ -139,7 +139,7 @@ def build_object(
     follows its buffer parameters. ``pieces`` names the symbols that threads are to share: it
     receives how many pieces each has, and those of more than one take ``int32_t part, parts`` last.
     """
-    library, workspaces = build_module(functions, target, extra_attributes)
+    library, workspaces = build_module(functions, target, extra_attributes, pieces)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "kernels.o"
         library.write_to_file(str(path))
@@ -147,7 +147,10 @@ def build_object(
 
 
 def build_module(
-    functions: Mapping[str, Any], target: Target, extra_attributes: tuple[str, ...] = ()
+    functions: Mapping[str, Any],
+    target: Target,
+    extra_attributes: tuple[str, ...] = (),
+    pieces: dict[str, int] | None = None,
 ) -> tuple[Any, dict[str, list[int]]]:
     """The LLVM module behind ``build_object``, and the same workspaces."""
     math.register()
