@@ -89,6 +89,21 @@ def test_formats(recipe: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("everything_shared")
+def test_bench_gives_engines_as_many_threads(tmp_path: Path) -> None:
+    path = tmp_path / "small.onnx"
+    onnx.save(network(), path)
+    bundle = pipeline.compile(path, target="host", output=tmp_path / "bundle", threads=3)
+    for threads, used in ((None, 3), (2, 2)):
+        result = bundle.bench(runs=5, against=("ort",), model=path, threads=threads)
+        assert result.threads == result.to_json()["threads"] == used
+        assert f"{used} threads" in str(result)
+        assert result.peers[0].snr_db is not None and result.peers[0].snr_db > 100
+    with pytest.raises(UserError, match="up to 3 threads"):
+        bundle.with_threads(4)
+
+
+@pytest.mark.slow
 @pytest.mark.needs_qemu
 @pytest.mark.usefixtures("everything_shared")
 @pytest.mark.parametrize("recipe", ["fp32", "w8a8"])
