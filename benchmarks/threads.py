@@ -116,6 +116,7 @@ def main() -> int:
                     "–" if counted is None else f"{counted:.2f}",
                 ])  # fmt: skip
                 load = f"{found['load_before']:.1f} before, {found['load']:.1f} after"
+                progress("  ".join(rows[-1]))
                 print(f"{name} {recipe}: load average {load}, {os.cpu_count()} cores  ", flush=True)
     print()
     finish(HEADERS, rows, results, options.json)

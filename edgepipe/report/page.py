@@ -103,7 +103,7 @@ def _peers(bundles: Sequence[Facts]) -> str:
              "–" if p.snr_db is None else db_text(p.snr_db)]
             for p in f.benchmark.peers
         ]  # fmt: skip
-    note = "Each took turns with the bundle in one run, on one thread; medians of rounds."
+    note = "Each took turns with the bundle in one run, on as many threads; medians of rounds."
     return _table(_PEERS, rows) + f'<p class="soft">{note}</p>' if rows else ""
 
 
