@@ -20,8 +20,9 @@ _float_nodes = FloatNodes()
 
 def move(node: ir.Node, term: Term, inputs: list[Any]) -> list[Any] | None:
     """The result for one tensor of codes (zero point taken off), or None for other operators."""
+    between = term.integers.dtype.kind == "f"  # what a Resize interpolated lies between codes
     if is_op(node, "GlobalAveragePool", "AveragePool", "ReduceMean"):
-        return _average(node, term, inputs)
+        return None if between else _average(node, term, inputs)
     if is_op(node, "Concat"):
         return _concat(node, inputs)
     if is_op(node, "Pad") and not _pads_zero(inputs):
@@ -31,10 +32,9 @@ def move(node: ir.Node, term: Term, inputs: list[Any]) -> list[Any] | None:
     # Codes are at most 2^24 away from zero, so float32 carries them exactly.
     arrays = [term.integers.astype(np.float32), *inputs[1:]]
     found = _float_nodes.run(node, arrays)
-    interpolated = is_op(node, "Resize") and node.attributes.get_string("mode", "nearest") != (
-        "nearest"
-    )
-    results = found if interpolated else [np.asarray(a).astype(np.int32) for a in found]
+    if is_op(node, "Resize"):
+        between |= node.attributes.get_string("mode", "nearest") != "nearest"
+    results = found if between else [np.asarray(a).astype(np.int32) for a in found]
     return [Sum((Term(array, term.scale),)) for array in results]
 
 
