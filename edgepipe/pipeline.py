@@ -73,8 +73,9 @@ def compile(
         graph, quantized = quantize.run(graph, source, calibration, context)
         extra = emitted.files(emit, quantized, context)
         program = lowering.lower(graph, context)
-    plan, objects = codegen.generate(program, context, prefix)
-    look = partial(self_check.check if check else self_check.skip, source=source, context=context)
-    return bundle.write(
-        destination, source, plan, objects, context, prefix, quantized, extra, pruned, look
-    )
+        plan, objects = codegen.generate(program, context, prefix)
+        look = partial(self_check.check if check else self_check.skip, source=source,
+                       context=context)  # fmt: skip
+        return bundle.write(
+            destination, source, plan, objects, context, prefix, quantized, extra, pruned, look
+        )

@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import onnx_ir as ir
 
+from edgepipe.errors import UserError
 from edgepipe.quantization.activation_aware import Rows
 from edgepipe.quantization.config import QuantConfig
 from edgepipe.quantization.executor import Program, Rounding, Values, compile_part
@@ -130,6 +131,9 @@ def fit(
         return
     units = placement.units
     last = max((i for i, unit in enumerate(units) if unit.linear is not None), default=-1)
+    if not inputs:
+        raise UserError("a model without inputs cannot be calibrated", where="--recipe",
+                        fix="use a float recipe")  # fmt: skip
     most = len(next(iter(inputs.values())))
     if all(rounding.placement.formats[n].weight_bits == 8 for n in linear):
         each = sum(array[0].size for array in inputs.values())
