@@ -74,12 +74,16 @@ class Measurement:
         return self.accuracy(quantization.apply(graph, config, samples, self.context))
 
     def tuned(
-        self, graph: ir.Model, recipe: str | None, settings: FinetuneSettings
+        self,
+        graph: ir.Model,
+        recipe: str | None,
+        settings: FinetuneSettings,
+        teacher: ir.Model | None = None,
     ) -> tuple[ir.Model, float]:
         """The fine-tuned model and CPU seconds; float without ``recipe``."""
         start = time.process_time()
         config = None if recipe is None else QuantConfig.parse(recipe)
-        model = run(graph, config, self.data, settings, self.context)
+        model = run(graph, config, self.data, settings, self.context, teacher)
         return model, time.process_time() - start
 
 
