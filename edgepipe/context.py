@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from edgepipe.recipe import Recipe
+from edgepipe.records import NO_RECORDS, Records
 from edgepipe.target import Target
 
 
@@ -30,7 +31,8 @@ class Context:
     ``dump_dir`` receives the intermediate form after each stage when it is not None.
     ``progress`` is called with a short line when a stage starts. With ``allow_float_fallback``
     a quantized operator that no integer kernel executes is noted instead of refused. ``threads``
-    share an inference of the bundle; 0: as many as the device has.
+    share an inference of the bundle; 0: as many as the device has. ``records`` are preferred to
+    what the default rules of kernel templates choose.
     """
 
     target: Target
@@ -40,6 +42,7 @@ class Context:
     notes: list[Note] = field(default_factory=list)
     allow_float_fallback: bool = False
     threads: int = 1
+    records: Records = NO_RECORDS
 
     def note(self, stage: str, subject: str | None, text: str) -> None:
         """Record the reason for a decision about ``subject`` (a node or tensor name)."""

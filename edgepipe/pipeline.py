@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from edgepipe import bundle, emitted, importer, passes, prune, quantize, self_check
+from edgepipe import records as tuning_records
 from edgepipe.bundle import Bundle
 from edgepipe.codegen import cuda, driver
 from edgepipe.context import Context, Note
@@ -15,7 +16,13 @@ from edgepipe.recipe import Recipe
 from edgepipe.target import Target
 
 if TYPE_CHECKING:
-    from edgepipe.quantize import Calibration
+    import onnx_ir as ir
+
+    from edgepipe.importer.source import Source
+    from edgepipe.prune import Pruned
+    from edgepipe.quantize import Calibration, Quantized
+    from edgepipe.records import Record, Records
+    from edgepipe.tuning import Plan
 
 
 def compile(
@@ -34,6 +41,8 @@ def compile(
     progress: Callable[[str], None] = lambda line: None,
     notes: list[Note] | None = None,
     threads: int = 1,
+    records: str | Path | None = None,
+    tuning: Plan | None = None,
 ) -> Bundle:
     """Compile ``model`` for ``target`` into a bundle folder and return it.
 
@@ -45,7 +54,9 @@ def compile(
     ``allow_float_fallback``: a quantized operator without an integer kernel is no error.
     ``threads`` share an inference of the bundle (CPUs only); 0: as many as the device has cores.
     ``check``: where a runner is here, the bundle computes its golden inputs before it is written.
-    ``notes`` receives the reasons for what the stages did and did not do.
+    ``notes`` receives the reasons for what the stages did and did not do. ``records`` is a file of
+    tuning records to prefer to those that come with edgepipe, or "none" for neither. With
+    ``tuning`` the network's operators are tuned first.
     Raises UserError for everything the caller can mend, ValidationFailed by ``check``.
     """
     target = target if isinstance(target, Target) else Target.load(target)
@@ -63,19 +74,86 @@ def compile(
     destination = bundle.destination(output, source, target, chosen)
     allow_float_fallback |= chosen.settings.allow_float_fallback
     notes = [] if notes is None else notes
-    context = Context(target, chosen, dump_dir, progress, notes, allow_float_fallback, threads)
+    found = _records(records, notes)
+    context = Context(
+        target, chosen, dump_dir, progress, notes, allow_float_fallback, threads, found
+    )
     from edgepipe import codegen, lowering  # these import tvm, which takes a second
 
-    progress("rewriting the graph")
     with importer.judged(source):
-        graph = passes.run(source.model, context)
-        graph, pruned = prune.run(graph, source, calibration, context)
-        graph, quantized = quantize.run(graph, source, calibration, context)
+        graph, pruned, quantized = _graph(source, calibration, context)
         extra = emitted.files(emit, quantized, context)
-        program = lowering.lower(graph, context)
+        tune = None if tuning is None else _tuner(tuning, context)
+        program = lowering.lower(graph, context, tune)
         plan, objects = codegen.generate(program, context, prefix)
         look = partial(self_check.check if check else self_check.skip, source=source,
                        context=context)  # fmt: skip
         return bundle.write(
             destination, source, plan, objects, context, prefix, quantized, extra, pruned, look
         )
+
+
+def tune(
+    model: str | Path,
+    *,
+    target: str | Target,
+    tuning: Plan,
+    recipe: str | Recipe | None = None,
+    calibration: Calibration | None = None,
+    shapes: Mapping[str, tuple[int, ...]] | None = None,
+    progress: Callable[[str], None] = lambda line: None,
+    notes: list[Note] | None = None,
+) -> list[Record]:
+    """Tune the operators of ``model`` for ``target`` as ``tuning`` says; arguments as ``compile``.
+
+    Returns a record of each. Raises UserError.
+    """
+    target = target if isinstance(target, Target) else Target.load(target)
+    given = Recipe.load(recipe) if isinstance(recipe, str) else recipe
+    quantize.check(given, target, calibration)
+    progress("reading the model")
+    source = importer.load(model, shapes)
+    chosen = quantize.recipe_of(source, given, calibration)
+    target.check(chosen)
+    notes = [] if notes is None else notes
+    context = Context(target, chosen, progress=progress, notes=notes)
+    from edgepipe import lowering
+    from edgepipe import tuning as stage
+    from edgepipe.tuning import search
+
+    graph, _, _ = _graph(source, calibration, context)
+    lowering.describe_kernels(graph, context)
+    return search.tune(stage.tasks(graph.graph, context), target, tuning, progress)
+
+
+def _graph(
+    source: Source, calibration: Calibration | None, context: Context
+) -> tuple[ir.Model, Pruned | None, Quantized | None]:
+    """The graph that is lowered, and what pruning and quantizing did."""
+    context.progress("rewriting the graph")
+    graph = passes.run(source.model, context)
+    graph, pruned = prune.run(graph, source, calibration, context)
+    graph, quantized = quantize.run(graph, source, calibration, context)
+    return graph, pruned, quantized
+
+
+def _records(given: str | Path | None, notes: list[Note]) -> Records:
+    if given == "none":
+        return tuning_records.NO_RECORDS
+    parts = [tuning_records.shipped()]
+    if given is not None:
+        parts.append(tuning_records.read(Path(given)))
+    found = tuning_records.merged(parts)
+    notes += [Note("records", "--records", remark) for remark in found.remarks]
+    return found
+
+
+def _tuner(plan: Plan, context: Context) -> Callable[[ir.Graph], Records]:
+    def tune(graph: ir.Graph) -> Records:
+        from edgepipe import tuning as stage
+        from edgepipe.tuning import search
+
+        search.tune(stage.tasks(graph, context), context.target, plan, context.progress)
+        return tuning_records.merged([context.records, tuning_records.read(plan.file)])
+
+    return tune

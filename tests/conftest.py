@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import os
 import shutil
+import subprocess
 from collections.abc import Callable, Generator
 from pathlib import Path
 
@@ -60,9 +61,17 @@ def _has_aarch64_libc() -> str | None:
     return None if there and emulated else "libc6-arm64-cross or qemu-user-static is not installed"
 
 
+def _has_qemu_plugins() -> str | None:
+    program = shutil.which("qemu-aarch64")
+    words = [program or "false", "-help"]
+    said = subprocess.run(words, capture_output=True, text=True, check=False).stdout
+    return None if "-plugin" in said else "qemu-user, which takes plugins, is not installed"
+
+
 #: Marker → probe that returns why the capability is missing, or None. Probes never raise.
 PROBES: dict[str, Callable[[], str | None]] = {
     "needs_qemu": _has_program("qemu-aarch64-static", "qemu-aarch64"),
+    "needs_qemu_plugins": _has_qemu_plugins,
     "needs_node": _has_program("node"),
     "needs_wasmtime": _has_module("wasmtime"),
     "needs_browser": _has_browser,

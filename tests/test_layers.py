@@ -26,7 +26,10 @@ MAY_IMPORT: dict[str, set[str]] = {
     "roofline": {"codegen.plan", "target"},
     "recipe": {"errors", "sparsity.pattern", "tables"},
     "target": {"errors", "gpu", "recipe", "resources", "tables"},
-    "context": {"recipe", "target"},
+    "records": {"errors", "target"},
+    # Records that come along: data, and the folder they are in.
+    "tuned": set(),
+    "context": {"recipe", "records", "target"},
     # What comes in.
     "zoo": {"errors", "resources", "tables"},
     "importer": {"errors", "zoo"},
@@ -44,9 +47,19 @@ MAY_IMPORT: dict[str, set[str]] = {
         "kernels",
         # The interpreter there is the definition of what integer kernels compute.
         "quantization",
+        "records",
         "target",
     },
-    "tuning": {"context", "errors", "kernels", "lowering", "target", "runners"},
+    "tuning": {
+        "codegen",
+        "context",
+        "errors",
+        "kernels",
+        "lowering",
+        "records",
+        "runners",
+        "target",
+    },
     "codegen": {"context", "errors", "gpu", "kernels", "lowering", "target"},
     # What goes out.
     # Reads the Q/DQ graph that quantization writes, through the same questions about graphs.
@@ -122,8 +135,10 @@ MAY_IMPORT: dict[str, set[str]] = {
         "prune",
         "quantize",
         "recipe",
+        "records",
         "self_check",
         "target",
+        "tuning",
     },
     "self_check": {"bundle", "context", "errors", "importer", "runners", "validation"},
     # What is done with a bundle.
@@ -233,9 +248,11 @@ MAY_IMPORT: dict[str, set[str]] = {
         "op_profile",
         "pipeline",
         "recipe",
+        "records",
         "report",
         "tables",
         "target",
+        "tuning",
         "validation",
         "zoo",
         "whole_file",

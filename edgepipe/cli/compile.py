@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from edgepipe.cli.parser import Parser
     from edgepipe.context import Note
     from edgepipe.recipe import Recipe
+    from edgepipe.tuning import Plan
 
 
 EPILOG = (
@@ -81,6 +82,17 @@ def add_arguments(parser: Parser) -> None:
         action="store_true",
         help="write the bundle without running its golden inputs first, where that is possible",
     )
+    parser.add_argument(
+        "--tune",
+        type=int,
+        metavar="N",
+        help="measure N settings of every operator's kernel first (see 'edgepipe tune')",
+    )
+    parser.add_argument(
+        "--records",
+        metavar="FILE|none",
+        help="tuning records to prefer to those that come along; with --tune they are added to it",
+    )
     parser.add_argument("-o", "--output", metavar="DIR", help="bundle folder to write")
     parser.add_argument("--prefix", metavar="P", help="prefix of C symbols and file names")
     parser.add_argument(
@@ -109,6 +121,7 @@ def execute(options: argparse.Namespace) -> int:
         target.check(recipe)
     shapes = parse_shapes(values.get("shape", ()))
 
+    tuning = _tuning(values)
     notes: list[Note] = []
     progress = Progress(quiet=bool(values.get("quiet") or values.get("json")))
     progress("loading the compiler")
@@ -131,6 +144,8 @@ def execute(options: argparse.Namespace) -> int:
             threads=values.get("threads", 1),
             progress=progress,
             notes=notes,
+            records=None if tuning is not None else values.get("records"),
+            tuning=tuning,
         )
         progress.finish()
     finally:
@@ -153,6 +168,20 @@ def _recipe(values: Mapping[str, Any]) -> Recipe | None:
     if recipe is None or samples is None:
         return recipe
     return replace(recipe, settings=replace(recipe.settings, max_samples=samples))
+
+
+def _tuning(values: Mapping[str, Any]) -> Plan | None:
+    """What --tune asks for."""
+    if "tune" not in values:
+        return None
+    if values["tune"] < 1:
+        raise UserError("must be at least 1", where="--tune")
+    if values.get("records", "none") == "none":
+        raise UserError("needs a file to keep what it finds", where="--tune",
+                        fix="give --records FILE.jsonl")  # fmt: skip
+    from edgepipe.tuning import Plan
+
+    return Plan(values["tune"], Path(values["records"]))
 
 
 def _merged(options: argparse.Namespace) -> dict[str, Any]:

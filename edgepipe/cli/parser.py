@@ -13,6 +13,7 @@ from edgepipe.errors import UserError, did_you_mean
 #: Subcommands in the order of --help; each is a module of this package.
 COMMANDS = (
     "compile",
+    "tune",
     "run",
     "validate",
     "bench",

@@ -18,7 +18,7 @@ _SECTIONS = ("llvm", "simd", "link", "run", "facts")
 _LLVM_KEYS = ("mtriple", "mcpu", "mattr", "mabi", "mfloat-abi", "vector-width", "opt-level")
 
 #: Endings of values that are paths; others are names.
-_PATHS = (".onnx", ".pt2", ".toml", ".npz")
+_PATHS = (".onnx", ".pt2", ".toml", ".npz", ".jsonl")
 
 _CONFIG_TYPES: dict[str, type | tuple[type, ...]] = {
     "model": str,
@@ -27,6 +27,8 @@ _CONFIG_TYPES: dict[str, type | tuple[type, ...]] = {
     "calibration": str,
     "samples": int,
     "threads": int,
+    "tune": int,
+    "records": str,
     "allow_float_fallback": bool,
     "no_check": bool,
     "emit": list,
@@ -129,7 +131,7 @@ def read_config(path: Path) -> dict[str, Any]:
             raise UserError(
                 f"unknown key '{key}'", where=str(path), fix=did_you_mean(key, _CONFIG_TYPES)
             )
-        truth = _CONFIG_TYPES[key] is int and isinstance(value, bool)
+        truth = _CONFIG_TYPES[key] is not bool and isinstance(value, bool)
         if truth or not isinstance(value, _CONFIG_TYPES[key]):
             raise UserError(f"'{key}' cannot be {_kind(value)}", where=str(path))
     if isinstance(raw.get("shape"), dict):
@@ -138,7 +140,7 @@ def read_config(path: Path) -> dict[str, Any]:
         raw["set"] = [f"{key}={_toml_text(value)}" for key, value in _flat(raw["set"])]
     if not all(isinstance(kind, str) for kind in raw.get("emit", ())):
         raise UserError("'emit' must be a list of formats", where=str(path))
-    for key in ("model", "target", "recipe", "calibration", "output", "dump"):
+    for key in ("model", "target", "recipe", "calibration", "records", "output", "dump"):
         if key in raw:
             raw[key] = _beside(path, key, raw[key])
     return raw

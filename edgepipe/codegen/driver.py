@@ -187,6 +187,34 @@ def rpc_source(prefix: str, inputs: int, outputs: int) -> str:
     return _fill("rpc.c", values)
 
 
+def candidate_source(kernels: Mapping[str, Sequence[tuple[str, int]]]) -> str:
+    """C of two kernels to be measured in turn: symbol → dtype and bytes of each argument.
+
+    Arguments in one place share their memory; where sizes differ it has the larger one.
+    """
+    longest = max(len(arguments) for arguments in kernels.values())
+    offset, offsets, lines = 0, [], []
+    for place in range(longest):
+        present = [a[place] for a in kernels.values() if place < len(a)]
+        size, dtype = max(size for _, size in present), present[0][0]
+        kind = {"float32": "FLOATS", "float16": "HALVES", "int32": "WORDS"}.get(dtype, "BYTES")
+        lines.append(f"    {{{offset}, {size // 4 * 4 if kind != 'BYTES' else size}, {kind}}},")
+        offsets.append(offset)
+        # A line apart: tensors of powers of two would otherwise share cache sets.
+        offset += -(-size // ALIGNMENT) * ALIGNMENT + ALIGNMENT
+    calls = {
+        f"call_{i}": f"{symbol}({', '.join(f'memory + {at}' for at in offsets[: len(arguments)])})"
+        for i, (symbol, arguments) in enumerate(kernels.items())
+    }
+    prototypes = [f"extern void {s}({', '.join(['void *'] * len(a))});" for s, a in kernels.items()]
+    values = {
+        "prototypes": "\n".join(prototypes),
+        "bytes": str(offset),
+        "tensors": "\n".join(lines),
+    }
+    return _fill("candidate.c", values | calls)
+
+
 def wasm_files(
     plan: Plan, prefix: str, variants: Sequence[str], peaks: Peaks = NO_PEAKS
 ) -> dict[str, str]:

@@ -97,6 +97,46 @@ def rpc(target: Target, files: Mapping[str, bytes], prefix: str, counts: tuple[i
         return (work / "rpc.so").read_bytes()
 
 
+def candidate(target: Target, source: str, kernels: bytes, form: str) -> bytes:
+    """Two kernels to measure, behind ``source`` (candidate.c filled in): a ``PROGRAM``, a
+    ``LIBRARY`` for TVM's RPC servers, or a ``MODULE`` of WebAssembly. Raises as ``native`` does."""
+    with tempfile.TemporaryDirectory(prefix="edgepipe-link-") as name:
+        work = Path(name)
+        (work / "candidate.c").write_text(source, encoding="utf-8")
+        (work / "kernels.o").write_bytes(kernels)
+        (work / "libmath.a").write_bytes(math_library(target))
+        objects = ("candidate.o", "kernels.o", "libmath.a")
+        triple = target.link.static_zig_target or target.link.zig_target
+        if form == "PROGRAM":
+            zig("cc", "-target", triple, "-DPROGRAM", "-static", "-O2", "-g0", "-s", "-std=gnu11",
+                "-fno-sanitize=all", "-o", "candidate", "candidate.c", *objects[1:],
+                cwd=work)  # fmt: skip
+            return (work / "candidate").read_bytes()
+        flags = [flag if flag != "-std=c99" else "-std=c11" for flag in _C_FLAGS]
+        zig("cc", "-target", triple, *flags, *(() if form == "MODULE" else ("-fPIC",)),
+            f"-D{form}", "-c", "candidate.c", "-o", "candidate.o", cwd=work)  # fmt: skip
+        if form == "LIBRARY":
+            zig("ld.lld", "-shared", "--strip-all", "--build-id=none", "-z", "noexecstack",
+                "-o", "candidate", *objects, cwd=work)  # fmt: skip
+        else:
+            zig("wasm-ld", "--no-entry", "--strip-all", "--stack-first", "-z",
+                f"stack-size={_WASM_STACK_BYTES}", "--export=candidate_fill",
+                "--export=candidate_run", "-o", "candidate", *objects, cwd=work)  # fmt: skip
+        return (work / "candidate").read_bytes()
+
+
+def shared_for_this_machine(source: str) -> bytes:
+    """A shared library from one C file, what it lacks left to what loads it."""
+    with tempfile.TemporaryDirectory(prefix="edgepipe-link-") as name:
+        work = Path(name)
+        (work / "library.c").write_text(source, encoding="utf-8")
+        zig("cc", "-fPIC", "-O2", "-g0", "-fno-sanitize=all", "-c", "library.c", "-o", "library.o",
+            cwd=work)  # fmt: skip
+        zig("ld.lld", "-shared", "--strip-all", "-z", "noexecstack", "-o", "library.so",
+            "library.o", cwd=work)  # fmt: skip
+        return (work / "library.so").read_bytes()
+
+
 def gpu(
     zig_target: str,
     sources: Mapping[str, str],

@@ -53,7 +53,8 @@ class KernelAudit:
 
     ``macs`` counts zeros too. ``weight_bytes`` and ``activation_bytes`` are the sizes of all
     tensors that the call reads or writes, each once. ``sparsity`` of an op whose weights have many
-    zeros: see docs/sparsity.md. ``pieces`` as in ``Call``.
+    zeros: see docs/sparsity.md. ``pieces`` as in ``Call``. ``tuned`` names where the tuning record
+    is from that gave ``knobs``; empty where the template's default rule did.
     """
 
     op: str
@@ -67,6 +68,7 @@ class KernelAudit:
     weight_bytes: int = 0
     activation_bytes: int = 0
     pieces: int = 1
+    tuned: str = ""
 
 
 @dataclass(frozen=True)

@@ -72,8 +72,8 @@ def tile(target: Target, blocks: int, pixels: int, weights: WeightFormat) -> tup
     fitting = [c for c in choices if blocks % c[1] == 0]
 
     def waste(choice: tuple[int, int]) -> float:
-        done = -(-pixels // choice[0]) * choice[0]
-        return done / pixels
+        width = min(choice[0], pixels)
+        return -(-pixels // width) * width / pixels
 
     best = min(fitting, key=lambda c: (round(waste(c), 2), choices.index(c)))
     return min(best[0], pixels), best[1]
@@ -104,6 +104,25 @@ def default(op: ConvOp, target: Target) -> Knobs:
         "fused": target.simd.fma and target.arch in ("aarch64", "arm"),
         "half": half_conversion(target),
     }
+
+
+def settings(op: ConvOp, target: Target) -> list[Knobs]:
+    """Other register tiles, and which loop is outermost; sums keep their order."""
+    base = default(op, target)
+    columns = op.y.h * op.y.w if base["flat"] else op.y.w
+    per_group = op.y.blocks // op.groups
+    most = 10 if target.kind == "wasm" else target.simd.registers - 2
+    tiles = [
+        (pixels, blocks)
+        for blocks in (1, 2, 3, 4)
+        for pixels in range(1, min(columns, most) + 1)
+        if per_group % blocks == 0 and min(most // 3, columns) <= pixels * blocks <= most
+    ]
+    return [
+        {**base, "pixels": pixels, "blocks": blocks, "outer": outer}
+        for pixels, blocks in tiles
+        for outer in ("pixels", "channels")
+    ]
 
 
 def pack(op: ConvOp, knobs: Knobs, arrays: Sequence[np.ndarray]) -> list[np.ndarray]:
@@ -321,5 +340,11 @@ class _Emission:
 
 
 TEMPLATE = KernelTemplate(
-    name="conv", matches=matches, default=default, emit=emit, pack=pack, rank=1
+    name="conv",
+    matches=matches,
+    default=default,
+    emit=emit,
+    pack=pack,
+    knobs=settings,
+    rank=1,
 )

@@ -60,6 +60,18 @@ def default(op: ConvOp, target: Target) -> Knobs:
     }
 
 
+def settings(op: ConvOp, target: Target) -> list[Knobs]:
+    """Other tiles of pixels; weights of float32 kept in registers or not. Sums keep their order."""
+    base, most = default(op, target), target.simd.registers // 2
+    keeping = (True, False) if op.weights.plain else (base["keep_weights"],)
+    return [
+        {**base, "columns": columns, "rows": rows, "keep_weights": keep}
+        for rows in range(1, min(op.y.h, 4) + 1)
+        for columns in range(1, min(op.y.w, most // rows) + 1)
+        for keep in keeping
+    ]
+
+
 def pack(op: ConvOp, knobs: Knobs, arrays: Sequence[np.ndarray]) -> list[np.ndarray]:
     """``w[c, 1, kh, kw]``, ``b[c]`` → ``[block][kh][kw][lane]`` and the padded bias.
 
@@ -146,5 +158,11 @@ def emit(op: ConvOp, knobs: Knobs) -> Any:
 
 
 TEMPLATE = KernelTemplate(
-    name="depthwise", matches=matches, default=default, emit=emit, pack=pack, rank=2
+    name="depthwise",
+    matches=matches,
+    default=default,
+    emit=emit,
+    pack=pack,
+    knobs=settings,
+    rank=2,
 )

@@ -74,6 +74,21 @@ def default(op: MatmulOp, target: Target) -> Knobs:
     }
 
 
+def settings(op: MatmulOp, target: Target) -> list[Knobs]:
+    """Other register tiles, and how many values of k are unrolled; sums keep their order."""
+    base = default(op, target)
+    wide, most = max(1, op.n // base["lanes"]), target.simd.registers - 2
+    unrolls = (base["unroll"],) if op.weights.group else (1, 2, 4, 8)
+    return [
+        {**base, "rows": rows, "blocks": blocks, "unroll": unroll}
+        for rows in range(1, min(op.m, most) + 1)
+        for blocks in (1, 2, 3, 4, 6, 8)
+        for unroll in unrolls
+        if blocks <= wide and unroll <= op.k and rows * blocks <= most
+        if rows * blocks >= most // 3 or rows == op.m
+    ]
+
+
 def _tile_starts(n: int, width: int) -> list[int]:
     return [min(t * width, n - width) for t in range(-(-n // width))]
 
@@ -218,4 +233,6 @@ class _Emission:
                 store(self.y, place, value, self.lanes)
 
 
-TEMPLATE = KernelTemplate(name="matmul", matches=matches, default=default, emit=emit, pack=pack)
+TEMPLATE = KernelTemplate(
+    name="matmul", matches=matches, default=default, emit=emit, pack=pack, knobs=settings
+)

@@ -100,6 +100,28 @@ def default(op: QConvOp, target: Target) -> Knobs:
     }
 
 
+def settings(op: QConvOp, target: Target) -> list[Knobs]:
+    """Other register tiles, and how many steps of a run are unrolled."""
+    base = default(op, target)
+    columns = op.y.h * op.y.w if base["flat"] else op.y.w
+    groups = op.y.lanes * op.y.blocks // op.groups // base["lanes"]
+    parts = dot.choose(target, op.limit, op.y.c).parts
+    most = (8 if target.kind == "wasm" else target.simd.registers - 3) // parts
+    tiles = [
+        (pixels, width)
+        for width in (1, 2, 3, 4)
+        for pixels in range(1, min(columns, most) + 1)
+        if width <= groups and (op.groups == 1 or groups % width == 0)
+        if pixels * width <= most and (pixels * width >= most // 4 or columns * groups < most)
+    ]
+    unrolls = (1, 2, 4) if op.bits == 8 and base["dot"] != "mlal" else (base["unroll"],)
+    return [
+        {**base, "pixels": pixels, "groups": width, "unroll": unroll}
+        for pixels, width in tiles
+        for unroll in unrolls
+    ]
+
+
 def pack(op: QConvOp, knobs: Knobs, arrays: Sequence[np.ndarray]) -> list[np.ndarray]:
     """``w[co, ci/g, kh, kw]`` int8, ``b[co]`` int32, ``m[co]`` float32 → as ``emit`` reads them."""
     weight = arrays[0]
@@ -145,6 +167,7 @@ TEMPLATE = KernelTemplate(
     default=default,
     emit=emit,
     pack=pack,
+    knobs=settings,
     scratch=scratch,
     variant=variant,
     rank=1,

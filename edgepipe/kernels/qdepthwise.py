@@ -55,6 +55,16 @@ def default(op: QConvOp, target: Target) -> Knobs:
     }
 
 
+def settings(op: QConvOp, target: Target) -> list[Knobs]:
+    """Other numbers of pixels and channels at a time."""
+    base = default(op, target)
+    return [
+        {**base, "lanes": lanes, "columns": columns}
+        for lanes in ((8, 16) if base["lanes"] == 16 else (8,))
+        for columns in range(1, min(op.y.w, 8) + 1)
+    ]
+
+
 def pack(op: QConvOp, knobs: Knobs, arrays: Sequence[np.ndarray]) -> list[np.ndarray]:
     """``w[c, 1, kh, kw]``, ``b[c]``, ``m[c]`` → ``[chunk][kh][kw][lane]`` and padded vectors."""
     weight = arrays[0]
@@ -137,6 +147,7 @@ TEMPLATE = KernelTemplate(
     default=default,
     emit=emit,
     pack=pack,
+    knobs=settings,
     rank=2,
     arithmetic="int8",
     accumulator="int32",

@@ -28,7 +28,9 @@ class KernelTemplate:
 
     ``emit(op, knobs)`` returns a PrimFunc over flat buffers: activations in, packed weights,
     residuals, activation out. ``pack(op, knobs, arrays)`` lays the weights out as ``emit`` reads
-    them. ``default`` needs no tuning; ``knobs`` lists the values a tuner may try.
+    them. ``default`` needs no tuning; ``knobs`` lists every setting a tuner may try, all of which
+    compute the same bits. ``version`` is raised when a setting comes to mean another kernel, which
+    makes tuning records of the old one stale.
     """
 
     name: str
@@ -45,8 +47,15 @@ class KernelTemplate:
     #: the same weights and takes the same arguments.
     variant: Callable[[Any, Knobs, str], Knobs | None] = lambda op, knobs, name: None
     rank: int = 0
+    version: int = 1
     arithmetic: str = "float32"
     accumulator: str = "float32"
+
+    def settings(self, op: Any, target: Target) -> list[Knobs]:
+        """All knobs on offer, the default rule's first; empty where there is nothing to choose."""
+        default = self.default(op, target)
+        others = [knobs for knobs in self.knobs(op, target) if knobs != default]
+        return [default, *others] if others else []
 
 
 @cache

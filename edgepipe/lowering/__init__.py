@@ -6,13 +6,15 @@ and let TVM legalise, fuse and schedule the rest.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from typing import Any
 
 import onnx_ir as ir
 
 from edgepipe.codegen.plan import KernelAudit
 from edgepipe.context import Context
+from edgepipe.records import Records
 
 
 @dataclass(frozen=True)
@@ -31,21 +33,10 @@ class Program:
     outputs: tuple[str, ...]
 
 
-def lower(model: ir.Model, context: Context) -> Program:
-    """Lower ``model`` (static shapes, canonical ONNX) for ``context.target``.
-
-    Raises Unsupported, naming the op, for what edgepipe does not compile.
-    """
-    import tvm
-    from tvm import relax
-
+def describe_kernels(model: ir.Model, context: Context) -> None:
+    """Replace what templates execute in ``model`` by kernel nodes with layouts."""
     from edgepipe.lowering import groups, integers, layouts, sparsity, weights
-    from edgepipe.lowering.emit import Emitter
-    from edgepipe.lowering.schedule import schedule_default
-    from edgepipe.lowering.to_relax import to_relax
 
-    names = tuple(v.name or "" for v in model.graph.inputs if not v.is_initializer())
-    outputs = tuple(v.name or "" for v in model.graph.outputs)
     context.progress("choosing kernels and layouts")
     integers.fold(model, context)
     weights.fold(model, context)
@@ -53,6 +44,27 @@ def lower(model: ir.Model, context: Context) -> Program:
     layouts.assign(model, found, sparsity.choose(found, context), context)
     context.dump("lowering-00-layouts.txt", lambda: str(model))
 
+
+def lower(
+    model: ir.Model, context: Context, tune: Callable[[ir.Graph], Records] | None = None
+) -> Program:
+    """Lower ``model`` (static shapes, canonical ONNX) for ``context.target``.
+
+    ``tune`` is given the graph with its kernel nodes and returns the records to go by.
+    Raises Unsupported, naming the op, for what edgepipe does not compile.
+    """
+    import tvm
+    from tvm import relax
+
+    from edgepipe.lowering.emit import Emitter
+    from edgepipe.lowering.schedule import schedule_default
+    from edgepipe.lowering.to_relax import to_relax
+
+    names = tuple(v.name or "" for v in model.graph.inputs if not v.is_initializer())
+    outputs = tuple(v.name or "" for v in model.graph.outputs)
+    describe_kernels(model, context)
+    if tune is not None:
+        context = replace(context, records=tune(model.graph))
     emitter = Emitter(context)
     module = to_relax(model, emitter)
     context.dump("lowering-01-relax.txt", module.script)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -41,10 +41,12 @@ class Emitter:
             self.context.note(STAGE, node.name, reason)
         if template is None:
             raise Unsupported(f"no kernel for {kernel.op_type}", where=node.name)
-        knobs = template.default(kernel.op, self.context.target)
+        knobs, tuned = choose_knobs(template, kernel.op, self.context, node.name)
         var = self._function(builder, template, kernel.op, knobs)
         arguments = _arguments(template, kernel, knobs, inputs)
-        self.audits.setdefault(var.name_hint, []).append(_audit(template, kernel, knobs, var))
+        self.audits.setdefault(var.name_hint, []).append(
+            replace(_audit(template, kernel, knobs, var), tuned=tuned)
+        )
         shape = tuple(int(d) for d in node.outputs[0].shape)  # type: ignore[union-attr,arg-type]
         dtype = str(node.outputs[0].dtype.numpy())  # type: ignore[union-attr]
         result = relax.TensorType(shape, dtype)
@@ -70,6 +72,33 @@ class Emitter:
                     function = template.emit(op, other)
                     self.variants.setdefault(variant, {})[var.name_hint] = function
         return self.functions[key]
+
+
+def choose_knobs(
+    template: KernelTemplate, op: Op, context: Context, name: str | None = None
+) -> tuple[Knobs, str]:
+    """The knobs of a record for this operator, and whose it is; else those of the default rule.
+
+    A record of another version of the template, or with a setting that it does not offer, is stale.
+    """
+    record = context.records.find(template.name, op, context.target)
+    if record is None:
+        return template.default(op, context.target), ""
+    origin = context.records.origin[record.key]
+    if record.version == template.version:
+        for knobs in template.settings(op, context.target):
+            if plain(knobs) == record.knobs:
+                return knobs, origin
+        why = "its setting is not among those on offer"
+    else:
+        why = f"made for version {record.version} of {template.name}, this is {template.version}"
+    context.note(STAGE, name, f"stale tuning record of {origin} left out: {why}")
+    return template.default(op, context.target), ""
+
+
+def plain(knobs: Knobs) -> Knobs:
+    """Knobs as JSON gives them back."""
+    return {k: list(v) if isinstance(v, tuple) else v for k, v in knobs.items()}
 
 
 def _arguments(

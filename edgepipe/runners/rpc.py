@@ -71,7 +71,7 @@ class Server:
             with self._loaded(bundle) as model:
                 return [model.run(sample) for sample in samples]
 
-        return self._within(execute)
+        return self.within(execute)
 
     def bench(self, bundle: Bundle, runs: int, warmup: int) -> Timing:
         """Time inferences on the board, by the server's own clock."""
@@ -86,7 +86,7 @@ class Server:
                     model.call()
                 return model.times(runs)
 
-        times = np.array(self._within(measure)) * 1e3
+        times = np.array(self.within(measure)) * 1e3
         p50, p90, p99 = np.percentile(times, [50, 90, 99], method="inverted_cdf")
         rounds = np.array_split(times, 5) if runs >= 5 else []
         return Timing(
@@ -103,7 +103,7 @@ class Server:
         raise UserError("a call through RPC takes longer than most kernels", where="--runner rpc",
                         fix="profile with --runner ssh:HOST or adb")  # fmt: skip
 
-    def _within(self, work: Callable[[], T]) -> T:
+    def within(self, work: Callable[[], T]) -> T:
         """What ``work`` returns; TVM's calls have no time limit of their own."""
         found: list[T] = []
         errors: list[BaseException] = []
@@ -142,26 +142,49 @@ class Server:
         start = "python -m tvm.exec.rpc_server --host 0.0.0.0 --port 9090"
         raise UserError(what, where=self.NAME, fix=f"on the board: {start}")
 
+    def count(self) -> int:
+        """How many boards the tracker has for the key; 1 without a tracker. Raises UserError."""
+        if not self.key:
+            return 1
+        from tvm import rpc
+
+        try:
+            servers = rpc.connect_tracker(self.host, self.port).summary()["server_info"]
+        except (OSError, RuntimeError) as error:
+            raise UserError(f"cannot be reached: {_last_line(error)}", where=self.NAME) from None
+        found = len([s for s in servers if s["key"] == f"server:{self.key}"])
+        if not found:
+            raise UserError(f"the tracker has no board '{self.key}'", where=self.NAME,
+                            fix="python -m tvm.exec.query_rpc_tracker lists them")  # fmt: skip
+        return found
+
+    @contextlib.contextmanager
+    def library(self, path: Path) -> Iterator[tuple[Any, Any]]:
+        """The shared library ``path``, loaded on the board, and the board's CPU."""
+        session = self._session()
+        close = session.get_function("CloseRPCConnection")
+        try:
+            session.upload(str(path))
+            module = session.load_module(path.name)
+            session.remove(path.name)  # it is loaded: nothing needs to stay
+            yield module, session.cpu(0)
+        except (UserError, EdgepipeError):
+            raise
+        except Exception as error:  # whatever TVM raises across the connection
+            raise EdgepipeError(f"{self.NAME}: {_last_line(error)}") from None
+        finally:  # a board serves one client: it must not wait for our garbage collector
+            with contextlib.suppress(Exception):
+                close()
+
     @contextlib.contextmanager
     def _loaded(self, bundle: Bundle) -> Iterator[_Model]:
         """The bundle's model on the board."""
         name = f"edgepipe-{secrets.token_hex(8)}.so"
-        with tempfile.TemporaryDirectory(prefix="edgepipe-rpc-") as folder:
-            path = _library(bundle, Path(folder) / name)
-            session = self._session()
-            close = session.get_function("CloseRPCConnection")
-            try:
-                session.upload(str(path))
-                module = session.load_module(name)
-                session.remove(name)  # it is loaded: nothing needs to stay
-                yield _Model(bundle, session, module, self.NAME)
-            except (UserError, EdgepipeError):
-                raise
-            except Exception as error:  # whatever TVM raises across the connection
-                raise EdgepipeError(f"{self.NAME}: {_last_line(error)}") from None
-            finally:  # a board serves one client: it must not wait for our garbage collector
-                with contextlib.suppress(Exception):
-                    close()
+        with (
+            tempfile.TemporaryDirectory(prefix="edgepipe-rpc-") as folder,
+            self.library(_library(bundle, Path(folder) / name)) as (module, device),
+        ):
+            yield _Model(bundle, device, module, self.NAME)
 
 
 def _last_line(error: Exception) -> str:
@@ -183,12 +206,12 @@ def _library(bundle: Bundle, path: Path) -> Path:
 class _Model:
     """Buffers on the board, and the two functions that take them."""
 
-    def __init__(self, bundle: Bundle, session: Any, module: Any, name: str) -> None:
+    def __init__(self, bundle: Bundle, device: Any, module: Any, name: str) -> None:
         import numpy as np
         from tvm import runtime
 
         self.bundle, self.module, self.name = bundle, module, name
-        self.device = session.cpu(0)
+        self.device = device
         weights = np.fromfile(bundle.file("weights.bin"), np.uint8)
         self.weights = runtime.tensor(weights, self.device)
         arena = bundle.manifest["memory"]["arena_bytes"]

@@ -38,9 +38,19 @@ def aligned(array: np.ndarray) -> np.ndarray:
 
 
 class Kernels:
-    """A set of ops compiled into one shared library, every other one for several threads."""
+    """A set of ops compiled into one shared library, every other one for several threads.
 
-    def __init__(self, ops: list[Op], target: Target, folder: Path, **overrides: Any) -> None:
+    ``settings`` are the knobs of each, where the default rule's are not meant.
+    """
+
+    def __init__(
+        self,
+        ops: list[Op],
+        target: Target,
+        folder: Path,
+        settings: list[dict[str, Any]] | None = None,
+        **overrides: Any,
+    ) -> None:
         self.templates: list[KernelTemplate] = []
         self.knobs: list[dict[str, Any]] = []
         functions = {}
@@ -48,7 +58,8 @@ class Kernels:
         for i, op in enumerate(ops):
             template, reasons = select(op, target)
             assert template is not None, reasons
-            knobs = {**template.default(op, target), **overrides}
+            chosen = template.default(op, target) if settings is None else settings[i]
+            knobs = {**chosen, **overrides}
             self.templates.append(template)
             self.knobs.append(knobs)
             functions[f"k{i}"] = template.emit(op, knobs)

@@ -1,0 +1,1 @@
+"""Tuning records that come with the package (``*.jsonl``, see ``edgepipe.records``)."""
