@@ -40,6 +40,8 @@ def safe_name(text: str) -> str:
 
 def read_json(path: Path) -> Any:
     """Parse a JSON file; None where there is none. Raises UserError where it cannot be read."""
+    if path.exists() and not path.is_file():  # a link to a device never ends
+        raise UserError("not a regular file", where=str(path))
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:

@@ -138,6 +138,9 @@ def read_config(path: Path) -> dict[str, Any]:
         raw["shape"] = [_shape_text(path, *item) for item in raw["shape"].items()]
     if isinstance(raw.get("set"), dict):
         raw["set"] = [f"{key}={_toml_text(value)}" for key, value in _flat(raw["set"])]
+    for key in ("shape", "set"):
+        if not all(isinstance(text, str) for text in raw.get(key, ())):
+            raise UserError(f"'{key}' must be a table or a list of texts", where=str(path))
     if not all(isinstance(kind, str) for kind in raw.get("emit", ())):
         raise UserError("'emit' must be a list of formats", where=str(path))
     for key in ("model", "target", "recipe", "calibration", "records", "output", "dump"):
