@@ -250,6 +250,11 @@ def _check_operator(node: onnx.NodeProto, version: int, where: str) -> None:
         raise UserError(
             f"unknown operator {node.op_type}", where=here, fix=did_you_mean(node.op_type, known)
         ) from None
+    for number, name in enumerate(node.input):  # ONNX Runtime reads through a null pointer there
+        formal = schema.inputs[min(number, len(schema.inputs) - 1)] if schema.inputs else None
+        if not name and formal and formal.option != defs.OpSchema.FormalParameterOption.Optional:
+            raise UserError(f"{node.op_type} needs its input {number}, {formal.name}", where=here,
+                            fix="export the model again")  # fmt: skip
     unknown = [a.name for a in node.attribute if a.name not in schema.attributes]
     if unknown and node.op_type == "Constant":  # of others the checker tells
         raise UserError(f"Constant has no attribute '{unknown[0]}'", where=here)

@@ -160,6 +160,12 @@ FILES: dict[str, tuple[Callable[[Path], Path], tuple[str, ...]]] = {
         _changed(lambda m: m.graph.node[0].input.append("x")),
         ("not a valid ONNX model",),
     ),
+    "an operand left out": (
+        _changed(
+            lambda m: m.graph.node.append(helper.make_node("Max", ["x", ""], ["k"], "largest"))
+        ),
+        ("node 'largest'", "Max needs its input 1"),
+    ),
     "string input": (
         _changed(lambda m: setattr(m.graph.input[0].type.tensor_type, "elem_type", 8)),
         ("input 'x'", "STRING"),
