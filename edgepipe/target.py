@@ -25,6 +25,15 @@ def _require(sound: bool, key: str, wanted: str) -> None:
         raise UserError(f"'{key}' must be {wanted}", where="target")
 
 
+def _require_features(value: object, key: str) -> None:
+    """LLVM fails on anything else, if it does not crash."""
+    sound = isinstance(value, list | tuple) and all(
+        isinstance(word, str) and word[:1] in ("+", "-") and _WORD.fullmatch(word[1:])
+        for word in value
+    )
+    _require(sound, key, "a list of features such as '+neon'")
+
+
 @dataclass(frozen=True)
 class Simd:
     """The vector unit as kernels see it. ``fma`` says whether a fused multiply-add is native."""
@@ -147,10 +156,15 @@ class Target:
         for key in ("name", "arch"):
             _require(bool(_WORD.fullmatch(getattr(self, key))), key, "letters, digits, '-' and '_'")
         for key, value in self.llvm.items():
+            if key == "mattr":
+                _require_features(value, "llvm.mattr")
+                continue
             words = value if isinstance(value, list | tuple) else [value]
             sound = all(isinstance(word, str | int) and _WORD.fullmatch(str(word).lstrip("+-"))
                         for word in words)  # fmt: skip
             _require(sound, f"llvm.{key}", "a word or a list of words")
+        for name, features in self.variants.items():
+            _require_features(features, f"variants.{name}")
         for recipe in self.recipes:
             if recipe not in (*FORMATS, *GROUPED):
                 fix = did_you_mean(recipe, (*FORMATS, *GROUPED))

@@ -97,6 +97,9 @@ def test_a_file_of_ones_own_is_a_target(tmp_path: Path) -> None:
         ('dot = "mlal"', 'dot = "magic"', "'integer.dot' must be vnni"),
         ('mcpu = "cortex-a72"', "mcpu = 1e308", "'llvm.mcpu' must be a word"),
         ('mcpu = "cortex-a72"', 'mcpu = "a b"', "'llvm.mcpu' must be a word"),
+        ('mattr = ["+neon"]', 'mattr = "w4a16"', "'llvm.mattr' must be a list of features"),
+        ('mattr = ["+neon"]', 'mattr = ["neon"]', "'llvm.mattr' must be a list of features"),
+        ('kind = "cpu"', 'kind = "cpu"\nvariants = {x = ["y"]}', "'variants.x' must be a list of"),
         ('zig_target = "', 'zig_target = "-o/tmp/x ', "'link.zig_target' must be a triple"),
     ],
 )

@@ -1,4 +1,4 @@
-"""A short run of every kind, from a seed that is printed; and that the watch sees what it must."""
+"""A short run of every kind, the same inputs each time; and that the watch sees what it must."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ from tests.fuzz import kinds, run
 from tests.fuzz.mutations import damaged_bytes, damaged_text, damaged_tree, toml
 from tests.fuzz.worker import Watch, judge
 
-SEED = os.environ.get("EDGEPIPE_FUZZ_SEED", str(random.randrange(10**9)))
+#: Another one finds other things: CONTRIBUTING.md has the long runs.
+SEED = os.environ.get("EDGEPIPE_FUZZ_SEED", "470927074")
 COUNTS = {"onnx": 150, "compile": 6, "target": 60, "recipe": 150, "config": 100, "data": 100,
           "bundle": 80, "c-api": 100, "pt2": 40}  # fmt: skip
 
