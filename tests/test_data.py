@@ -11,6 +11,7 @@ import pytest
 
 from edgepipe.codegen.plan import TensorSpec
 from edgepipe.data import Samples, from_arrays, named, open_data, synthetic
+from edgepipe.data.folder import apply
 from edgepipe.data.npz import read_npz, write_npz
 from edgepipe.errors import UserError
 from edgepipe.zoo import Preprocessing
@@ -328,3 +329,11 @@ def test_hostile_data_set_files_are_one_line(tmp_path: Path, text: str, said: st
     with pytest.raises(UserError) as caught:
         list(open_data(tmp_path / "s.toml", [TensorSpec("x", (1, 3, 8, 8), "float32")]))
     assert said in str(caught.value)
+
+
+@pytest.mark.parametrize("steps", [{"scale": 1e200}, {"mean": (1e39,)}, {"std": (1e-300,)}])
+def test_steps_that_float32_does_not_hold_are_refused(steps: dict[str, object]) -> None:
+    images = np.ones((1, 4, 4, 3), np.float32)
+    with pytest.raises(UserError, match="numbers that float32 does not hold"):
+        apply(images, Preprocessing(**steps))
+    assert np.array_equal(apply(images, Preprocessing()), np.ones((1, 3, 4, 4), np.float32))

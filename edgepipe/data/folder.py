@@ -127,10 +127,14 @@ class _Images:
 def apply(raw: Array, steps: Preprocessing) -> Array:
     """``raw`` [H, W, C] (or [N, H, W, C]) → float32 [N, C, H, W] by ``(raw·scale − mean)/std``."""
     batch = raw[np.newaxis] if raw.ndim == 3 else raw
-    mean, std = np.array(steps.mean, np.float32), np.array(steps.std, np.float32)
-    for name, values in (("mean", mean), ("std", std)):
+    for name, values in (("mean", steps.mean), ("std", steps.std)):
         if len(values) not in (1, batch.shape[-1]):
             raise UserError(f"{len(values)} values for {batch.shape[-1]} channels",
                             where=f"preprocessing.{name}")  # fmt: skip
-    result = (batch.astype(np.float32) * np.float32(steps.scale) - mean) / std
+    with np.errstate(all="ignore"):
+        mean, std = np.array(steps.mean, np.float32), np.array(steps.std, np.float32)
+        result = (batch.astype(np.float32) * np.float32(steps.scale) - mean) / std
+    if np.isfinite(batch).all() and not np.isfinite(result).all():
+        raise UserError("gives numbers that float32 does not hold", where="preprocessing",
+                        fix="look at scale, mean and std")  # fmt: skip
     return np.ascontiguousarray(np.moveaxis(result, -1, 1))
