@@ -22,6 +22,7 @@ import sys
 import time
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
@@ -118,23 +119,33 @@ def measure(
         line(recipe, f"{plain:.2f}", after, f"{after - reference:+.2f}", seconds)
 
 
-def main() -> None:
-    """Print the table."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+def options(description: str, networks: tuple[str, ...], recipes: tuple[str, ...]) -> Any:
+    """A parser of what measurements of trainings have in common."""
+    parser = argparse.ArgumentParser(description=description)
     parser.add_argument(
         "--shared", type=Path, default=Path(os.environ.get("EDGEPIPE_SHARED", "../shared"))
     )
-    parser.add_argument("--networks", default=",".join(NETWORKS))
-    parser.add_argument("--recipes", default=",".join(RECIPES))
+    parser.add_argument("--networks", default=",".join(networks))
+    parser.add_argument("--recipes", default=",".join(recipes))
     parser.add_argument("--epochs", type=int)
     parser.add_argument("--checkpoints", type=Path, metavar="DIR")
-    arguments = parser.parse_args()
+    return parser
+
+
+def begin(header: str) -> None:
+    """One thread; the machine, the versions and the table's first line."""
     import torch
 
     torch.set_num_threads(1)
     print(one_line(machine()))
     print(one_line(versions("edgepipe", "onnxruntime", "numpy", "torch")))
-    print("network          what           calibrated  tuned  to float tuned  CPU s", flush=True)
+    print(header, flush=True)
+
+
+def main() -> None:
+    """Print the table."""
+    arguments = options(__doc__.splitlines()[0], NETWORKS, RECIPES).parse_args()
+    begin("network          what           calibrated  tuned  to float tuned  CPU s")
     for network in arguments.networks.split(","):
         measured = Measurement(arguments.shared, network)
         epochs = arguments.epochs or EPOCHS[network]

@@ -26,12 +26,11 @@ os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 import numpy as np
 import onnx_ir as ir
-from accuracy_finetune import FIRST, SECOND, Measurement, progress
+from accuracy_finetune import FIRST, SECOND, Measurement, begin, options, progress
 
 from edgepipe import importer, prune
 from edgepipe.context import Context
 from edgepipe.data import Samples
-from edgepipe.machine import machine, one_line, versions
 from edgepipe.quantization.finetune import FinetuneSettings
 from edgepipe.recipe import Recipe
 from edgepipe.sparsity.pattern import KEPT
@@ -85,8 +84,8 @@ def measure(arguments: argparse.Namespace, network: str, epochs: int) -> None:
         print("{:16} {:19} {:>8}  {:>6}  {:>14}  {:>7}  {:>6}".format(*cells), flush=True)
 
     first, seconds = tuned(measured.graph, None, FIRST, "stage1")
-    start, trained = measured.accuracy(measured.graph), measured.accuracy(first)
-    line(network, "float", "", f"{start:.2f}", "", "", "")
+    before, trained = measured.accuracy(measured.graph), measured.accuracy(first)
+    line(network, "float", "", f"{before:.2f}", "", "", "")
     line(network, "float, stage 1", "", f"{trained:.2f}", "", "", f"{seconds:.0f}")
     dense, seconds = tuned(first, None, SECOND, "stage2")
     reference = measured.accuracy(dense)
@@ -96,12 +95,12 @@ def measure(arguments: argparse.Namespace, network: str, epochs: int) -> None:
         pruned = one_shot(measured, first, pattern, arguments.shared, network)
         shot = f"{measured.accuracy(pruned):.2f}"
         for way in arguments.ways.split(","):
-            begin, settings = pruned, replace(SPARSE, sparsity=KEPT)
+            start, settings = pruned, replace(SPARSE, sparsity=KEPT)
             if way != KEPT:
-                begin, settings = first, replace(SPARSE, sparsity=pattern, pruning=way)
+                start, settings = first, replace(SPARSE, sparsity=pattern, pruning=way)
             name = f"{recipe}-{way}".replace("%", "").replace(":", "-")
             rounded = None if format == "fp32" else format
-            model, seconds = tuned(begin, rounded, settings, name)
+            model, seconds = tuned(start, rounded, settings, name)
             after = measured.accuracy(model)
             progress(f"{recipe} {way}: {after:.2f}")
             line(network, f"{recipe} {way}", shot, f"{after:.2f}", f"{after - reference:+.2f}",
@@ -110,22 +109,10 @@ def measure(arguments: argparse.Namespace, network: str, epochs: int) -> None:
 
 def main() -> None:
     """Print the table."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument(
-        "--shared", type=Path, default=Path(os.environ.get("EDGEPIPE_SHARED", "../shared"))
-    )
-    parser.add_argument("--networks", default=",".join(NETWORKS))
-    parser.add_argument("--recipes", default=",".join(RECIPES))
+    parser = options(__doc__.splitlines()[0], NETWORKS, RECIPES)
     parser.add_argument("--ways", default=KEPT, help="kept, gradual, decay, straight")
-    parser.add_argument("--epochs", type=int)
-    parser.add_argument("--checkpoints", type=Path, metavar="DIR")
     arguments = parser.parse_args()
-    import torch
-
-    torch.set_num_threads(1)
-    print(one_line(machine()))
-    print(one_line(versions("edgepipe", "onnxruntime", "numpy", "torch")))
-    print(
+    begin(
         "network          recipe                 one-shot  tuned  to dense tuned  zeros %   CPU s"
     )
     for network in arguments.networks.split(","):
