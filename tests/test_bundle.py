@@ -358,6 +358,7 @@ def test_what_a_living_process_writes_is_left_alone(
     assert not work.exists()
 
 
+@pytest.mark.slow
 def test_two_compilations_into_one_folder(tmp_path: Path, objects: dict[str, bytes]) -> None:
     made = contents(write(tmp_path / "one", objects).path)
     errors: list[BaseException] = []

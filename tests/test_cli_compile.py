@@ -232,6 +232,7 @@ def test_a_full_disk_is_one_line(
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_a_quantized_bundle_by_config_and_recipe_file(
     capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:

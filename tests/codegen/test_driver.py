@@ -83,6 +83,7 @@ int main(void) {
 """
 
 
+@pytest.mark.slow
 def test_two_models_link_into_one_program(tmp_path: Path) -> None:
     library(tmp_path, "first", seed=7)
     library(tmp_path, "second", seed=8)
@@ -228,6 +229,7 @@ def test_linking_twice_gives_the_same_bytes(
         assert b"edgepipe-link-" not in data
 
 
+@pytest.mark.slow
 def test_math_library_cache_heals(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setenv("ZIG_GLOBAL_CACHE_DIR", str(Path.home() / ".cache" / "zig"))

@@ -99,6 +99,7 @@ def detailed(name: str, index: int) -> Facts:
     )  # fmt: skip
 
 
+@pytest.mark.slow
 def test_every_part_is_there() -> None:
     text = page.render([detailed("one", 0), facts("two", 2.0, 0.8)])
     plain = html.unescape(text)
@@ -193,6 +194,7 @@ def built(tmp_path: Path) -> Bundle:
                        *dense.weights())  # fmt: skip
 
 
+@pytest.mark.slow
 def test_commands(built: Bundle, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path, output = str(built.path), tmp_path / "report.html"
     assert main(["report", path, "-o", str(output), "--runs", "5", "--quiet"]) == 0

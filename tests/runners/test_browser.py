@@ -130,6 +130,7 @@ def test_the_page_measures_and_checks_itself(made: Made) -> None:
     assert "handmade, fp32" in text and "ok:" in text and "WRONG" not in text
 
 
+@pytest.mark.slow
 def test_the_page_notices_wrong_outputs(made: Made, tmp_path: Path) -> None:
     folder = tmp_path / "wrong"
     shutil.copytree(made("wasm-simd").path, folder)

@@ -81,6 +81,7 @@ def test_a_tracker_hands_out_a_board(
             )
 
 
+@pytest.mark.slow
 def test_nobody_answers(bundle: Bundle) -> None:
     sample = {"image": np.zeros((1, 1, 8, 8), np.float32)}
     name = f"rpc:127.0.0.1:{free_port()},retries=0"

@@ -149,6 +149,7 @@ def test_the_emulated_cpu_refuses_what_it_lacks(tmp_path: Path) -> None:
                 made.run(inputs, "qemu")
 
 
+@pytest.mark.slow
 def test_a_bundle_compiled_anew_runs_the_new_code(tmp_path: Path) -> None:
     """The old library must not stay loaded under the same path."""
     host = Target.load("host")

@@ -181,6 +181,7 @@ def _with_all_outputs(proto: onnx.ModelProto) -> bytes:
 DIGESTS = {"lstm": "aff935ca91fd4bf5", "mobilenet-v1": "32f93d6d0e13e14b"}
 
 
+@pytest.mark.slow
 @pytest.mark.needs_torch
 @pytest.mark.parametrize("name", DIGESTS)
 def test_weights_are_reproducible(name: str) -> None:

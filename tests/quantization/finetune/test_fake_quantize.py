@@ -85,6 +85,7 @@ def test_steps_per_channel() -> None:
         torch.testing.assert_close(step.grad[0, channel, 0], alone.grad)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("style", STYLES)
 def test_averages_follow_the_extremes(style: GridStyle) -> None:
     module = ActivationGrid(style.grid(-1.0, 1.0), style, learned=False)

@@ -126,6 +126,7 @@ def test_onnx_runtime_computes_what_torch_trained(
         assert snr_db(theirs, ours) > 40
 
 
+@pytest.mark.slow
 def test_the_comparison_can_fail() -> None:
     """Positive control: two channels of a trained weight exchanged."""
     model = build(MIXED)
@@ -156,6 +157,7 @@ def test_integers_compute_it_too() -> None:
     assert different <= MOST_DIFFERENT and far == 0.0
 
 
+@pytest.mark.slow
 def test_training_changes_codes_steps_and_biases() -> None:
     model = build(SMALL)
     data = learnable(model)
@@ -165,6 +167,7 @@ def test_training_changes_codes_steps_and_biases() -> None:
         assert old.shape == new.shape and not np.array_equal(old, new), name
 
 
+@pytest.mark.slow
 def test_averages_leave_the_steps_of_weights_alone() -> None:
     model = build(SMALL)
     data = learnable(model)
