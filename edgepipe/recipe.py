@@ -10,6 +10,7 @@ A file says the same as ``format`` and may change what the format leaves to a de
 from __future__ import annotations
 
 import re
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -250,8 +251,10 @@ def _override(entry: Any, where: str) -> Override:
         )
     override = Override(entry["match"], entry["format"])
     try:
-        re.compile(override.match)
-    except re.error as error:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", FutureWarning)  # "[[": it will mean something else
+            re.compile(override.match)
+    except (re.error, FutureWarning) as error:
         raise UserError(
             f"'{override.match}' is no regular expression: {error}", where=where
         ) from None

@@ -128,12 +128,23 @@ def _check_text(proto: onnx.ModelProto, where: str) -> None:
         for graph in graphs(owner):
             for node in graph.node:
                 texts += [node.name, node.op_type, node.domain, *node.input, *node.output]
-                texts += [attribute.name for attribute in node.attribute]
+                for attribute in node.attribute:
+                    texts += [attribute.name, *map(_decoded, (attribute.s, *attribute.strings))]
             if isinstance(graph, onnx.GraphProto):
                 values = (*graph.input, *graph.output, *graph.value_info)
                 texts += [item.name for item in (*graph.initializer, *values)]
     if any(isinstance(text, bytes) for text in texts):
-        raise UserError("has names that are not valid text", where=where, fix="export it again")
+        raise UserError(
+            "has names or attributes that are not valid text", where=where, fix="export it again"
+        )
+
+
+def _decoded(text: bytes) -> str | bytes:
+    """A string attribute, which protobuf holds as bytes in any case."""
+    try:
+        return text.decode()
+    except UnicodeDecodeError:
+        return text
 
 
 def _check_opset(proto: onnx.ModelProto, where: str) -> None:

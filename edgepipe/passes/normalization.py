@@ -150,12 +150,12 @@ def _same(a: ir.Value | None, b: ir.Value) -> bool:
 
 
 def _kept_axes(node: ir.Node) -> list[int] | None:
-    """Sorted axes of a reduction with keepdims and constant axes."""
+    """Sorted axes of a reduction with keepdims and constant axes, if there are any."""
     axes = array_of(node.inputs[1]) if len(node.inputs) > 1 else None
     dims = shape_of(node.inputs[0])
     if axes is None or dims is None or node.attributes.get_int("keepdims", 1) != 1:
         return None
-    return sorted(int(a) % len(dims) for a in axes)
+    return sorted(int(a) % len(dims) for a in axes) or None  # None of a scalar
 
 
 def _become_layer_norm(

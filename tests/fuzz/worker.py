@@ -25,7 +25,9 @@ MEMORY_BYTES = 1 << 30
 #: More CPU time than this is a hang: seconds by the clock say more of what else the machine does.
 HANG_S = 10.0
 _ADDRESS_SPACE = 24 << 30
-_PROGRAMS = ("zig", "ptxas", "fc-list")  # the last is matplotlib's
+#: Compilers, what the check of a new bundle runs it in, and matplotlib's search for fonts.
+_PROGRAMS = ("zig", "ptxas", "node", "qemu-aarch64-static", "qemu-arm-static", "qemu-aarch64",
+             "qemu-arm", "fc-list")  # fmt: skip
 _CALLS = ("socket.connect", "pickle.find_class", "os.system", "os.exec", "os.posix_spawn")
 _WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
 _CHANGES = ("os.mkdir", "os.rename", "os.remove", "os.rmdir", "os.symlink", "os.link", "os.chmod",

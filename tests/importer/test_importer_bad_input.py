@@ -341,6 +341,14 @@ def test_names_that_are_not_text(tmp_path: Path, text: bytes) -> None:
     assert "not valid text" in refusal(tmp_path / "m.onnx")
 
 
+def test_an_attribute_that_is_not_text(tmp_path: Path) -> None:
+    proto = relu((1, 4))
+    proto.graph.node[0].op_type = "DepthToSpace"
+    proto.graph.node[0].attribute.add(name="mode", s=b"\xff", type=onnx.AttributeProto.STRING)
+    (tmp_path / "m.onnx").write_bytes(proto.SerializeToString())
+    assert "not valid text" in refusal(tmp_path / "m.onnx")
+
+
 @pytest.mark.parametrize("sound", [True, False])
 def test_a_stage_that_fails_on_a_contradiction_is_not_at_fault(sound: bool, tmp_path: Path) -> None:
     index = onnx.numpy_helper.from_array(np.array([0 if sound else 99]), "i")

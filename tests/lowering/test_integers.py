@@ -71,6 +71,19 @@ def test_every_layer_on_other_targets(seed: int, target: str, runner: str, tmp_p
     check(seed, target, runner, tmp_path)
 
 
+def test_a_transposed_convolution_in_the_general_form(tmp_path: Path) -> None:
+    """Too few channels for a template: the convolution it becomes is computed as one."""
+    g = integer_graphs.Graph(0)
+    weight, _ = g.weights([2, 3, 3, 3], 1, 127)
+    g.finish(g.op("ConvTranspose", [g.codes(1, 2, 7, 5), weight], pads=[1] * 4), rounds=True)
+    onnx.save(g.model(), tmp_path / "model.onnx")
+    bundle = compiled(tmp_path / "model.onnx", HOST, tmp_path)
+    kernels = [k["kernel"] for k in bundle.manifest["kernels"]]
+    assert "integer_conv" in kernels and "integer_convtranspose" not in kernels
+    got = bundle.run(g.feeds, "local")
+    assert not differences(expected(tmp_path / "model.onnx", g.feeds), got)
+
+
 @pytest.mark.slow
 def test_one_code_off_is_seen(tmp_path: Path) -> None:
     """The positive control: the model that is judged by has one weight that is one more."""

@@ -108,6 +108,14 @@ def test_3_rms_norm() -> None:
     assert_equal(result, FORMULA)
 
 
+def test_3_a_scalar_has_no_axes() -> None:
+    body = "q = Pow(x, two) v = ReduceMean(q) e = Add(v, eps) r = Sqrt(e) i = Reciprocal(r) "
+    text = (HEAD + body + "n = Mul(x, i) y = Mul(two, n) }").replace("float[2,5,8]", "float")
+    result = rewrite(text, *PASSES, opset_version=18, s=normal(8), b=normal(8))
+    assert "RMSNormalization" not in result.ops
+    assert_equal(result, FORMULA)
+
+
 @pytest.mark.parametrize(
     "body",
     [

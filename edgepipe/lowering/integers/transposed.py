@@ -79,7 +79,8 @@ def _split(graph: ir.Graph, node: ir.Node, names: Names) -> None:
         [ir.AttrInt64s("kernel_shape", kernel), ir.AttrInt64s("pads", [*begins, *ends])],
         outputs=[channels], name=node.name,
     )  # fmt: skip
-    conv.meta[META] = replace(integer, term=term, multipliers=(first, *others))
+    # The general form computes what the term's node says.
+    conv.meta[META] = replace(integer, term=replace(term, node=conv), multipliers=(first, *others))
     shuffle = ir.Node(
         "", "DepthToSpace", [channels], [ir.AttrInt64("blocksize", stride)],
         outputs=[ir.Value(name=value.name, shape=value.shape, type=value.type)],
