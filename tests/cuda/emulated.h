@@ -25,9 +25,11 @@ typedef float float4_ __attribute__((ext_vector_type(4)));
     static inline N make_##N(T x, T y, T z, T w) { return N{x, y, z, w}; }
 VECTOR(float, float4)
 VECTOR(int, int4)
+VECTOR(unsigned, uint4)
 struct alignas(4) char4 { signed char x, y, z, w; };
 struct alignas(4) uchar4 { unsigned char x, y, z, w; };
 struct alignas(8) int2 { int x, y; };
+struct alignas(8) uint2 { unsigned x, y; };
 struct alignas(8) float2 { float x, y; };
 typedef unsigned char uchar;
 #define CUDART_INF_F INFINITY
@@ -111,3 +113,14 @@ static inline void tensor_store(float *at, const float *c, int pitch) {
         at[e / 16 * pitch + e % 16] = c[i];
     }
 }
+
+/* Pairs of halves: one rounding per multiply-add, which float64 has room for. */
+struct pair { half x, y; };
+static inline unsigned pair_fma(unsigned a, unsigned b, unsigned c) {
+    pair p = *(pair *)&a, q = *(pair *)&b, r = *(pair *)&c;
+    pair d = {(half)((double)p.x * (double)q.x + (double)r.x),
+              (half)((double)p.y * (double)q.y + (double)r.y)};
+    return *(unsigned *)&d;
+}
+static inline float pair_low(unsigned a) { return (float)((pair *)&a)->x; }
+static inline float pair_high(unsigned a) { return (float)((pair *)&a)->y; }

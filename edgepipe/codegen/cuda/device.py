@@ -15,7 +15,7 @@ from tvm.tirx.buffer import buffer_data_pointer_type, is_buffer_var
 from tvm_ffi import structural_map, structural_walk
 
 from edgepipe.codegen import math
-from edgepipe.codegen.cuda.tensor_cores import with_functions
+from edgepipe.codegen.cuda.functions import with_functions
 from edgepipe.codegen.plan import Launch
 from edgepipe.codegen.primfunc import buffer_bytes, passes
 from edgepipe.target import Target

@@ -38,9 +38,3 @@ static __device__ __forceinline__ void tensor_store(float *at, const float *c, i
                     "r"((unsigned)__cvta_generic_to_shared(at)), "r"(pitch) : "memory");
 }}
 """
-
-
-def with_functions(source: str) -> str:
-    """``source`` behind what it calls of the above."""
-    first = source.index('extern "C"') if "tensor_mma(" in source else -1
-    return source if first < 0 else source[:first] + SOURCE + "\n" + source[first:]

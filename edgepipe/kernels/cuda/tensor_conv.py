@@ -7,12 +7,13 @@ from typing import Any
 
 import numpy as np
 
-from edgepipe.kernels.builder import kernel
+from edgepipe.kernels.builder import kernel, load, store
 from edgepipe.kernels.cuda import tensor, window
 from edgepipe.kernels.cuda.tensor import LEAST_SM, SIDE, TensorTile
 from edgepipe.kernels.cuda.threads import LANES, fill_border
 from edgepipe.kernels.cuda.weights import arguments, packed
-from edgepipe.kernels.cuda.window import Window
+from edgepipe.kernels.cuda.tile import spread
+from edgepipe.kernels.cuda.window import Operands, Window, vector_offset
 from edgepipe.kernels.ops import ConvOp, Op
 from edgepipe.kernels.output import signature
 from edgepipe.kernels.template import KernelTemplate, Knobs
@@ -65,11 +66,35 @@ def emit(op: ConvOp, knobs: Knobs) -> Any:
         def border(thread: Any, threads: int) -> None:
             fill_border(op.y, buffers[-1], thread, threads)
 
-        window.emit(product, buffers, border, halves=True)
+        window.emit(product, buffers, border, HALVES)
 
     kind = "tensor_pointwise" if op.kernel == (1, 1) else "tensor_conv"
     return kernel(kind, signature(op, inputs), body)
 
+
+def _weights(window: Window, buffer: Any, first: Any, left: Any, thread: Any) -> None:
+    tile = window.tile
+
+    def visit(i: Any) -> None:
+        store(left, i * LANES, load(buffer, first + i * LANES, LANES), LANES)
+
+    spread(tile.k * tile.bm // LANES, tile.threads, thread, visit)
+
+
+def _inputs(window: Window, source: Any, at: Any, step: Any, right: Any, thread: Any) -> None:
+    """The rows of a pixel lie side by side."""
+    tile = window.tile
+
+    def visit(i: Any) -> None:
+        pixel, part = i % tile.bn, i // tile.bn
+        vector = load(source, vector_offset(window, at, step, pixel, part), LANES)
+        store(right, pixel * tile.k + part * LANES, vector, LANES)
+
+    spread(window.per_step * tile.bn, tile.threads, thread, visit)
+
+
+#: Halves as they are.
+HALVES = Operands(_weights, _inputs, tensor.product)
 
 TEMPLATE = KernelTemplate(
     name="tensor_conv",

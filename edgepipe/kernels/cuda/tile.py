@@ -12,6 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from tvm import tirx
 from tvm.script.ir_builder import tirx as T
 
 from edgepipe.kernels.builder import Registers, load, loop
@@ -86,18 +87,22 @@ def product(
     after: Callable[[Any, int], None] = lambda thread, threads: None,
     dtype: str = "float32",
     multiply_add: Callable[[Any, Any, Any], Any] = lambda a, b, c: c + a * b,
+    settle: Callable[[Any, Any], Any] | None = None,
 ) -> None:
     """One launch of ``blocks`` (pixel tiles, channel tiles, batch).
 
     ``fill(at, step, weights, inputs, thread)`` brings ``tile.k`` rows of both operands to shared
     memory; ``finish(at, channel, pixel, sums)`` takes four channels of one pixel, both counted
     within the block's tile; ``after`` is called with the thread's number in the launch. Operands
-    and sums are ``dtype``, one product is ``multiply_add(weight, input, sum)``.
+    and sums are ``dtype``, one product is ``multiply_add(weight, input, sum)``. With ``settle`` the
+    sums are those of one step: ``settle(total, sum)`` adds them to float32 totals, which ``finish``
+    takes instead.
     """
     with launch(blocks, tile.threads) as (*at, thread):
         tx, ty = thread % tile.tx, thread // tile.tx
         weights, inputs = (shared(tile.k * width, dtype) for width in (tile.bm, tile.bn))
         sums = zeros(tile.tn * tile.tm // LANES, LANES, dtype)
+        totals = zeros(tile.tn * tile.tm // LANES, LANES) if settle else sums
         left, right = Registers(tile.tm // LANES, LANES, dtype), Registers(tile.tn, 1, dtype)
 
         def accumulate(step: Any) -> None:
@@ -113,6 +118,9 @@ def product(
                         r = j * tile.tm + i
                         total = multiply_add(left.buffer[i], right.buffer[j], sums.buffer[r])
                         T.buffer_store(sums.buffer, total, [r])
+            for r in range(tile.tn * tile.tm) if settle else ():
+                T.buffer_store(totals.buffer, settle(totals.buffer[r], sums.buffer[r]), [r])
+                T.buffer_store(sums.buffer, tirx.const(0, dtype), [r])
             barrier()
 
         if steps:  # a phase of a transposed convolution may have no taps
@@ -120,7 +128,7 @@ def product(
                 accumulate(step)
         for j in range(tile.tn):
             for i in range(tile.tm // LANES):
-                value = sums[j * (tile.tm // LANES) + i]
+                value = totals[j * (tile.tm // LANES) + i]
                 finish((at[0], at[1], at[2]), ty * tile.tm + i * LANES, tx + j * tile.tx, value)
         block = (at[2] * blocks[1] + at[1]) * blocks[0] + at[0]
         total_threads = blocks[0] * blocks[1] * blocks[2] * tile.threads

@@ -9,7 +9,7 @@ of codes act on complete sums.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,7 +18,6 @@ from tvm import tirx
 from tvm.script.ir_builder import tirx as T
 
 from edgepipe.kernels.builder import load, store
-from edgepipe.kernels.cuda import tensor
 from edgepipe.kernels.cuda.threads import LANES, finish, read, when
 from edgepipe.kernels.cuda.tile import Tile, product, spread
 from edgepipe.kernels.cuda.weights import scaled
@@ -138,27 +137,34 @@ class Window:
         return n, row * self.strides[0] - self.offset[0], column * self.strides[1] - self.offset[1]
 
 
-def emit(window: Window, buffers: Sequence[Any], after: Any, halves: bool = False) -> None:
+@dataclass(frozen=True)
+class Operands:
+    """How a product takes its operands and multiplies them.
+
+    ``weights(window, buffer, first, left, thread)`` and ``inputs(window, source, at, step, right,
+    thread)`` bring a step of each to shared memory; ``product`` is called as ``tile.product``.
+    """
+
+    weights: Callable[..., None]
+    inputs: Callable[..., None]
+    product: Callable[..., None]
+
+
+def emit(window: Window, buffers: Sequence[Any], after: Any, operands: Operands | None = None) -> None:
     """One launch: the product, bias, epilogue and store. ``after`` as in ``tile.product``.
 
-    With ``halves`` operands stay what they are, for tensor cores.
+    Without ``operands`` they become float32 in shared memory.
     """
     op, tile = window.op, window.tile
     source, *rest = buffers
     weights, rest = rest[: op.weights.arrays], rest[op.weights.arrays :]
     bias, *residuals, target = rest
+    how = operands or Operands(_floats, _scalars if window.scalar else _vectors, product)
 
     def fill(at: Any, step: Any, left: Any, right: Any, thread: Any) -> None:
         number = (at[2] * window.tiles + at[1]) * window.steps + step
-        first = window.first + number * (tile.k * tile.bm)
-
-        def weight(i: Any) -> None:
-            take = load if halves else read
-            store(left, i * LANES, take(weights[0], first + i * LANES, LANES), LANES)
-
-        spread(tile.k * tile.bm // LANES, tile.threads, thread, weight)
-        gather = _halves if halves else _scalars if window.scalar else _vectors
-        gather(window, source, at, step, right, thread)
+        how.weights(window, weights[0], window.first + number * (tile.k * tile.bm), left, thread)
+        how.inputs(window, source, at, step, right, thread)
 
     def done(at: Any, channel: Any, pixel: Any, sums: Any) -> None:
         inner, index = at[1] * tile.bm + channel, at[0] * tile.bn + pixel
@@ -172,8 +178,17 @@ def emit(window: Window, buffers: Sequence[Any], after: Any, halves: bool = Fals
             finish(op, residuals, target, (n, block, row, column), value)
 
     blocks = (-(-window.pixels // tile.bn), window.tiles, window.groups)
-    multiply = tensor.product if halves else product
-    multiply(tile, blocks, window.steps, fill, done, after)
+    how.product(tile, blocks, window.steps, fill, done, after)
+
+
+def _floats(window: Window, buffer: Any, first: Any, left: Any, thread: Any) -> None:
+    """``k`` rows of weights as float32."""
+    tile = window.tile
+
+    def visit(i: Any) -> None:
+        store(left, i * LANES, read(buffer, first + i * LANES, LANES), LANES)
+
+    spread(tile.k * tile.bm // LANES, tile.threads, thread, visit)
 
 
 def _vectors(window: Window, source: Any, at: Any, step: Any, right: Any, thread: Any) -> None:
@@ -183,26 +198,14 @@ def _vectors(window: Window, source: Any, at: Any, step: Any, right: Any, thread
     def visit(i: Any) -> None:
         pixel, part = i % tile.bn, i // tile.bn
         moved = T.alloc_buffer((LANES,), "float32", scope="local")
-        store(moved, 0, read(source, _vector(window, at, step, pixel, part), LANES), LANES)
+        store(moved, 0, read(source, vector_offset(window, at, step, pixel, part), LANES), LANES)
         for lane in range(LANES):
             store(right, (part * LANES + lane) * tile.bn + pixel, moved[lane], 1)
 
     spread(window.per_step * tile.bn, tile.threads, thread, visit)
 
 
-def _halves(window: Window, source: Any, at: Any, step: Any, right: Any, thread: Any) -> None:
-    """The same for tensor cores: the rows of a pixel lie side by side."""
-    tile = window.tile
-
-    def visit(i: Any) -> None:
-        pixel, part = i % tile.bn, i // tile.bn
-        vector = load(source, _vector(window, at, step, pixel, part), LANES)
-        store(right, pixel * tile.k + part * LANES, vector, LANES)
-
-    spread(window.per_step * tile.bn, tile.threads, thread, visit)
-
-
-def _vector(window: Window, at: Any, step: Any, pixel: Any, part: Any) -> Any:
+def vector_offset(window: Window, at: Any, step: Any, pixel: Any, part: Any) -> Any:
     """Where channel block ``part`` of a step lies, for a pixel of the tile."""
     taps, per_step = window.taps, window.per_step
     (_, kw), (dy, dx) = window.kernel, window.dilations

@@ -1,0 +1,119 @@
+"""Convolution as an implicit matrix product of pairs of halves; see ``window`` and ``pairs``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from edgepipe.kernels.builder import kernel, store
+from edgepipe.kernels.cuda import conv, pairs, tile, window
+from edgepipe.kernels.cuda.pairs import PAIR, WORDS
+from edgepipe.kernels.cuda.threads import LANES, fill_border
+from edgepipe.kernels.cuda.tile import Tile, spread
+from edgepipe.kernels.cuda.weights import arguments, packed
+from edgepipe.kernels.cuda.window import Operands, Window, vector_offset
+from edgepipe.kernels.ops import ConvOp, Op
+from edgepipe.kernels.output import signature
+from edgepipe.kernels.template import KernelTemplate, Knobs
+from edgepipe.kernels.weights import grown
+from edgepipe.target import Target
+
+#: Channels of a step: as many products as a sum of halves takes before it is settled.
+DEPTH = 32
+
+
+def matches(op: Op, target: Target) -> str | None:
+    return pairs.unfit(op, target) if isinstance(op, ConvOp) else ""
+
+
+def default(op: ConvOp, target: Target) -> Knobs:
+    knobs = conv.default(op, target)
+    # Half the depth where the channels of a tap end in the first half of a step.
+    short = 0 < op.x.c // op.groups % DEPTH <= DEPTH // 2
+    return {**knobs, "k": DEPTH // 2 if short else DEPTH}
+
+
+def _window(op: ConvOp, knobs: Knobs) -> Window:
+    return Window(
+        op, Tile.of(knobs), op.kernel, op.y.h, op.y.w, op.strides, op.dilations, op.offset,
+        op.groups,
+    )  # fmt: skip
+
+
+def pack(op: ConvOp, knobs: Knobs, arrays: Sequence[np.ndarray]) -> list[np.ndarray]:
+    """``w[co, ci/g, kh, kw]``, scales where there are codes, ``b[co]`` → tiles
+    ``[group][tile][step][k/2][bm][2]``, padded vectors."""
+    weight, *vectors = arrays
+    product, size = _window(op, knobs), op.y.blocks * LANES
+    rows = product.pack(weight).reshape(-1, PAIR, product.tile.bm)
+    return [
+        packed(op.weights, rows.transpose(0, 2, 1)).reshape(-1),
+        *(grown(np.asarray(v, np.float32).reshape(-1), size)
+          for v in pairs.scales(op.weights, vectors)),
+    ]  # fmt: skip
+
+
+def emit(op: ConvOp, knobs: Knobs) -> Any:
+    product, channels = _window(op, knobs), op.y.blocks * LANES
+    inputs = [
+        ("x", op.x.elements, op.x.dtype),
+        *arguments(op.weights, product.elements, channels),
+        ("b", channels, "float32"),
+    ]
+
+    def body(*buffers: Any) -> None:
+        def border(thread: Any, threads: int) -> None:
+            fill_border(op.y, buffers[-1], thread, threads)
+
+        window.emit(product, buffers, border, PAIRS)
+
+    kind = "pair_pointwise" if op.kernel == (1, 1) else "pair_conv"
+    return kernel(kind, signature(op, inputs), body)
+
+
+def _weights(window: Window, buffer: Any, first: Any, left: Any, thread: Any) -> None:
+    """``k / 2`` rows of pairs."""
+    tile = window.tile
+
+    def visit(i: Any) -> None:
+        store(left, i * WORDS, pairs.words(buffer, first + i * LANES), WORDS)
+
+    spread(tile.k * tile.bm // LANES, tile.threads, thread, visit)
+
+
+def _inputs(window: Window, source: Any, at: Any, step: Any, right: Any, thread: Any) -> None:
+    """``k / 4`` channel blocks of every pixel at one tap, as two rows of pairs each."""
+    tile = window.tile
+
+    def visit(i: Any) -> None:
+        pixel, part = i % tile.bn, i // tile.bn
+        held = pairs.unpacked(pairs.words(source, vector_offset(window, at, step, pixel, part)))
+        for word in range(WORDS):
+            store(right, (part * WORDS + word) * tile.bn + pixel, held[word], 1)
+
+    spread(window.per_step * tile.bn, tile.threads, thread, visit)
+
+
+def _product(
+    shape: Tile, blocks: tuple[int, int, int], steps: int, fill: Callable[..., None],
+    finish: Callable[..., None], after: Callable[[Any, int], None],
+) -> None:  # fmt: skip
+    rows = replace(shape, k=shape.k // PAIR)
+    tile.product(rows, blocks, steps, fill, finish, after, "uint32", pairs.fma, pairs.settle)
+
+
+PAIRS = Operands(_weights, _inputs, _product)
+
+TEMPLATE = KernelTemplate(
+    name="pair_conv",
+    matches=matches,
+    default=default,
+    emit=emit,
+    pack=pack,
+    rank=1,
+    arithmetic="float16",
+    accumulator="float16 within a step, float32",
+)

@@ -1,0 +1,138 @@
+"""Depthwise convolution in pairs of halves: inputs and weights are multiplied as they lie in memory.
+
+A thread computes four channels of neighbouring pixels of a row, as in ``depthwise``; what is saved
+beside half of the multiply-adds are the conversions, which a multiprocessor does at a quarter of
+their rate.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from tvm import tirx
+from tvm.script.ir_builder import tirx as T
+
+from edgepipe.kernels.builder import Registers, kernel, load, minimum, store
+from edgepipe.kernels.cuda import depthwise, pairs
+from edgepipe.kernels.cuda.pairs import WORDS
+from edgepipe.kernels.cuda.threads import (
+    LANES,
+    THREADS,
+    WARP,
+    fill_border,
+    finish,
+    launch,
+    when,
+    zeros,
+)
+from edgepipe.kernels.cuda.weights import arguments, scaled
+from edgepipe.kernels.ops import ConvOp, Op
+from edgepipe.kernels.output import signature
+from edgepipe.kernels.template import KernelTemplate, Knobs
+from edgepipe.target import Target
+
+#: Products that a sum of halves takes before it is added to a float32 total.
+MOST_TAPS = 10
+
+
+def matches(op: Op, target: Target) -> str | None:
+    reason = depthwise.matches(op, target)
+    return pairs.unfit(op, target) if reason is None else reason
+
+
+def pack(op: ConvOp, knobs: Knobs, arrays: Sequence[np.ndarray]) -> list[np.ndarray]:
+    """``w[c, 1, kh, kw]``, scales, ``b[c]`` → ``[kh][kw][c]`` and padded vectors."""
+    weight, *vectors = arrays
+    return depthwise.pack(op, knobs, [weight, *pairs.scales(op.weights, vectors)])
+
+
+def emit(op: ConvOp, knobs: Knobs) -> Any:
+    x, y, columns = op.x, op.y, knobs["columns"]
+    channels, per_row = y.blocks * LANES, -(-y.w // columns)
+    count = y.n * y.blocks * y.h * per_row
+    threads = min(THREADS, -(-count // WARP) * WARP)
+    blocks = -(-count // threads)
+
+    def tile(buffers: Sequence[Any], index: Any) -> None:
+        source, *rest = buffers
+        weights, (bias, *residuals, target) = rest[: op.weights.arrays], rest[op.weights.arrays :]
+        part, row = index % per_row, index // per_row % y.h
+        plane = index // (per_row * y.h)
+        n, block = plane // y.blocks, plane % y.blocks
+        # The last tile of a row overlaps its neighbour: the same values, stored twice.
+        first = minimum(part * columns, y.w - columns)
+        totals = _sums(op, columns, source, weights[0], (n, block, row, first))
+        for i in range(columns):
+            value = scaled(op.weights, weights, block * LANES, totals[i])
+            value = value + load(bias, block * LANES, LANES)
+            finish(op, residuals, target, (n, block, row, first + i), value)
+
+    def body(*buffers: Any) -> None:
+        with launch((blocks,), threads) as (block, _, _, thread):
+            index = block * threads + thread
+            with when(True if count % threads == 0 else index < count):
+                tile(buffers, index)
+            fill_border(y, buffers[-1], index, blocks * threads)
+
+    inputs = [
+        ("x", x.elements, x.dtype),
+        *arguments(op.weights, op.kernel[0] * op.kernel[1] * channels, channels),
+        ("b", channels, "float32"),
+    ]
+    return kernel("pair_depthwise", signature(op, inputs), body)
+
+
+def _sums(
+    op: ConvOp, columns: int, source: Any, taps: Any, place: tuple[Any, Any, Any, Any]
+) -> Registers:
+    """Four float32 sums of each of ``columns`` pixels from ``place`` (n, block, row, column) on."""
+    (kh, kw), (sy, sx), (dy, dx) = op.kernel, op.strides, op.dilations
+    n, block, row, first = place
+    totals, sums = zeros(columns, LANES), zeros(columns * WORDS, 1, "uint32")
+    vector, weight = Registers(1, WORDS, "uint32"), Registers(kw, WORDS, "uint32")
+    users: dict[int, list[tuple[int, int]]] = {}
+    for i in range(columns):
+        for kx in range(kw):
+            users.setdefault(i * sx + kx * dx, []).append((i, kx))
+    held = 0
+    for ky in range(kh):
+        if held and held + kw > MOST_TAPS:
+            _settle(totals, sums)
+            held = 0
+        held += kw
+        for kx in range(kw):
+            weight[kx] = pairs.words(
+                taps, (ky * kw + kx) * op.y.blocks * LANES + block * LANES
+            )
+        for shift, uses in sorted(users.items()):
+            in_y, in_x = row * sy + ky * dy - op.offset[0], first * sx + shift - op.offset[1]
+            vector[0] = pairs.words(source, op.x.offset(n, block, in_y, in_x))
+            for i, kx in uses:
+                for word in range(WORDS):
+                    at = i * WORDS + word
+                    sums[at] = pairs.fma(vector.lane(0, word), weight.lane(kx, word), sums[at])
+    _settle(totals, sums)
+    return totals
+
+
+def _settle(totals: Registers, sums: Registers) -> None:
+    """Add the sums of halves to the totals, and begin new ones."""
+    for at in range(sums.count):
+        for lane, half in enumerate((pairs.low, pairs.high)):
+            index = at * 2 + lane
+            T.buffer_store(totals.buffer, totals.buffer[index] + half(sums[at]), [index])
+        sums[at] = tirx.const(0, "uint32")
+
+
+TEMPLATE = KernelTemplate(
+    name="pair_depthwise",
+    matches=matches,
+    default=depthwise.default,
+    emit=emit,
+    pack=pack,
+    rank=2,
+    arithmetic="float16",
+    accumulator="float16 within ten taps, float32",
+)
