@@ -1,11 +1,11 @@
 """Every network × every recipe × every Jetson GPU: all kernels assembled, each of them once.
 
 ``jetson.py`` makes whole bundles; this makes their kernels alone, so that it can be run over
-everything. The graph is rewritten and quantized once per recipe and integer format; a kernel that
-another pair already had for the same architecture is not assembled again; boards that compile to
-the same code are one column. Each pair is appended to FILE as a line of JSON as soon as it is
-known, and pairs that are in FILE already are passed over: an interrupted run goes on. Exit code 1
-where a network does not compile, a kernel spills, or a network does not fit the board.
+everything. A network is quantized and lowered once per recipe, its templates are chosen for each
+board; a kernel that was assembled for the same architecture before is not assembled again; boards
+that compile to the same code are one column. Each board's result is appended to FILE as a line of
+JSON as soon as it is known, and what is in FILE already is passed over: an interrupted run goes on.
+Exit code 1 where a network does not compile or a kernel spills.
 
   jetson_grid.py [--models all|zoo|shared|A,B] [--targets jetson|A,B] [--recipes all|A,B]
                  [--file grid.jsonl]
@@ -18,17 +18,17 @@ import multiprocessing
 import sys
 from collections import defaultdict
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from harness import arguments, chosen_models, chosen_targets, head, progress
 
 from edgepipe import importer, passes, prune, quantize
-from edgepipe.codegen.cuda import check_memory
 from edgepipe.context import Context
 from edgepipe.display import table
 from edgepipe.errors import EdgepipeError
-from edgepipe.recipe import Recipe
+from edgepipe.recipe import Recipe, Settings
 from edgepipe.target import Target
 
 
@@ -43,88 +43,115 @@ def boards(names: list[str], recipe: str) -> dict[tuple[Any, ...], list[Target]]
     return found
 
 
-def graphs(model: str, recipe: str, targets: list[Target]) -> Iterator[tuple[Any, list[Target]]]:
-    """The graph that is lowered, once for each way to store integers, and its boards."""
-    by_integer = defaultdict(list)
+def graph_of(model: str, recipe: Recipe, target: Target) -> Any:
+    """The graph that is lowered. How well it is quantized does not matter here."""
+    source, context = importer.load(model, None), Context(target, recipe)
+    graph = passes.run(source.model, context)
+    graph, _ = prune.run(graph, source, None, context)
+    return quantize.run(graph, source, None, context)[0]
+
+
+class Kernels:
+    """The kernels of one graph: lowered once, as all boards compute the same operators."""
+
+    def __init__(self, graph: Any, target: Target, recipe: Recipe) -> None:
+        from tvm import tirx
+
+        from edgepipe import lowering
+
+        program = lowering.lower(graph, Context(target, recipe))
+        functions = [f for f in program.module.functions.values() if isinstance(f, tirx.PrimFunc)]
+        self.others = [f for f in functions if "edgepipe.template" not in (f.attrs or {})]
+        self.ops = {n.meta["kernel"].op for n in graph.graph.all_nodes() if "kernel" in n.meta}
+        self.emitted: dict[Any, Any] = {}
+
+    def of(self, target: Target) -> dict[str, Any]:
+        """Name, which tells its content → PrimFunc."""
+        import tvm_ffi
+
+        from edgepipe.kernels.template import select
+
+        found = list(self.others)
+        for op in self.ops:
+            template, reasons = select(op, target)
+            if template is None:
+                raise EdgepipeError(f"no kernel for {op}: {'; '.join(reasons)}")
+            knobs = template.default(op, target)
+            key = template.name, op, tuple(sorted(knobs.items()))
+            if key not in self.emitted:
+                self.emitted[key] = template.emit(op, knobs)
+            found.append(self.emitted[key])
+        return {f"k{tvm_ffi.structural_hash(f) % 2**64:016x}": f for f in found}
+
+
+def assemble(
+    model: str, recipe: Recipe, targets: list[Target], known: dict[str, int]
+) -> Iterator[dict[str, Any]]:
+    """Assemble, for each board, what is not ``known``; spilled bytes by kernel."""
+    from edgepipe.codegen.cuda import device, toolkit
+
+    kernels = Kernels(graph_of(model, recipe, targets[0]), targets[0], recipe)
     for target in targets:
-        by_integer[target.integer].append(target)
-    for same in by_integer.values():
-        source = importer.load(model, None)
-        context = Context(same[0], Recipe.load(recipe))
-        graph = passes.run(source.model, context)
-        graph, _ = prune.run(graph, source, None, context)
-        graph, _ = quantize.run(graph, source, None, context)
-        yield graph, same
-
-
-def assemble(graph: Any, target: Target, recipe: str, known: dict[str, int], out: Any) -> None:
-    """In a process of its own: lower, and assemble what is not ``known``; spills by kernel."""
-    import tvm_ffi
-    from tvm import tirx
-
-    from edgepipe import lowering
-    from edgepipe.codegen.cuda import device, host, toolkit
-    from edgepipe.codegen.flatten import Flattener
-
-    result: dict[str, Any] = {"kernels": {}, "assembled": 0}
-    try:
-        context, cuda = Context(target, Recipe.load(recipe)), target.cuda
+        cuda, result = target.cuda, {"target": target.name, "kernels": {}, "assembled": 0}
         assert cuda is not None
-        program = lowering.lower(graph, context)
-        flat = Flattener(program, gpu=True)
-        held = program.module.functions.items()
-        functions = {v.name_hint: f for v, f in held if isinstance(f, tirx.PrimFunc)} | flat.copies
-        names = {f"k{tvm_ffi.structural_hash(functions[c.function]) % 2**64:016x}": functions[c.function]
-                 for c in flat.calls}  # fmt: skip
-        mine = {name: f"{name}.{cuda.virtual_sm}.{cuda.ptx_isa}" for name in names}
-        new = {name: names[name] for name, key in mine.items() if key not in known}
-        built = device.build_source(new, target) if new else None
-        if built is not None:
-            _, _, _, resources = toolkit.assemble(built.source, cuda)
-            for name, launches in built.launches.items():
-                known[mine[name]] = sum(resources[x.symbol].spill_bytes for x in launches)
-        symbols = {call.function: call.function for call in flat.calls}
-        plan = flat.plan(symbols, defaultdict(list), None)
-        check_memory(host.Block(plan).bytes, target)
-        result["kernels"] = {key: known[key] for key in mine.values()}
-        result["assembled"] = len(new)
+        try:
+            functions = kernels.of(target)
+            keys = {name: f"{name}.{cuda.virtual_sm}.{cuda.ptx_isa}" for name in functions}
+            new = {name: f for name, f in functions.items() if keys[name] not in known}
+            if new:
+                built = device.build_source(new, target)
+                resources = toolkit.assemble(built.source, cuda)[-1]
+                for name, launches in built.launches.items():
+                    known[keys[name]] = sum(resources[x.symbol].spill_bytes for x in launches)
+            result["kernels"] = {key: known[key] for key in keys.values()}
+            result["assembled"] = len(new)
+        except EdgepipeError as error:
+            result["error"] = str(error)
+        yield result
+
+
+def _send(out: Any, *given: Any) -> None:
+    try:
+        for result in assemble(*given):
+            out.send(result)
     except EdgepipeError as error:
-        result["error"] = str(error)
-    out.send(result)
+        out.send({"target": "", "kernels": {}, "assembled": 0, "error": str(error)})
 
 
-def apart(*given: Any) -> dict[str, Any]:
-    """``assemble`` in a fork, which has the graph and may die."""
+def apart(*given: Any) -> Iterator[dict[str, Any]]:
+    """``assemble`` in a process of its own, which may die."""
     context = multiprocessing.get_context("fork")
     here, there = context.Pipe(duplex=False)
-    process = context.Process(target=assemble, args=(*given, there))
+    process = context.Process(target=_send, args=(there, *given))
     process.start()
     there.close()
-    try:
-        return dict(here.recv())
-    except EOFError:
-        return {"kernels": {}, "assembled": 0, "error": "the compiler died"}
-    finally:
-        process.join()
+    while True:
+        try:
+            yield here.recv()
+        except EOFError:
+            break
+    process.join()
+    if process.exitcode:
+        yield {"target": "", "kernels": {}, "assembled": 0, "error": "the compiler died"}
 
 
-def run(model: str, path: str, recipe: str, targets: list[str], done: dict[Any, Any]) -> Iterator[Any]:
+def run(
+    model: str, path: str, recipe: str, targets: list[str], done: dict[Any, Any]
+) -> Iterator[dict[str, Any]]:
     """Results of one network and recipe that are not ``done`` yet."""
     columns = boards(targets, recipe).values()
     open_ = [same for same in columns if (model, recipe, same[0].name) not in done]
+    if not open_:
+        return
     known = {key: spill for r in done.values() for key, spill in r["kernels"].items()}
-    try:
-        for graph, group in graphs(path, recipe, [same[0] for same in open_]):
-            for target in group:
-                found = apart(graph, target, recipe, known)
-                known |= found["kernels"]
-                same = next(x for x in open_ if x[0] is target)
-                yield {"model": model, "recipe": recipe, "target": target.name,
-                       "same_code": [t.name for t in same[1:]], **found}  # fmt: skip
-    except EdgepipeError as error:
-        for same in open_:
-            yield {"model": model, "recipe": recipe, "target": same[0].name, "same_code": [],
-                   "kernels": {}, "assembled": 0, "error": str(error)}  # fmt: skip
+    chosen = Recipe.parse(recipe)
+    if chosen.format not in ("fp32", "fp16"):
+        cheap = Settings(observer="minmax", methods=(), max_samples=2)
+        chosen = replace(chosen, settings=cheap)
+    names = {same[0].name: [t.name for t in same[1:]] for same in open_}
+    for found in apart(path, chosen, [same[0] for same in open_], known):
+        same = names.get(found["target"], [])
+        yield {"model": model, "recipe": recipe, "same_code": same, **found}
 
 
 def read(path: Path) -> dict[Any, Any]:
@@ -161,7 +188,8 @@ def main() -> int:
     head("Networks × recipes × Jetson GPUs: kernels assembled", "apache-tvm",
          "nvidia-cuda-nvrtc-cu12")  # fmt: skip
     file, targets = Path(options.file), chosen_targets(options.targets)
-    recipes = ["fp32", "fp16", "w8a16", "w8a8"] if options.recipes == "all" else options.recipes.split(",")
+    every = ["fp32", "w8a8", "fp16", "w8a16"]
+    recipes = every if options.recipes == "all" else options.recipes.split(",")
     models, results = chosen_models(options.models), read(file)
     for recipe in recipes:
         for name, path in models.items():

@@ -14,7 +14,7 @@ import numpy as np
 from tvm import tirx
 from tvm.script.ir_builder import tirx as T
 
-from edgepipe.kernels.builder import Registers, kernel, load, minimum, store
+from edgepipe.kernels.builder import Registers, kernel, load, minimum
 from edgepipe.kernels.cuda import depthwise, pairs
 from edgepipe.kernels.cuda.pairs import WORDS
 from edgepipe.kernels.cuda.threads import (
@@ -103,9 +103,7 @@ def _sums(
             held = 0
         held += kw
         for kx in range(kw):
-            weight[kx] = pairs.words(
-                taps, (ky * kw + kx) * op.y.blocks * LANES + block * LANES
-            )
+            weight[kx] = pairs.words(taps, (ky * kw + kx) * op.y.blocks * LANES + block * LANES)
         for shift, uses in sorted(users.items()):
             in_y, in_x = row * sy + ky * dy - op.offset[0], first * sx + shift - op.offset[1]
             vector[0] = pairs.words(source, op.x.offset(n, block, in_y, in_x))

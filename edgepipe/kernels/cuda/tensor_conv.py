@@ -11,8 +11,8 @@ from edgepipe.kernels.builder import kernel, load, store
 from edgepipe.kernels.cuda import tensor, window
 from edgepipe.kernels.cuda.tensor import LEAST_SM, SIDE, TensorTile
 from edgepipe.kernels.cuda.threads import LANES, fill_border
-from edgepipe.kernels.cuda.weights import arguments, packed
 from edgepipe.kernels.cuda.tile import spread
+from edgepipe.kernels.cuda.weights import arguments, packed
 from edgepipe.kernels.cuda.window import Operands, Window, vector_offset
 from edgepipe.kernels.ops import ConvOp, Op
 from edgepipe.kernels.output import signature

@@ -150,7 +150,9 @@ class Operands:
     product: Callable[..., None]
 
 
-def emit(window: Window, buffers: Sequence[Any], after: Any, operands: Operands | None = None) -> None:
+def emit(
+    window: Window, buffers: Sequence[Any], after: Any, operands: Operands | None = None
+) -> None:
     """One launch: the product, bias, epilogue and store. ``after`` as in ``tile.product``.
 
     Without ``operands`` they become float32 in shared memory.
