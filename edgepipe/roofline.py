@@ -72,10 +72,11 @@ class OpEstimate:
 
 def assumptions(cuda: Cuda) -> str:
     """What ``estimate`` takes for granted."""
+    halves = f", {cuda.peak_gflops_f16:g} in float16" if cuda.peak_gflops_f16 else ""
     return (
         f"estimate, not measured: {100 * COMPUTE_SHARE:.0f} % of {cuda.peak_gflops_f32:g} GFLOP/s "
-        f"in float32, {100 * BANDWIDTH_SHARE:.0f} % of {cuda.bandwidth_gb_s:g} GB/s, every tensor "
-        f"from memory, {LAUNCH_US:g} us between kernels, highest clock"
+        f"in float32{halves}, {100 * BANDWIDTH_SHARE:.0f} % of {cuda.bandwidth_gb_s:g} GB/s, "
+        f"every tensor from memory, {LAUNCH_US:g} us between kernels, highest clock"
     )
 
 

@@ -16,7 +16,7 @@ from kernels.test_templates import conv_op, data, random_epilogue
 from cuda.emulation import Emulated
 from edgepipe.codegen.cuda import toolkit
 from edgepipe.codegen.cuda.device import build_source
-from edgepipe.kernels.cuda import tensor
+from edgepipe.kernels.cuda import conv, tensor
 from edgepipe.kernels.cuda.tile import Tile
 from edgepipe.kernels.epilogue import Step
 from edgepipe.kernels.layout import Blocked
@@ -272,10 +272,7 @@ def test_a_kernel_that_spills_gets_more_registers() -> None:
     x = Blocked(1, 32, 27, 27, 4, (1, 1, 1, 1), "float16")
     op = ConvOp(x, Blocked(1, 128, 27, 27, 4, dtype="float16"), (1, 1), epilogue=(Step("relu"),),
                 weights=WeightFormat("float16"))  # fmt: skip
-    template, _ = select(op, TX2)
-    assert template is not None
-    knobs = Tile(8, 4, 8, 16, 16).knobs()
-    source = build_source({"k": template.emit(op, knobs)}, TX2).source
+    source = build_source({"k": conv.emit(op, Tile(8, 4, 8, 16, 16).knobs())}, TX2).source
     _, resources = toolkit.to_cubin(toolkit.to_ptx(source, TX2.cuda), TX2.cuda)
     assert resources["k"].spill_bytes > 0
     roomier, ptx, _, resources = toolkit.assemble(source, TX2.cuda)

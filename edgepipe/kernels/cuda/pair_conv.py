@@ -115,5 +115,5 @@ TEMPLATE = KernelTemplate(
     pack=pack,
     rank=1,
     arithmetic="float16",
-    accumulator="float16 within a step, float32",
+    accumulator="float16 up to 16 terms, float32",
 )

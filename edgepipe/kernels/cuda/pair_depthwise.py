@@ -1,4 +1,4 @@
-"""Depthwise convolution in pairs of halves: inputs and weights are multiplied as they lie in memory.
+"""Depthwise convolution in pairs of halves: inputs and weights are multiplied as they are stored.
 
 A thread computes four channels of neighbouring pixels of a row, as in ``depthwise``; what is saved
 beside half of the multiply-adds are the conversions, which a multiprocessor does at a quarter of
@@ -132,5 +132,5 @@ TEMPLATE = KernelTemplate(
     pack=pack,
     rank=2,
     arithmetic="float16",
-    accumulator="float16 within ten taps, float32",
+    accumulator="float16 up to 10 taps, float32",
 )

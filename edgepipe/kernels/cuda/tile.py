@@ -118,9 +118,10 @@ def product(
                         r = j * tile.tm + i
                         total = multiply_add(left.buffer[i], right.buffer[j], sums.buffer[r])
                         T.buffer_store(sums.buffer, total, [r])
-            for r in range(tile.tn * tile.tm) if settle else ():
-                T.buffer_store(totals.buffer, settle(totals.buffer[r], sums.buffer[r]), [r])
-                T.buffer_store(sums.buffer, tirx.const(0, dtype), [r])
+            if settle:
+                for r in range(tile.tn * tile.tm):
+                    T.buffer_store(totals.buffer, settle(totals.buffer[r], sums.buffer[r]), [r])
+                    T.buffer_store(sums.buffer, tirx.const(0, dtype), [r])
             barrier()
 
         if steps:  # a phase of a transposed convolution may have no taps
