@@ -208,7 +208,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "recipe",
         "reference",
     },
-    "peers": {"bundle", "errors", "machine", "reference", "runners"},
+    "peers": {"bundle", "errors", "machine", "reference", "runners", "zoo"},
     "benchmark": {
         "bundle",
         "codegen.plan",
@@ -262,7 +262,7 @@ MAY_IMPORT: dict[str, set[str]] = {
 #: Heavy package → parts that may import it.
 HEAVY: dict[str, set[str]] = {
     "tvm": {"kernels", "lowering", "tuning", "codegen", "runners"},
-    "torch": {"importer", "quantization", "zoo"},
+    "torch": {"importer", "peers", "quantization", "zoo"},
     "onnxscript": {"importer"},
     "wasmtime": {"runners"},
     "PIL": {"data"},

@@ -71,12 +71,10 @@ def export_zoo(entry: ZooEntry, shapes: Mapping[str, tuple[int, ...]]) -> bytes:
     torch = _torch()
     from edgepipe.zoo import weights
 
-    module_name, _, function = entry.builder.partition(":")
-    module = getattr(importlib.import_module(module_name), function)()
+    module = weights.built(entry)
     examples = {
         i.name: torch.zeros(shapes[i.name], dtype=getattr(torch, i.dtype)) for i in entry.inputs
     }
-    weights.initialise(module, entry.inputs, entry.name)
     names = {"output_names": list(entry.outputs)}
     # torch's optimiser would fold the BatchNorms; the zoo keeps them, as trained files have them.
     program = _export(entry.name, module, (), kwargs=examples, optimize=False, **names)

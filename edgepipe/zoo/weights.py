@@ -8,6 +8,7 @@ order of summation cannot show.
 from __future__ import annotations
 
 import hashlib
+import importlib
 from collections.abc import Sequence
 from typing import Any
 
@@ -16,7 +17,7 @@ import torch
 from numpy.random import RandomState
 from torch import nn
 
-from edgepipe.zoo import ZooInput
+from edgepipe.zoo import ZooEntry, ZooInput
 
 _SAMPLES = 2
 
@@ -28,6 +29,14 @@ _NORM_RANGES = {
     (nn.LayerNorm, "weight"): (0.8, 1.2),
     (nn.LayerNorm, "bias"): (-0.1, 0.2),
 }
+
+
+def built(entry: ZooEntry) -> nn.Module:
+    """The network of a zoo entry that has a builder, with its fixed random weights."""
+    name, _, function = entry.builder.partition(":")
+    module: nn.Module = getattr(importlib.import_module(name), function)()
+    initialise(module, entry.inputs, entry.name)
+    return module
 
 
 def initialise(module: nn.Module, inputs: Sequence[ZooInput], seed_text: str) -> None:

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import importlib.util
+import os
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from cuda import stub
-from edgepipe import gpu, pipeline
+from edgepipe import gpu, peers, pipeline
 from edgepipe.codegen.cuda import check_memory, toolkit
 from edgepipe.errors import UserError
 from edgepipe.target import Target
@@ -90,3 +93,26 @@ def test_the_gpu_of_this_machine_is_detected(
     assert target.cuda.bandwidth_gb_s == 32.0  # 128 bits at 1 GHz, both edges
     assert "stub 0" in target.summary
     assert ("w8a8" in target.recipes) is bool(s8)
+
+
+@pytest.mark.slow
+def test_the_comparison_on_a_gpu_says_in_one_line_that_there_is_none() -> None:
+    script = Path(__file__).parents[2] / "benchmarks" / "latency_gpu.py"
+    environment = {**os.environ, gpu.VARIABLE: "/nowhere/libcuda.so.1"}
+    done = subprocess.run([sys.executable, str(script)], env=environment, capture_output=True,
+                          text=True, check=False)  # fmt: skip
+    assert done.returncode == 2 and done.stdout == ""
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("nothing measured: /nowhere/libcuda.so.1 cannot be opened")
+
+
+@pytest.mark.slow
+@pytest.mark.needs_cuda_toolkit
+def test_torch_runs_networks_of_the_zoo_that_it_builds(tmp_path: Path) -> None:
+    from edgepipe.peers import Case, torch_cuda
+
+    bundle = pipeline.compile("digits", target=TX2, output=tmp_path / "bundle")
+    with pytest.raises(UserError, match="'digits' is no network of the zoo that torch builds"):
+        torch_cuda.engines(Case(bundle))
+    with pytest.raises(UserError, match="torch-cuda runs as 'cuda-local' does"):
+        peers.engines(Case(bundle), "torch-cuda", "local")
