@@ -87,7 +87,7 @@ def _outputs(
 def _onnxruntime(proto: bytes, values: Mapping[str, Array]) -> tuple[str, list[Array]]:
     import onnxruntime
 
-    session = open_session(proto, severity=4)
+    session = open_session(proto)
     return f"onnxruntime {onnxruntime.__version__}", session.run(None, dict(values))
 
 

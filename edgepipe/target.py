@@ -14,6 +14,7 @@ from edgepipe.recipe import FORMATS, GROUPED, Recipe
 from edgepipe.resources import data_folder
 
 KINDS = ("cpu", "wasm", "cuda")
+ARCHITECTURES = ("x86_64", "aarch64", "arm", "wasm32")
 DOTS = ("vnni", "maddubs", "sdot", "mlal", "pairs", "relaxed", "dp4a")
 
 _WORD = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.+-]{0,63}")
@@ -155,6 +156,12 @@ class Target:
         _require((self.kind == "cuda") == (self.cuda is not None), "[cuda]", "that of kind cuda")
         for key in ("name", "arch"):
             _require(bool(_WORD.fullmatch(getattr(self, key))), key, "letters, digits, '-' and '_'")
+        _require(self.arch in (*ARCHITECTURES, "detect"), "arch", ", ".join(ARCHITECTURES))
+        _require((self.kind == "wasm") == (self.arch == "wasm32"), "arch", "wasm32 of kind wasm")
+        triple = self.llvm.get("mtriple")
+        # LLVM crashes on the triple of a machine that it does not know.
+        sound = isinstance(triple, str) and triple.startswith(self.arch)
+        _require(sound or self.arch == "detect", "llvm.mtriple", f"a triple of {self.arch}")
         for key, value in self.llvm.items():
             if key == "mattr":
                 _require_features(value, "llvm.mattr")

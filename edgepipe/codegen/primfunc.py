@@ -16,12 +16,23 @@ from typing import Any
 
 import tvm
 from tvm import s_tir, tirx
+from tvm.target.codegen import (
+    llvm_cpu_has_features,
+    llvm_get_vector_width,
+    llvm_is_valid_cpu,
+)
 from tvm.tirx.buffer import buffer_data_pointer_type, is_buffer_var
 
 from edgepipe.codegen import math, parts
 from edgepipe.errors import UserError
 from edgepipe.target import Target
 
+#: How 8-bit products are summed, on which architecture → the LLVM feature of its instructions.
+FEATURES = {
+    ("vnni", "x86_64"): "avx512vnni", ("maddubs", "x86_64"): "avx2", ("pairs", "x86_64"): "avx2",
+    ("sdot", "aarch64"): "dotprod", ("mlal", "aarch64"): "neon", ("mlal", "arm"): "neon",
+    ("pairs", "wasm32"): "simd128", ("relaxed", "wasm32"): "simd128",
+}  # fmt: skip
 #: A local buffer above this many bytes moves from the stack to a workspace parameter.
 STACK_BYTES = 4096
 
@@ -29,6 +40,10 @@ STACK_BYTES = 4096
 def llvm_target(target: Target, extra_attributes: tuple[str, ...] = ()) -> Any:
     """Return the TVM target of ``target``, host included, plus LLVM attributes of a variant."""
     spec = dict(target.llvm)
+    cpu = spec.get("mcpu")
+    if cpu is not None and not llvm_is_valid_cpu(cpu, spec["mtriple"]):
+        raise UserError(f"LLVM has no CPU '{cpu}' of this triple",
+                        where=f"target {target.name}, [llvm]", fix="correct mcpu")  # fmt: skip
     attributes = [*spec.pop("mattr", []), *extra_attributes]
     if attributes:
         spec["mattr"] = attributes
@@ -42,10 +57,23 @@ def llvm_target(target: Target, extra_attributes: tuple[str, ...] = ()) -> Any:
         spec["cl-opt"].append("-vectorize-slp:bool=false")
     try:
         llvm = tvm.target.Target({"kind": "llvm", "opt-level": 3, **spec})
-        return llvm.with_host(llvm)
+        llvm_get_vector_width(llvm)  # it knows the triple: what comes next crashes otherwise
     except Exception as error:  # TVM's own, for keys and values that LLVM does not have
         raise UserError(f"LLVM does not take it: {error}", where=f"target {target.name}, [llvm]",
                         fix="copy the file of a device like it") from None  # fmt: skip
+    _check_instructions(target, llvm)
+    return llvm.with_host(llvm)
+
+
+def _check_instructions(target: Target, llvm: Any) -> None:
+    """LLVM ends the process at an instruction that the core does not have."""
+    needs = FEATURES.get((target.integer.dot, target.arch))
+    if needs is None:
+        raise UserError(f"{target.arch} has no '{target.integer.dot}'", where=f"target "
+                        f"{target.name}, integer.dot", fix="copy the file of a device like it")  # fmt: skip
+    if not llvm_cpu_has_features(needs, llvm):
+        raise UserError(f"integer.dot = '{target.integer.dot}' needs the feature '{needs}'",
+                        where=f"target {target.name}, [llvm]", fix=f"add '+{needs}' to mattr, or correct mcpu")  # fmt: skip
 
 
 def passes(gpu: bool = False) -> list[Any]:

@@ -118,7 +118,7 @@ def compile_part(
 
     writer = _Writer([node for unit in units for node in unit.nodes], list(outputs), rounding)
     options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
+    options.log_severity_level = 4
     options.intra_op_num_threads = 1
     # Otherwise ONNX Runtime rounds the float weight of a convolution between DQ and Q to int8,
     # per tensor, and computes something else than the model says.

@@ -47,7 +47,7 @@ def _session(node: ir.Node, inputs: list[Array | None]) -> Any:
     opset = onnx.helper.make_opsetid("", known_opset([node.op_type], 23))
     model = onnx.helper.make_model(graph, opset_imports=[opset], ir_version=11)
     options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
+    options.log_severity_level = 4
     options.intra_op_num_threads = 1
     return onnxruntime.InferenceSession(
         model.SerializeToString(), options, providers=["CPUExecutionProvider"]

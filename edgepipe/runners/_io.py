@@ -73,7 +73,8 @@ def aligned(shape: tuple[int, ...], dtype: str) -> Array:
     size = tensor_bytes(TensorSpec("", shape, dtype))
     memory = np.empty(size + ALIGNMENT, np.uint8)
     start = -memory.ctypes.data % ALIGNMENT
-    return memory[start : start + size].view(dtype).reshape(shape)
+    # In two steps: an empty slice begins where its array does.
+    return memory[start:][:size].view(dtype).reshape(shape)
 
 
 def to_raw(samples: Iterable[Mapping[str, Array]]) -> bytes:

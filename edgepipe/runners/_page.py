@@ -86,8 +86,9 @@ def _next(
         if process.poll() is not None:
             with contextlib.suppress(queue.Empty):
                 return events.get_nowait()
-            raise EdgepipeError(
-                f"the browser ended ({process.returncode}) before the page was done"
+            raise UserError(
+                f"the browser ended ({process.returncode}) before the page was done",
+                fix="try another runner, such as node",
             )
     raise EdgepipeError(f"no sign of life from the browser within {timeout_s:g} s")
 

@@ -20,13 +20,14 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
-#: More memory than this on top of what the process has is a finding.
-MEMORY_BYTES = 1 << 30
+#: More memory than this on top of what the process has is a finding: ten times what the largest
+#: tensors have that damage makes and that fit a model.
+MEMORY_BYTES = 2 << 30
 #: More CPU time than this is a hang: seconds by the clock say more of what else the machine does.
 HANG_S = 10.0
 _ADDRESS_SPACE = 24 << 30
 #: Compilers, what the check of a new bundle runs it in, and matplotlib's search for fonts.
-_PROGRAMS = ("zig", "ptxas", "node", "qemu-aarch64-static", "qemu-arm-static", "qemu-aarch64",
+_PROGRAMS = ("zig", "ptxas", "node", "chromium", "qemu-aarch64-static", "qemu-arm-static", "qemu-aarch64",
              "qemu-arm", "fc-list")  # fmt: skip
 _CALLS = ("socket.connect", "pickle.find_class", "os.system", "os.exec", "os.posix_spawn")
 _WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND

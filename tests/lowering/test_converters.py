@@ -16,7 +16,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 
-from edgepipe.errors import Unsupported
+from edgepipe.errors import Unsupported, UserError
 from tests.lowering.running import run_model
 
 Array = np.ndarray[Any, Any]
@@ -421,6 +421,19 @@ def test_recurrent(op: str, gates: int, direction: str, hidden: int, lengths: bo
         outputs = 3
     attributes = {"hidden_size": hidden, "direction": direction}
     _check(Node(op, [_f(steps, batch, features)], constants, attributes, outputs))
+
+
+@pytest.mark.parametrize("number", range(1, 8))
+def test_recurrent_weights_of_another_shape(number: int) -> None:
+    """Inference takes any; a kernel would read behind the ends of smaller ones."""
+    shapes = [(2, 44, 10), (2, 44, 11), (2, 88), (3,), (2, 3, 11), (2, 3, 11), (2, 33)]
+    constants = [_f(*shape, low=1, high=1) for shape in shapes]
+    constants[3] = constants[3].astype(np.int32)
+    wrong = constants[number - 1][..., :1]
+    constants[number - 1] = wrong
+    attributes = {"hidden_size": 11, "direction": "bidirectional"}
+    with pytest.raises(UserError, match="of LSTM has shape|LSTM has weights for"):
+        _check(Node("LSTM", [_f(6, 3, 10)], constants, attributes, 3))
 
 
 def test_gru_with_linear_before_reset() -> None:

@@ -55,6 +55,11 @@ def test_samples_run_one_by_one(made: Made, target: str, runner: str) -> None:
     assert not np.allclose(got[Y][::-1], exact, rtol=1e-2, atol=1e-2)
 
 
+def test_buffers_without_elements_are_aligned_too() -> None:
+    arrays = [_io.aligned(shape, "float32") for shape in ((20, 0, 5), (3,), (0,)) * 20]
+    assert not any(a.ctypes.data % 64 for a in arrays)
+
+
 @pytest.mark.parametrize(("target", "runner"), CASES)
 def test_timing(made: Made, target: str, runner: str) -> None:
     timing = runners.get(runner).bench(made(target), runs=7, warmup=2)

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from tvm import te, tirx
 
+from edgepipe.errors import UserError
 from edgepipe.lowering.converters.gates import Activation, activations
 from edgepipe.lowering.converters.loops import If, Kernel, Tensor
 from edgepipe.lowering.converters.op import Expr, Op, cast, const
@@ -56,6 +57,7 @@ def _recurrent(op: Op) -> list[Expr | None]:
     steps, batch = (second, first) if batch_major else (first, second)
     directions, gates = op.shape(1)[0], _GATES[op.type]
     sizes = _Sizes(steps, batch, features, op.shape(2)[2], gates, directions, batch_major)
+    _check_shapes(op, sizes)
     direction = op.attr("direction", "forward")
     functions = activations(op, directions)
     projected = _input_product(op, sizes)
@@ -73,6 +75,35 @@ def _recurrent(op: Op) -> list[Expr | None]:
         )
         parts.append(_direction(op, cell, projected, hidden_weights))
     return _gather(op, sizes, parts)
+
+
+def _check_shapes(op: Op, s: _Sizes) -> None:
+    """Shape inference takes what it is given here, and kernels would read behind the ends."""
+    rows = s.gates * s.hidden
+    state = (s.batch, s.directions) if s.batch_major else (s.directions, s.batch)
+    wanted = {
+        1: (s.directions, rows, s.features),
+        2: (s.directions, rows, s.hidden),
+        3: (s.directions, 2 * rows),
+        4: (s.batch,),
+        5: (*state, s.hidden),
+        6: (*state, s.hidden),
+        7: (s.directions, 3 * s.hidden),
+    }
+    for number, shape in wanted.items():
+        if op.has(number) and op.shape(number) != shape:
+            raise UserError(
+                f"input {number} of {op.type} has shape {list(op.shape(number))}, not {list(shape)}",
+                where=op.node.name or None,
+                fix="export the model again",
+            )
+    both = op.attr("direction", "forward") == "bidirectional"
+    if s.directions != 1 + both:
+        raise UserError(
+            f"{op.type} has weights for {s.directions} directions, not {1 + both}",
+            where=op.node.name or None,
+            fix="export the model again",
+        )
 
 
 def _input_product(op: Op, s: _Sizes) -> Expr:

@@ -1,0 +1,31 @@
+"""What LLVM is asked for is what it has: it would end the process otherwise."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from edgepipe.codegen import primfunc
+from edgepipe.errors import UserError
+from edgepipe.target import Integer, Target
+
+
+@pytest.mark.parametrize(
+    ("llvm", "said"),
+    [
+        ({"mcpu": "magic"}, "LLVM has no CPU 'magic' of this triple"),
+        ({"mcpu": "x86-64"}, "integer.dot = 'maddubs' needs the feature 'avx2'"),
+        ({"mattr": ["-avx2"]}, "integer.dot = 'maddubs' needs the feature 'avx2'"),
+    ],
+)
+def test_what_llvm_would_end_the_process_for_is_refused(llvm: dict[str, object], said: str) -> None:
+    target = Target.load("x86-64-v3")
+    with pytest.raises(UserError, match=said):
+        primfunc.llvm_target(replace(target, llvm={**target.llvm, **llvm}))
+
+
+def test_products_of_another_architecture_are_refused() -> None:
+    target = Target.load("x86-64-v3")
+    with pytest.raises(UserError, match="x86_64 has no 'sdot'"):
+        primfunc.llvm_target(replace(target, integer=Integer("sdot", "int8")))
