@@ -67,13 +67,14 @@ def llvm_target(target: Target, extra_attributes: tuple[str, ...] = ()) -> Any:
 
 def _check_instructions(target: Target, llvm: Any) -> None:
     """LLVM ends the process at an instruction that the core does not have."""
-    needs = FEATURES.get((target.integer.dot, target.arch))
+    dot = target.integer.dot
+    needs, where = FEATURES.get((dot, target.arch)), f"target {target.name}, integer.dot"
     if needs is None:
-        raise UserError(f"{target.arch} has no '{target.integer.dot}'", where=f"target "
-                        f"{target.name}, integer.dot", fix="copy the file of a device like it")  # fmt: skip
+        raise UserError(f"{target.arch} has no '{dot}'", where=where,
+                        fix="copy the file of a device like it")  # fmt: skip
     if not llvm_cpu_has_features(needs, llvm):
-        raise UserError(f"integer.dot = '{target.integer.dot}' needs the feature '{needs}'",
-                        where=f"target {target.name}, [llvm]", fix=f"add '+{needs}' to mattr, or correct mcpu")  # fmt: skip
+        raise UserError(f"'{dot}' needs the feature '{needs}'", where=where,
+                        fix=f"add '+{needs}' to mattr of [llvm], or correct its mcpu")  # fmt: skip
 
 
 def passes(gpu: bool = False) -> list[Any]:

@@ -15,8 +15,8 @@ from edgepipe.target import Integer, Target
     ("llvm", "said"),
     [
         ({"mcpu": "magic"}, "LLVM has no CPU 'magic' of this triple"),
-        ({"mcpu": "x86-64"}, "integer.dot = 'maddubs' needs the feature 'avx2'"),
-        ({"mattr": ["-avx2"]}, "integer.dot = 'maddubs' needs the feature 'avx2'"),
+        ({"mcpu": "x86-64"}, "'maddubs' needs the feature 'avx2'"),
+        ({"mattr": ["-avx2"]}, "'maddubs' needs the feature 'avx2'"),
     ],
 )
 def test_what_llvm_would_end_the_process_for_is_refused(llvm: dict[str, object], said: str) -> None:

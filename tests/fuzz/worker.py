@@ -27,8 +27,8 @@ MEMORY_BYTES = 2 << 30
 HANG_S = 10.0
 _ADDRESS_SPACE = 24 << 30
 #: Compilers, what the check of a new bundle runs it in, and matplotlib's search for fonts.
-_PROGRAMS = ("zig", "ptxas", "node", "chromium", "qemu-aarch64-static", "qemu-arm-static", "qemu-aarch64",
-             "qemu-arm", "fc-list")  # fmt: skip
+_PROGRAMS = ("zig", "ptxas", "node", "chromium", "qemu-aarch64-static", "qemu-arm-static",
+             "qemu-aarch64", "qemu-arm", "fc-list")  # fmt: skip
 _CALLS = ("socket.connect", "pickle.find_class", "os.system", "os.exec", "os.posix_spawn")
 _WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
 _CHANGES = ("os.mkdir", "os.rename", "os.remove", "os.rmdir", "os.symlink", "os.link", "os.chmod",

@@ -91,9 +91,9 @@ def _check_shapes(op: Op, s: _Sizes) -> None:
         7: (s.directions, 3 * s.hidden),
     }
     for number, shape in wanted.items():
-        if op.has(number) and op.shape(number) != shape:
+        if op.has(number) and (found := op.shape(number)) != shape:
             raise UserError(
-                f"input {number} of {op.type} has shape {list(op.shape(number))}, not {list(shape)}",
+                f"input {number} of {op.type} has shape {list(found)}, not {list(shape)}",
                 where=op.node.name or None,
                 fix="export the model again",
             )
