@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import errno
 import json
+import logging
 import os
 import signal
 import subprocess
 import sys
 import time
+import warnings
 from importlib import import_module
 from pathlib import Path
 from pkgutil import iter_modules
@@ -391,3 +393,18 @@ def test_every_command_is_offered() -> None:
     modules = {m.name: import_module(f"edgepipe.cli.{m.name}") for m in iter_modules(cli.__path__)}
     commands = {name for name, module in modules.items() if hasattr(module, "execute")}
     assert commands == set(COMMANDS)
+
+
+@pytest.mark.parametrize("debug", [False, True])
+def test_what_libraries_tell_developers_is_shown_to_them(
+    debug: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    def work() -> int:
+        logging.getLogger("library").warning("logged")
+        warnings.warn("warned", stacklevel=1)
+        return 0
+
+    with warnings.catch_warnings(record=True) as seen:
+        warnings.simplefilter("always")
+        assert guarded(work, debug=debug) == 0
+    assert bool(caplog.records) is bool(seen) is debug

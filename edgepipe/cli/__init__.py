@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import logging
 import sys
 from collections.abc import Sequence
 
@@ -17,14 +16,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     0 fine, 1 validation failed, 2 the user's input or environment is at fault, 3 a bug.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
-    debug = "--debug" in arguments
-    # What libraries log about a model is for developers; we say in one line what is wrong.
-    before = logging.root.manager.disable
-    logging.disable(before if debug else logging.CRITICAL)
-    try:
-        return guarded(lambda: _dispatch(arguments), debug=debug)
-    finally:
-        logging.disable(before)
+    return guarded(lambda: _dispatch(arguments), debug="--debug" in arguments)
 
 
 def _dispatch(arguments: list[str]) -> int:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import gc
+import logging
 import os
 import signal
 import sys
 import threading
 import traceback
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Iterator
 from types import FrameType
 from typing import Any
 
@@ -76,8 +79,11 @@ class _Interrupt:
 
 
 def guarded(work: Callable[[], int], *, debug: bool) -> int:
-    """Run ``work`` and return its exit code, or print one line and return 1, 2 or 3."""
-    with _Interrupt() as interrupt:
+    """Run ``work`` and return its exit code, or print one line and return 1, 2 or 3.
+
+    What libraries log and warn of is for developers: without ``debug`` it is not shown.
+    """
+    with _Interrupt() as interrupt, contextlib.nullcontext() if debug else _quiet():
         try:
             code = work()
             sys.stdout.flush()
@@ -96,6 +102,18 @@ def guarded(work: Callable[[], int], *, debug: bool) -> int:
                 _forget(error)
             print(f"error: {line}", file=sys.stderr)
             return code
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    before = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(before)
 
 
 def _forget(error: BaseException) -> None:
