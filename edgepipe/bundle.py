@@ -11,11 +11,13 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edgepipe import bundle_folder, manifest_file
+from edgepipe import bundle_folder, golden_file, manifest_file
+from edgepipe.blob import Blob
 from edgepipe.bundle_folder import MANIFEST
 from edgepipe.codegen.plan import Plan, TensorSpec
 from edgepipe.context import Context
 from edgepipe.errors import UserError
+from edgepipe.golden_file import GoldenFile
 from edgepipe.recipe import Recipe
 from edgepipe.target import Target
 
@@ -191,39 +193,59 @@ def destination(output: str | Path | None, source: Source, target: Target, recip
 
 def write(
     destination: Path, source: Source, plan: Plan, objects: Mapping[str, bytes],
-    context: Context, prefix: str, quantized: Quantized | None = None,
-    extra: Mapping[str, bytes] | None = None, pruned: Pruned | None = None,
-    check: Callable[[Path], None] = lambda folder: None,
+    context: Context, prefix: str,
 ) -> Bundle:  # fmt: skip
-    """Link ``objects``, and write the bundle to ``destination``; an older bundle there is replaced.
+    """``contents`` of a float network as a bundle: see there and ``install``."""
+    bundle_folder.check_replaceable(destination)
+    samples = golden_file.make(source, plan.inputs, [spec.name for spec in plan.outputs])
+    return install(destination, contents(source, plan, objects, context, prefix, samples))
+
+
+def contents(
+    source: Source, plan: Plan, objects: Mapping[str, bytes], context: Context, prefix: str,
+    golden: GoldenFile, quantized: Quantized | None = None, extra: Mapping[str, bytes] | None = None,
+    pruned: Pruned | None = None,
+) -> dict[str, bytes | Blob]:  # fmt: skip
+    """Link ``objects``, and return the files of the bundle by name.
 
     ``objects`` maps a variant name ("" is the plain one) to a relocatable object that defines the
-    kernels ``plan`` calls. ``quantized`` is what golden outputs and the manifest come from besides
-    ``source``, as is ``pruned`` of a float recipe; ``extra`` are further files by name. ``check``
-    looks at the bundle before it takes its place.
-    Whatever fails, and on Ctrl-C, ``destination`` is as it was before.
-    Raises UserError where the path holds something else or cannot be written.
+    kernels ``plan`` calls. ``quantized`` and ``pruned`` are what the manifest says about them;
+    ``extra`` are further files by name. The weights are those of ``plan``, not a copy.
+    Raises UserError.
     """
     from edgepipe.codegen import driver
 
-    bundle_folder.check_replaceable(destination)
     context.progress("link")
     try:
-        files = _code_files(source.name, plan, objects, context, prefix)
+        code = _code_files(source.name, plan, objects, context, prefix)
     except OSError as error:  # temporary files: nothing else is written there
         raise UserError(
             f"cannot write temporary files: {error.strerror}",
             where=tempfile.gettempdir(),
             fix="free some space, or set TMPDIR to another folder",
         ) from None
-    files["weights.bin"] = driver.weights_file(plan)
-    files["golden.npz"], references = _golden_file(source, plan, quantized, pruned)
-    files |= extra or {}
     context.progress("write")
+    files: dict[str, bytes | Blob] = {
+        **code, "weights.bin": driver.weights_file(plan), "golden.npz": golden.content,
+        **(extra or {}),
+    }  # fmt: skip
     manifest = manifest_file.describe(
-        source, plan, context, prefix, files, references, quantized, pruned
+        source, plan, context, prefix, files, golden.references, quantized, pruned
     )
-    files[MANIFEST] = manifest_file.encode(manifest)
+    return {**files, MANIFEST: manifest_file.encode(manifest)}
+
+
+def install(
+    destination: Path,
+    files: dict[str, bytes | Blob],
+    check: Callable[[Path], None] = lambda folder: None,
+) -> Bundle:
+    """Write ``files``, which this empties, to ``destination``; an older bundle there is replaced.
+
+    ``check`` looks at the bundle before it takes its place. Whatever fails, and on Ctrl-C,
+    ``destination`` is as it was before.
+    Raises UserError where the path holds something else or cannot be written.
+    """
     bundle_folder.install(destination, files, check)
     return Bundle.open(destination)
 
@@ -266,35 +288,3 @@ def _gpu_files(
     sources |= driver.native_files(plan, prefix)
     built = link.gpu(context.target.link.zig_target, sources, code)
     return {**built, **code, **{name: text.encode() for name, text in sources.items()}}
-
-
-def _golden_file(
-    source: Source, plan: Plan, quantized: Quantized | None, pruned: Pruned | None
-) -> tuple[bytes, dict[str, str]]:
-    """The file, and what computed it. Of a quantized model: what its Q/DQ form answers
-    (``output_i``), the float model where there is one (``float_i``), and the definition of the
-    integer arithmetic (``integer_i``). Of a pruned one: its own answers, and the dense model's."""
-    from edgepipe import golden
-    from edgepipe.integer_reference import integer_run
-
-    changed = quantized or pruned
-    proto = source.proto_bytes() if changed is None else changed.reference
-    ranges = {} if quantized is None else quantized.input_ranges
-    inputs, outputs, reference = golden.golden(proto, plan.inputs, plan.outputs, ranges)
-    references = {"reference": reference}
-    arrays = {f"input_{i}": inputs[t.name] for i, t in enumerate(plan.inputs)}
-    arrays |= _numbered("output", outputs, plan)
-    if pruned is not None or (quantized is not None and not quantized.imported):
-        floats, references["float_reference"] = golden.outputs_of(
-            source.proto_bytes(), inputs, plan.outputs
-        )
-        arrays |= _numbered("float", floats, plan)
-    if quantized is not None and quantized.manifest["integer"]:
-        arrays |= _numbered("integer", integer_run(quantized.definition)(inputs), plan)
-    return golden.npz_bytes(arrays), references
-
-
-def _numbered(
-    stem: str, outputs: Mapping[str, npt.NDArray[Any]], plan: Plan
-) -> dict[str, npt.NDArray[Any]]:
-    return {f"{stem}_{i}": outputs[t.name] for i, t in enumerate(plan.outputs) if t.name in outputs}

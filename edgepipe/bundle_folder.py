@@ -17,6 +17,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from edgepipe.blob import Blob
 from edgepipe.errors import UserError
 
 try:
@@ -99,10 +100,11 @@ def check_writable(path: Path) -> None:
 
 def install(
     destination: Path,
-    files: Mapping[str, bytes],
+    files: dict[str, bytes | Blob],
     check: Callable[[Path], None] = lambda folder: None,
 ) -> None:
-    """Write ``files`` as the folder ``destination``, replacing a bundle that is there.
+    """Write ``files`` as the folder ``destination``, replacing a bundle that is there. Each is
+    taken out of ``files`` once it is written, so that large ones are not in memory any longer.
 
     The files go to a temporary folder beside it, are flushed to the disk, ``check`` looks at them
     there, and the folder is renamed: whatever happens, and be it SIGKILL or a power failure, the
@@ -185,11 +187,11 @@ def _lock(folder: Path) -> int | None:
     return descriptor
 
 
-def _fill(work: Path, files: Mapping[str, bytes]) -> None:
-    for name, data in sorted(files.items()):
+def _fill(work: Path, files: dict[str, bytes | Blob]) -> None:
+    for name in sorted(files):
         path = work / name
         with path.open("wb") as stream:
-            stream.write(data)
+            stream.writelines(Blob.of(files.pop(name)).pieces)
             stream.flush()
             os.fsync(stream.fileno())
         path.chmod(0o755 if name in _PROGRAMS else 0o644)

@@ -11,10 +11,11 @@ import numpy as np
 import numpy.typing as npt
 
 from edgepipe.codegen.plan import TensorSpec
+from edgepipe.onnx_parts import OnnxParts
 from edgepipe.onnx_session import open_session
 
 Array = npt.NDArray[np.generic]
-_Run = Callable[[bytes, Mapping[str, Array]], tuple[str, list[Array]]]
+_Run = Callable[[OnnxParts, Mapping[str, Array]], tuple[str, list[Array]]]
 
 
 def synthetic_inputs(
@@ -42,60 +43,61 @@ def synthetic_inputs(
 
 
 def golden(
-    proto: bytes,
+    model: bytes | OnnxParts,
     inputs: Sequence[TensorSpec],
-    outputs: Sequence[TensorSpec],
+    outputs: Sequence[str],
     ranges: Mapping[str, tuple[float, float]] | None = None,
 ) -> tuple[dict[str, Array], dict[str, Array], str]:
-    """Return inputs, the outputs of the model ``proto`` for them, and the name of the reference.
+    """Return inputs, the outputs of ``model`` for them, and the name of the reference.
 
     Integers are often indices whose range the model does not tell: where the reference refuses
     them, smaller ones are tried. When no reference can run the model, outputs is empty and the
     name is ``none``. ``ranges``: see ``synthetic_inputs``.
     """
+    parts = OnnxParts.of(model)
     for run in _REFERENCES:
         for limit in (8, 2, 1):
             values = synthetic_inputs(inputs, integer_limit=limit, ranges=ranges)
-            got, name = _outputs(run, proto, values, outputs)
+            got, name = _outputs(run, parts, values, outputs)
             if got:
                 return values, got, name
     return synthetic_inputs(inputs, ranges=ranges), {}, "none"
 
 
 def outputs_of(
-    proto: bytes, values: Mapping[str, Array], outputs: Sequence[TensorSpec]
+    model: bytes | OnnxParts, values: Mapping[str, Array], outputs: Sequence[str]
 ) -> tuple[dict[str, Array], str]:
-    """Outputs of the model ``proto`` by name, and the reference that computed them; empty and
+    """Outputs of ``model`` by name, and the reference that computed them; empty and
     ``none`` where no reference can."""
     for run in _REFERENCES:
-        got, name = _outputs(run, proto, values, outputs)
+        got, name = _outputs(run, OnnxParts.of(model), values, outputs)
         if got:
             return got, name
     return {}, "none"
 
 
 def _outputs(
-    run: _Run, proto: bytes, values: Mapping[str, Array], outputs: Sequence[TensorSpec]
+    run: _Run, model: OnnxParts, values: Mapping[str, Array], outputs: Sequence[str]
 ) -> tuple[dict[str, Array], str]:
     try:
-        name, results = run(proto, values)
+        name, results = run(model, values)
     except Exception:  # each reference has error types of its own for each cause
         return {}, "none"
-    return dict(zip((o.name for o in outputs), results, strict=True)), name
+    return dict(zip(outputs, results, strict=True)), name
 
 
-def _onnxruntime(proto: bytes, values: Mapping[str, Array]) -> tuple[str, list[Array]]:
+def _onnxruntime(model: OnnxParts, values: Mapping[str, Array]) -> tuple[str, list[Array]]:
     import onnxruntime
 
-    session = open_session(proto)
+    session = open_session(model, relayout=False)
     return f"onnxruntime {onnxruntime.__version__}", session.run(None, dict(values))
 
 
-def _onnx_reference(proto: bytes, values: Mapping[str, Array]) -> tuple[str, list[Array]]:
+def _onnx_reference(model: OnnxParts, values: Mapping[str, Array]) -> tuple[str, list[Array]]:
     import onnx
     from onnx.reference import ReferenceEvaluator
 
-    evaluator = ReferenceEvaluator(onnx.load_from_string(proto))
+    evaluator = ReferenceEvaluator(model.proto())
     with warnings.catch_warnings(), np.errstate(all="ignore"):
         warnings.simplefilter("ignore")
         results = [np.asarray(result) for result in evaluator.run(None, dict(values))]

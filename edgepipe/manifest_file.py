@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgepipe import bundle_folder, roofline, tables
+from edgepipe.blob import Blob
 from edgepipe.bundle_folder import FORMAT, MANIFEST
 from edgepipe.codegen.plan import KernelAudit, Plan, TensorSpec
 from edgepipe.context import Context
@@ -80,7 +81,8 @@ class _Checked:
 
 
 def describe(
-    source: Source, plan: Plan, context: Context, prefix: str, files: Mapping[str, bytes],
+    source: Source, plan: Plan, context: Context, prefix: str,
+    files: Mapping[str, bytes | Blob],
     golden: Mapping[str, str], quantized: Quantized | None = None,
     pruned: Pruned | None = None,
 ) -> dict[str, Any]:  # fmt: skip
@@ -122,10 +124,17 @@ def describe(
         "kernels": [asdict(kernel) for kernel in plan.audit],
         "gpu": _gpu(plan, context.target),
         "files": {
-            name: {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+            name: {"bytes": len(data), "sha256": _sha256(Blob.of(data))}
             for name, data in files.items()
         },
     }
+
+
+def _sha256(data: Blob) -> str:
+    digest = hashlib.sha256()
+    for piece in data.pieces:
+        digest.update(piece)
+    return digest.hexdigest()
 
 
 def encode(manifest: dict[str, Any]) -> bytes:

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from edgepipe.onnx_parts import OnnxParts, is_apart
+
 if TYPE_CHECKING:
     import onnx
     import onnxruntime
@@ -21,7 +23,10 @@ _SEVEN_BITS = 63
 
 
 def open_session(
-    model: bytes, integer_kernels: bool | None = None, threads: int = 1
+    model: bytes | OnnxParts,
+    integer_kernels: bool | None = None,
+    threads: int = 1,
+    relayout: bool = True,
 ) -> onnxruntime.InferenceSession:
     """A session on ``threads`` of the CPU. Raises what ONNX Runtime raises for a bad model.
 
@@ -32,21 +37,28 @@ def open_session(
     between roundings (``session.disable_quant_qdq``) are the other way to read the model; there
     ties may round differently. None for ``integer_kernels`` takes them where they are exact.
     Where its optimizations turn the model into one that it refuses, it computes what stands there.
+    Without ``relayout`` it keeps weights as they are: slower, and less than half the memory.
     """
     import onnxruntime
 
-    options = onnxruntime.SessionOptions()
-    # The order of additions must not depend on the machine.
-    options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
-    options.log_severity_level = 4  # what it raises says the same
-    if not (_integer_kernels_are_exact(model) if integer_kernels is None else integer_kernels):
-        options.add_session_config_entry("session.disable_quant_qdq", "1")
-    providers = ["CPUExecutionProvider"]
+    parts = OnnxParts.of(model)
+    exact = _integer_kernels_are_exact(parts) if integer_kernels is None else integer_kernels
+    levels = onnxruntime.GraphOptimizationLevel
+
+    def opened(level: onnxruntime.GraphOptimizationLevel) -> onnxruntime.InferenceSession:
+        options = onnxruntime.SessionOptions()
+        # The order of additions must not depend on the machine.
+        options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
+        options.log_severity_level = 4  # what it raises says the same
+        options.graph_optimization_level = level
+        if not exact:
+            options.add_session_config_entry("session.disable_quant_qdq", "1")
+        return parts.session(options, ["CPUExecutionProvider"])
+
     try:
-        return onnxruntime.InferenceSession(model, options, providers=providers)
+        return opened(levels.ORT_ENABLE_ALL if relayout else levels.ORT_ENABLE_EXTENDED)
     except Exception:  # its exceptions share no base class
-        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-        return onnxruntime.InferenceSession(model, options, providers=providers)
+        return opened(levels.ORT_DISABLE_ALL)
 
 
 def known_opset(operators: Iterable[str], opset: int) -> int:
@@ -58,14 +70,19 @@ def known_opset(operators: Iterable[str], opset: int) -> int:
     return min(opset, 21) if names & _UP_TO_21 and not names & _SINCE_22 else opset
 
 
-def _integer_kernels_are_exact(model: bytes) -> bool:
+def _integer_kernels_are_exact(model: OnnxParts) -> bool:
     import onnx
 
-    if b"DequantizeLinear" not in model:
+    if b"DequantizeLinear" not in model.graph:
         return True
-    graph = onnx.load_model_from_string(model).graph
+    graph = onnx.load_model_from_string(model.graph).graph
     makers = {output: node for node in graph.node for output in node.output}
-    constants = {tensor.name: tensor for tensor in graph.initializer}
+    constants = {
+        tensor.name: model.weights[tensor.name]
+        if is_apart(tensor)
+        else onnx.numpy_helper.to_array(tensor)
+        for tensor in graph.initializer
+    }
     for node in graph.node:
         if node.op_type not in _LINEAR:
             continue
@@ -83,13 +100,11 @@ def _dequantize(node: onnx.NodeProto | None) -> onnx.NodeProto | None:
     return node if node is not None and node.op_type == "DequantizeLinear" else None
 
 
-def _fits(codes: onnx.TensorProto) -> bool:
+def _fits(codes: np.ndarray) -> bool:
     """Whether sums of two products with these weights fit int16, or the machine does not mind."""
-    import onnx
-
-    if codes.data_type not in (onnx.TensorProto.INT8, onnx.TensorProto.UINT8):
+    if codes.dtype not in (np.int8, np.uint8):
         return True
-    largest = np.abs(onnx.numpy_helper.to_array(codes).astype(np.int16)).max(initial=0)
+    largest = np.abs(codes.astype(np.int16)).max(initial=0)
     return bool(largest <= _SEVEN_BITS) or _sums_are_exact()
 
 

@@ -7,10 +7,21 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from edgepipe import bundle, emitted, importer, passes, prune, quantize, self_check
+from edgepipe import (
+    bundle,
+    emitted,
+    golden_file,
+    importer,
+    memory,
+    passes,
+    prune,
+    quantize,
+    self_check,
+)
 from edgepipe import records as tuning_records
+from edgepipe.blob import Blob
 from edgepipe.bundle import Bundle
-from edgepipe.codegen import cuda, driver
+from edgepipe.codegen import cuda, driver, tvm_alone
 from edgepipe.context import Context, Note
 from edgepipe.recipe import Recipe
 from edgepipe.target import Target
@@ -65,6 +76,7 @@ def compile(
     driver.check_prefix(prefix)
     driver.check_threads(threads, target)
 
+    progress = memory.trimmed(progress)
     progress("reading the model")
     source = importer.load(model, shapes)
     chosen = quantize.recipe_of(source, given, calibration)
@@ -78,19 +90,32 @@ def compile(
     context = Context(
         target, chosen, dump_dir, progress, notes, allow_float_fallback, threads, found
     )
-    from edgepipe import codegen, lowering  # these import tvm, which takes a second
-
+    tvm_alone.load()
     with importer.judged(source):
-        graph, pruned, quantized = _graph(source, calibration, context)
-        extra = emitted.files(emit, quantized, context)
-        tune = None if tuning is None else _tuner(tuning, context)
-        program = lowering.lower(graph, context, tune)
-        plan, objects = codegen.generate(program, context, prefix)
+        files = _files(source, calibration, context, prefix, emit, tuning)
         look = partial(self_check.check if check else self_check.skip, source=source,
                        context=context)  # fmt: skip
-        return bundle.write(
-            destination, source, plan, objects, context, prefix, quantized, extra, pruned, look
-        )
+        return bundle.install(destination, files, look)
+
+
+def _files(
+    source: Source, calibration: Calibration | None, context: Context, prefix: str,
+    emit: Sequence[str], tuning: Plan | None,
+) -> dict[str, bytes | Blob]:  # fmt: skip
+    """The stages: everything that is in the bundle. What they hand on is freed on the way."""
+    from edgepipe import codegen, lowering  # these import tvm
+
+    graph, pruned, quantized = _graph(source, calibration, context)
+    extra = emitted.files(emit, quantized, context)
+    context.progress("computing golden outputs")
+    outputs = [value.name or "" for value in graph.graph.outputs]
+    golden = golden_file.make(source, quantize.inputs_of(graph), outputs, quantized, pruned)
+    tune = None if tuning is None else _tuner(tuning, context)
+    # No name for the program: its weights go on as those of the plan.
+    plan, objects = codegen.generate(lowering.lower(graph, context, tune), context, prefix)
+    return bundle.contents(
+        source, plan, objects, context, prefix, golden, quantized, extra, pruned
+    )
 
 
 def tune(
@@ -117,6 +142,7 @@ def tune(
     target.check(chosen)
     notes = [] if notes is None else notes
     context = Context(target, chosen, progress=progress, notes=notes)
+    tvm_alone.load()
     from edgepipe import lowering
     from edgepipe import tuning as stage
     from edgepipe.tuning import search

@@ -240,7 +240,7 @@ def _open(
     context: Context,
 ) -> Samples:
     """The samples to calibrate with. Raises UserError where they cannot be the model's input."""
-    specs = _inputs(graph)
+    specs = inputs_of(graph)
     if calibration is None:
         runs = min(SYNTHETIC_SAMPLES, config.max_samples)
         context.warn(
@@ -257,18 +257,12 @@ def open_samples(source: Source, graph: ir.Model, calibration: Calibration) -> S
     if isinstance(calibration, Samples):
         return calibration
     steps = zoo.describe(source.origin).preprocessing if source.origin in zoo.names() else None
-    return data.open_data(calibration, _inputs(graph), steps)
+    return data.open_data(calibration, inputs_of(graph), steps)
 
 
-def _inputs(graph: ir.Model) -> list[TensorSpec]:
-    specs = []
-    for value in graph.graph.inputs:
-        if value.is_initializer():
-            continue
-        assert value.name and value.shape is not None and value.dtype is not None
-        shape = tuple(int(d) for d in value.shape)  # type: ignore[arg-type]
-        specs.append(TensorSpec(value.name, shape, str(value.dtype.numpy())))
-    return specs
+def inputs_of(graph: ir.Model) -> list[TensorSpec]:
+    """What the model is given, in order."""
+    return [TensorSpec.of(value) for value in graph.graph.inputs if not value.is_initializer()]
 
 
 def _warn_of_idle_overrides(graph: ir.Model, context: Context) -> None:

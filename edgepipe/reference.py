@@ -12,6 +12,7 @@ import numpy as np
 from edgepipe import importer, zoo
 from edgepipe.data import Inputs
 from edgepipe.errors import UserError
+from edgepipe.onnx_parts import OnnxParts
 from edgepipe.onnx_session import open_session
 from edgepipe.recipe import Recipe
 from edgepipe.target import Target
@@ -34,15 +35,13 @@ class Reference:
     @cached_property
     def session(self) -> onnxruntime.InferenceSession:
         """ONNX Runtime on one thread, CPU."""
-        return session(self.source.proto_bytes())
+        return session(self.source.reference)
 
     @cached_property
     def _float64(self) -> Float64Model:
-        import onnx
-
         from edgepipe.float64 import Float64Model
 
-        return Float64Model(onnx.load_model_from_string(self.source.proto_bytes()))
+        return Float64Model(self.source.proto)
 
     def run(self, inputs: Inputs) -> Inputs:
         """Outputs by name for one run's inputs."""
@@ -63,7 +62,7 @@ class Reference:
 
 
 def session(
-    model: bytes, integer_kernels: bool | None = None, threads: int = 1
+    model: bytes | OnnxParts, integer_kernels: bool | None = None, threads: int = 1
 ) -> onnxruntime.InferenceSession:
     """An ONNX Runtime session. Raises UserError where it refuses the model."""
     try:

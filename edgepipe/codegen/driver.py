@@ -10,6 +10,7 @@ from dataclasses import asdict
 from importlib import resources
 from itertools import pairwise
 
+from edgepipe.blob import Blob
 from edgepipe.codegen.plan import (
     ALIGNMENT,
     MOST_THREADS,
@@ -68,14 +69,14 @@ def tensor_bytes(tensor: TensorSpec) -> int:
     return element_count(tensor) * _ITEM_BYTES[tensor.dtype]
 
 
-def weights_file(plan: Plan) -> bytes:
+def weights_file(plan: Plan) -> Blob:
     """The content of weights.bin: a 64-byte header (magic, hash, size; rest zero), then the blob.
 
     The hash ties the blob to the calls that read it, so weights of another model are refused.
     """
     header = WEIGHTS_MAGIC + _weights_hash(plan).to_bytes(8, "little")
     header += (ALIGNMENT + len(plan.weights)).to_bytes(8, "little")
-    return header.ljust(ALIGNMENT, b"\0") + plan.weights
+    return Blob((header.ljust(ALIGNMENT, b"\0"), *plan.weights.pieces))
 
 
 def arena_bytes(plan: Plan) -> int:
@@ -296,7 +297,9 @@ def _typescript(tensors: Sequence[TensorSpec]) -> str:
 
 
 def _weights_hash(plan: Plan) -> int:
-    digest = hashlib.sha256(plan.weights)
+    digest = hashlib.sha256()
+    for piece in plan.weights.pieces:
+        digest.update(piece)
     digest.update(repr([(call.symbol, call.arguments) for call in plan.calls]).encode())
     return int.from_bytes(digest.digest()[:8], "little")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from types import MappingProxyType
@@ -11,6 +12,7 @@ import numpy as np
 import tvm
 from tvm import relax
 
+from edgepipe.blob import Blob
 from edgepipe.codegen.memory import Lifetime, align, peak_live, plan
 from edgepipe.codegen.plan import (
     ALIGNMENT,
@@ -64,19 +66,22 @@ def _type_bytes(type_: Any) -> int:
 
 
 class _Weights:
-    """The weights blob: every tensor aligned, equal tensors stored once."""
+    """The weights: every tensor aligned, equal tensors stored once, each where TVM has it."""
 
     def __init__(self) -> None:
-        self.blob = bytearray()
+        self.size = 0
+        self.pieces: list[bytes | memoryview] = []
         self.known: dict[bytes, Buffer] = {}
 
-    def add(self, array: np.ndarray) -> Buffer:
-        data = np.ascontiguousarray(array).tobytes()
-        if data not in self.known:
-            self.blob.extend(bytes(align(len(self.blob)) - len(self.blob)))
-            self.known[data] = Buffer(len(data), Place("weights", len(self.blob)))
-            self.blob.extend(data)
-        return self.known[data]
+    def add(self, tensor: Any) -> Buffer:
+        data = memoryview(np.from_dlpack(tensor).reshape(-1).view(np.uint8))
+        digest = hashlib.sha256(data).digest()
+        if digest not in self.known:
+            start = align(self.size)
+            self.known[digest] = Buffer(len(data), Place("weights", start))
+            self.pieces += [bytes(start - self.size), data]
+            self.size = start + len(data)
+        return self.known[digest]
 
 
 class Flattener:
@@ -111,7 +116,7 @@ class Flattener:
 
     def _value(self, expr: Any) -> Any:
         if isinstance(expr, tvm.ir.GenericConst):
-            return self.weights.add(expr.value.numpy())
+            return self.weights.add(expr.value)
         if isinstance(expr, relax.Tuple):
             return [self._value(f) for f in expr.fields]
         return self.values[expr]
@@ -211,7 +216,7 @@ class Flattener:
             ),
             arena_bytes=arena_bytes,
             peak_live_bytes=peak_live(lifetimes),
-            weights=bytes(self.weights.blob),
+            weights=Blob(tuple(self.weights.pieces)),
             audit=tuple(
                 replace(
                     _with_traffic(_audit(c, audits), c), pieces=pieces.get(symbols[c.function], 1)

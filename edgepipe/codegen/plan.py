@@ -4,7 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
+
+from edgepipe.blob import Blob
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
 
 ALIGNMENT = 64  # bytes; one cache line, and the widest vector of any target
 
@@ -21,6 +26,13 @@ class TensorSpec:
     name: str
     shape: tuple[int, ...]
     dtype: str
+
+    @classmethod
+    def of(cls, value: ir.Value) -> TensorSpec:
+        """That of a value with a static shape."""
+        assert value.name and value.shape is not None and value.dtype is not None
+        shape = tuple(int(d) for d in value.shape)  # type: ignore[arg-type]
+        return cls(value.name, shape, str(value.dtype.numpy()))
 
 
 @dataclass(frozen=True)
@@ -132,7 +144,7 @@ class GpuCode:
 
 @dataclass(frozen=True)
 class Plan:
-    """Everything a driver needs. ``weights`` is one blob, every tensor in it 64-byte aligned.
+    """Everything a driver needs. Every tensor in ``weights`` is 64-byte aligned.
 
     ``peak_live_bytes`` is the largest sum of arena tensors alive at once, the lower bound
     of ``arena_bytes``; ``arena`` is where they lie, and when. ``gpu`` is what the calls launch
@@ -144,7 +156,7 @@ class Plan:
     calls: tuple[Call, ...]
     arena_bytes: int
     peak_live_bytes: int
-    weights: bytes
+    weights: Blob
     audit: tuple[KernelAudit, ...]
     arena: tuple[ArenaTensor, ...] = ()
     gpu: GpuCode | None = None

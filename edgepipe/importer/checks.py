@@ -187,7 +187,7 @@ def _inline_functions(proto: onnx.ModelProto, where: str) -> onnx.ModelProto:
         ) from None
 
 
-def _check_tensor(tensor: onnx.TensorProto, where: str) -> None:
+def check_tensor(tensor: onnx.TensorProto, where: str) -> None:
     """Whether a tensor holds as many bytes or numbers as its shape says."""
     here = f"{where}, tensor '{tensor.name}'"
     size, kind = tensor_bytes(tensor, here), type_name(tensor.data_type)
@@ -214,7 +214,7 @@ def _check_graph(graph: onnx.GraphProto, version: int, where: str) -> None:
         raise Unsupported("sparse initializers are not supported", where=where, fix="store dense")
     attributes = (a for node in graph.node for a in node.attribute)
     for tensor in (*graph.initializer, *(t for a in attributes for t in (a.t, *a.tensors))):
-        _check_tensor(tensor, where)
+        check_tensor(tensor, where)
     for node in graph.node:
         _check_operator(node, version, where)
     for what, names in (

@@ -13,6 +13,7 @@ from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 from edgepipe.errors import UserError
 from edgepipe.importer import checks, external_data, opset, shapes, skeleton
 from edgepipe.importer.source import Source, identifier
+from edgepipe.onnx_parts import OnnxParts
 
 # Protobuf messages cannot be larger, and neither could a bundle for the devices edgepipe serves.
 _MAX_BYTES = 2**31 - 1
@@ -20,6 +21,15 @@ _MAX_BYTES = 2**31 - 1
 
 def load_onnx(path: Path, given: Mapping[str, tuple[int, ...]]) -> Source:
     """Load an ``.onnx`` file; external data is read from the file's own folder only."""
+    digest = hashlib.sha256()
+    # Nobody here keeps the message: ``build`` frees it as soon as the weights are out of it.
+    return build(
+        _read(path, digest), identifier(path.stem), path.name, digest.hexdigest(), given
+    )
+
+
+def _read(path: Path, digest: hashlib._Hash) -> onnx.ModelProto:
+    """The message in ``path`` with its external data; ``digest`` takes in all of it."""
     where = path.name
     try:
         if path.stat().st_size > _MAX_BYTES:
@@ -28,17 +38,18 @@ def load_onnx(path: Path, given: Mapping[str, tuple[int, ...]]) -> Source:
     except OSError as error:
         raise UserError(f"cannot be read: {error.strerror}", where=where) from None
     proto = parse(content, where)
-    digest = hashlib.sha256(content)
+    digest.update(content)
+    del content
     external_data.embed(proto, path, digest)
-    return build(proto, identifier(path.stem), where, digest.hexdigest(), given)
+    return proto
 
 
 def load_bytes(
     content: bytes, name: str, origin: str, given: Mapping[str, tuple[int, ...]]
 ) -> Source:
     """Load a self-contained ONNX model from memory (exported torch modules, the zoo)."""
-    proto = parse(content, origin)
-    return build(proto, name, origin, hashlib.sha256(content).hexdigest(), given)
+    digest = hashlib.sha256(content).hexdigest()
+    return build(parse(content, origin), name, origin, digest, given)
 
 
 def parse(content: bytes, where: str) -> onnx.ModelProto:
@@ -66,14 +77,18 @@ def build(
     given: Mapping[str, tuple[int, ...]],
 ) -> Source:
     """Check ``proto``, fix its input shapes and make the Source. ``proto`` is consumed."""
-    if proto.ByteSize() > _MAX_BYTES:
-        raise UserError("the model with its weights is larger than 2 GiB", where=origin)
     proto = checks.check(proto, origin)
     shapes.drop_initializer_inputs(proto)
     shapes.fix_inputs(proto, given, origin)
+    proto, weights = skeleton.take_weights(proto, origin)
+    if sum(array.nbytes for array in weights.values()) > _MAX_BYTES:
+        raise UserError("the model with its weights is larger than 2 GiB", where=origin)
     light = skeleton.without_weights(proto)
     checks.run_checker(light, origin)
-    reference = opset.runnable(proto).SerializeToString(deterministic=True)
+    runnable = opset.runnable(proto).SerializeToString(deterministic=True)
+    reference = OnnxParts(runnable, weights)
     shapes.infer(proto, light, origin, reference)
     model = ir.serde.deserialize_model(proto)
+    for initializer, array in weights.items():
+        model.graph.initializers[initializer].const_value = ir.tensor(array, name=initializer)
     return Source(name, origin, sha256, model, reference)

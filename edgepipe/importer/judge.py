@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING
 
 from edgepipe.errors import EdgepipeError, UserError
 from edgepipe.importer.checks import first_line
+from edgepipe.onnx_parts import OnnxParts
 
 if TYPE_CHECKING:
     from edgepipe.importer.source import Source
 
 
-def doubt(reference: bytes, *, run: bool = False) -> str | None:
+def doubt(reference: OnnxParts, *, run: bool = False) -> str | None:
     """What ONNX Runtime has against the model ``reference``; None where it loads it, and with
     ``run`` computes it for zeros."""
     import numpy as np
@@ -23,9 +24,7 @@ def doubt(reference: bytes, *, run: bool = False) -> str | None:
     options.log_severity_level = 4
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     try:
-        session = onnxruntime.InferenceSession(
-            reference, options, providers=["CPUExecutionProvider"]
-        )
+        session = reference.session(options, ["CPUExecutionProvider"])
         if run:
             dtypes = {"float": "float32", "double": "float64"}
             kinds = {i.name: i.type.removeprefix("tensor(")[:-1] for i in session.get_inputs()}

@@ -12,6 +12,7 @@ from onnx import shape_inference
 from edgepipe.errors import Unsupported, UserError, did_you_mean
 from edgepipe.importer.checks import MAX_TENSOR_BYTES, first_line, tensor_bytes, type_name
 from edgepipe.importer.judge import doubt
+from edgepipe.onnx_parts import OnnxParts
 
 _REFUSED_TYPES = ("UNDEFINED", "STRING", "COMPLEX64", "COMPLEX128")
 
@@ -150,7 +151,7 @@ def _show(value: onnx.ValueInfoProto) -> str:
     )
 
 
-def infer(proto: onnx.ModelProto, light: onnx.ModelProto, where: str, reference: bytes) -> None:
+def infer(proto: onnx.ModelProto, light: onnx.ModelProto, where: str, reference: OnnxParts) -> None:
     """Write the shape and type of every value that inference can tell into ``proto``.
 
     ``light`` is ``proto`` without its weights, and consumed. ``reference`` settles the doubt

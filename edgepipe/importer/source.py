@@ -8,6 +8,8 @@ from dataclasses import dataclass
 import onnx
 import onnx_ir as ir
 
+from edgepipe.onnx_parts import OnnxParts
+
 
 @dataclass(frozen=True, eq=False)
 class Source:
@@ -17,24 +19,24 @@ class Source:
     without folders, for the manifest. ``sha256`` is that of the model file (with external data:
     of the file and every data file it names), or of the exported ONNX bytes.
     ``model`` has its original opset (7 or newer), every input static, and every shape that
-    inference can tell without folding constants. ``reference`` is the same float model as
-    self-contained ONNX bytes that ONNX Runtime can run.
+    inference can tell without folding constants. ``reference`` is the same float model in a form
+    that ONNX Runtime can run; both read the same arrays of weights.
     """
 
     name: str
     origin: str
     sha256: str
     model: ir.Model
-    reference: bytes
+    reference: OnnxParts
 
     def proto_bytes(self) -> bytes:
-        """The original model with fixed input shapes, for ONNX Runtime."""
-        return self.reference
+        """The original model with fixed input shapes as a self-contained file."""
+        return self.reference.whole()
 
     @property
     def proto(self) -> onnx.ModelProto:
-        """``proto_bytes()`` as a message (parsed anew on every access)."""
-        return onnx.load_model_from_string(self.reference)
+        """The same as a message (made anew on every access)."""
+        return self.reference.proto()
 
 
 def identifier(text: str) -> str:

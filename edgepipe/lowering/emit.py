@@ -111,6 +111,7 @@ def _arguments(
 
     activations = [take(a) for a in kernel.inputs]
     packed = [relax.const(a) for a in template.pack(kernel.op, knobs, kernel.weights)]
+    kernel.weights.clear()  # they are where TVM has them now
     residuals = [take(a) for a in kernel.residuals]
     assert not remaining
     return [*activations, *packed, *residuals]

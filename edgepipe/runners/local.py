@@ -55,8 +55,6 @@ def run_many(
     inference, in the bundle's program, which has them."""
     if bundle.compiled_threads != 1:
         return _program.run_many(bundle, [], samples)
-    import numpy as np
-
     from edgepipe.runners import _io
 
     # Unloaded each time: dlopen would hand out the old code for a bundle compiled anew.
@@ -65,7 +63,8 @@ def run_many(
         api = _Api(library, bundle.prefix)
         path = bundle.file("weights.bin")
         weights = _io.aligned((path.stat().st_size,), "uint8")
-        weights[...] = np.fromfile(path, np.uint8)
+        with path.open("rb") as stream:
+            stream.readinto(memoryview(weights))
         api.check("init", api.init(weights.ctypes.data, weights.nbytes))
         arena = _io.aligned((api.arena_bytes(),), "uint8")
         inputs = [_io.aligned(t.shape, t.dtype) for t in bundle.inputs]
