@@ -203,8 +203,8 @@ def write(
 
 def contents(
     source: Source, plan: Plan, objects: Mapping[str, bytes], context: Context, prefix: str,
-    golden: GoldenFile, quantized: Quantized | None = None, extra: Mapping[str, bytes] | None = None,
-    pruned: Pruned | None = None,
+    golden: GoldenFile, quantized: Quantized | None = None,
+    extra: Mapping[str, bytes] | None = None, pruned: Pruned | None = None,
 ) -> dict[str, bytes | Blob]:  # fmt: skip
     """Link ``objects``, and return the files of the bundle by name.
 

@@ -28,7 +28,7 @@ AMPLIFICATION_MARGIN_DB = 6.0
 def floor_db(recipe: Recipe, *, synthetic: bool) -> float | None:
     """The SNR against the original that bundles of ``recipe`` must reach; None for quantized ones
     on noise: what rounding does to that says nothing."""
-    if recipe.quantizes or recipe.sparsity is not None:
+    if recipe.changes_weights:
         return None if synthetic else QUANTIZED_FLOOR_DB
     return FLOORS_DB[recipe.format]
 

@@ -23,6 +23,7 @@ from edgepipe.blob import Blob
 from edgepipe.bundle import Bundle
 from edgepipe.codegen import cuda, driver, tvm_alone
 from edgepipe.context import Context, Note
+from edgepipe.golden_file import GoldenFile
 from edgepipe.recipe import Recipe
 from edgepipe.target import Target
 
@@ -105,17 +106,15 @@ def _files(
     """The stages: everything that is in the bundle. What they hand on is freed on the way."""
     from edgepipe import codegen, lowering  # these import tvm
 
+    # Before there is a graph beside the model, where its answers are all that is asked for.
+    golden = None if context.recipe.changes_weights else _golden(source, context)
     graph, pruned, quantized = _graph(source, calibration, context)
+    golden = golden or _golden(source, context, quantized, pruned)
     extra = emitted.files(emit, quantized, context)
-    context.progress("computing golden outputs")
-    outputs = [value.name or "" for value in graph.graph.outputs]
-    golden = golden_file.make(source, quantize.inputs_of(graph), outputs, quantized, pruned)
     tune = None if tuning is None else _tuner(tuning, context)
     # No name for the program: its weights go on as those of the plan.
     plan, objects = codegen.generate(lowering.lower(graph, context, tune), context, prefix)
-    return bundle.contents(
-        source, plan, objects, context, prefix, golden, quantized, extra, pruned
-    )
+    return bundle.contents(source, plan, objects, context, prefix, golden, quantized, extra, pruned)
 
 
 def tune(
@@ -161,6 +160,17 @@ def _graph(
     graph, pruned = prune.run(graph, source, calibration, context)
     graph, quantized = quantize.run(graph, source, calibration, context)
     return graph, pruned, quantized
+
+
+def _golden(
+    source: Source,
+    context: Context,
+    quantized: Quantized | None = None,
+    pruned: Pruned | None = None,
+) -> GoldenFile:
+    context.progress("computing golden outputs")
+    inputs, outputs = quantize.inputs_of(source.model), source.model.graph.outputs
+    return golden_file.make(source, inputs, [str(o.name) for o in outputs], quantized, pruned)
 
 
 def _records(given: str | Path | None, notes: list[Note]) -> Records:

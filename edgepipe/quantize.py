@@ -107,7 +107,7 @@ def check(recipe: Recipe | None, target: Target, calibration: Calibration | None
         return
     target.check(recipe)
     configure(recipe, target)
-    if calibration is not None and not (recipe.quantizes or recipe.sparsity):
+    if calibration is not None and not recipe.changes_weights:
         raise _needless_calibration(recipe)
 
 
@@ -129,7 +129,7 @@ def recipe_of(source: Source, given: Recipe | None, calibration: Calibration | N
     implied = implied_format(source.model)
     if implied is None:
         chosen = given or Recipe()
-        if calibration is not None and not (chosen.quantizes or chosen.sparsity):
+        if calibration is not None and not chosen.changes_weights:
             raise _needless_calibration(chosen)
         return chosen
     where = f"{source.origin} is quantized already: {implied} by its Q/DQ nodes"

@@ -162,6 +162,11 @@ class Recipe:
         return self.format.startswith("w")
 
     @property
+    def changes_weights(self) -> bool:
+        """Whether the bundle computes another model than the one that was given."""
+        return self.quantizes or self.sparsity is not None
+
+    @property
     def integer(self) -> bool:
         """Whether activations become integers too, so that kernels compute in them."""
         return self.quantizes and self._widths[1] in ("4", "8")

@@ -94,7 +94,7 @@ def validate(
         step(done, trial.samples.count)
     steps_data = trial.samples.description
     kept = [(inputs, result) for inputs, result, _ in tally.first]
-    if _changes_weights(bundle) and not steps:
+    if bundle.recipe.changes_weights and not steps:
         golden, outputs = _golden(bundle)
         steps_data, steps = golden.description, [_step_tally(bundle)]
         kept = list(zip(golden, runners.run_many(bundle, list(golden), chosen), strict=True))
@@ -109,7 +109,7 @@ def validate(
     floor = min_snr_db
     if floor is None:
         floor = floor_db(bundle.recipe, synthetic=trial.samples.synthetic)
-    exactly = bundle.recipe.format == "fp32" and not _changes_weights(bundle)
+    exactly = bundle.recipe.format == "fp32" and not bundle.recipe.changes_weights
     arbiter = trial.original if min_snr_db is None and exactly else None
     reports, failures = judge_outputs(tally, floor, arbiter)
     failures = doubts + failures
@@ -146,7 +146,7 @@ def _trial(
         find = partial(Reference, source, None)
     if data is None and model is None:
         samples, outputs = _golden(bundle)
-        if not _changes_weights(bundle):
+        if not bundle.recipe.changes_weights:
             return _Trial(samples, lambda _: outputs, (), find, kept)
         floats = bundle.golden_floats()
         exact = (lambda _: floats) if floats else None
@@ -170,11 +170,6 @@ def _trial(
         defined = partial(integer_run, qdq)
         return _Trial(samples, reference.run, quantized_runs(qdq), original, defined)
     return _Trial(samples, reference.run, (), original, kept)
-
-
-def _changes_weights(bundle: Bundle) -> bool:
-    """Whether the bundle computes another model than the original, which it is compared with."""
-    return bundle.recipe.quantizes or bundle.recipe.sparsity is not None
 
 
 def _golden_integers(bundle: Bundle) -> Callable[[Inputs], Inputs] | None:

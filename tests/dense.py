@@ -14,6 +14,7 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from edgepipe import bundle, importer
+from edgepipe.blob import Blob
 from edgepipe.bundle import Bundle
 from edgepipe.codegen.plan import Call, KernelAudit, Place, Plan, TensorSpec
 from edgepipe.target import Target
@@ -64,7 +65,7 @@ def build(folder: Path, model: Path, w: np.ndarray, b: np.ndarray, name: str = "
         calls=(Call("model_dense", (Place("input"), Place("weights"), Place("output")), "dense"),),
         arena_bytes=64,
         peak_live_bytes=0,
-        weights=w.astype(np.float32).tobytes() + b.astype(np.float32).tobytes(),
+        weights=Blob((w.astype(np.float32).tobytes() + b.astype(np.float32).tobytes(),)),
         audit=(KernelAudit("dense", "Gemm", "dense", "float32", "float32", FEATURES * CLASSES),),
     )
     objects = {"": handmade.compile_c(target, _KERNEL)}

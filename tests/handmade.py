@@ -12,9 +12,11 @@ from pathlib import Path
 import numpy as np
 from onnx import TensorProto, checker, helper, numpy_helper
 
+from edgepipe.blob import Blob
 from edgepipe.codegen import link
 from edgepipe.codegen.plan import Call, KernelAudit, Place, Plan, TensorSpec
 from edgepipe.context import Context
+from edgepipe.onnx_parts import OnnxParts
 from edgepipe.recipe import Recipe
 from edgepipe.target import Target
 
@@ -42,10 +44,7 @@ class HandmadeSource:
     name: str
     origin: str
     sha256: str
-    proto: bytes
-
-    def proto_bytes(self) -> bytes:
-        return self.proto
+    reference: OnnxParts
 
 
 def weights(seed: int = 7) -> tuple[np.ndarray, np.ndarray]:
@@ -68,7 +67,7 @@ def plan(prefix: str = "model", seed: int = 7) -> Plan:
         ),
         arena_bytes=64 + 4 * COUNT,
         peak_live_bytes=4 * COUNT,
-        weights=w.tobytes() + b.tobytes(),
+        weights=Blob((w.tobytes() + b.tobytes(),)),
         audit=(
             KernelAudit("scale", "Mul", "scale_bias", "float32", "float32", COUNT),
             KernelAudit("relu", "Relu", "relu", "float32", "float32", 0),
@@ -100,7 +99,8 @@ def source(seed: int = 7) -> HandmadeSource:
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
     checker.check_model(model)
-    return HandmadeSource("handmade", "handmade.onnx", "0" * 64, model.SerializeToString())
+    reference = OnnxParts(model.SerializeToString(), {})
+    return HandmadeSource("handmade", "handmade.onnx", "0" * 64, reference)
 
 
 def expected(inputs: dict[str, np.ndarray], seed: int = 7) -> dict[str, np.ndarray]:

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 import edgepipe
+from edgepipe.blob import Blob
 from edgepipe.bundle import Bundle
 from edgepipe.cli import main
 from edgepipe.codegen import driver
@@ -288,9 +289,9 @@ def test_a_bundle_that_computes_something_else_is_not_written(
 ) -> None:  # fmt: skip
     right = driver.weights_file
 
-    def wrong(plan: Plan) -> bytes:
-        content = right(plan)
-        return content[:64] + bytes(len(content) - 64)
+    def wrong(plan: Plan) -> Blob:
+        content = bytes(right(plan))
+        return Blob((content[:64], bytes(len(content) - 64)))
 
     monkeypatch.setattr(driver, "weights_file", wrong)
     monkeypatch.chdir(tmp_path)

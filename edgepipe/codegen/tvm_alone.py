@@ -11,7 +11,7 @@ def load() -> None:
     They import it against a conflict of symbols on Windows, which has none of the tools here.
     """
     if "torch" in sys.modules:
-        import tvm  # noqa: F401
+        import tvm
 
         return
     sys.modules["torch"] = None  # type: ignore[assignment]  # importing it says that it is missing

@@ -23,9 +23,7 @@ def load_onnx(path: Path, given: Mapping[str, tuple[int, ...]]) -> Source:
     """Load an ``.onnx`` file; external data is read from the file's own folder only."""
     digest = hashlib.sha256()
     # Nobody here keeps the message: ``build`` frees it as soon as the weights are out of it.
-    return build(
-        _read(path, digest), identifier(path.stem), path.name, digest.hexdigest(), given
-    )
+    return build(_read(path, digest), identifier(path.stem), path.name, digest.hexdigest(), given)
 
 
 def _read(path: Path, digest: hashlib._Hash) -> onnx.ModelProto:

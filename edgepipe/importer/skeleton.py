@@ -15,7 +15,9 @@ _PLAIN = frozenset(
 )
 
 
-def take_weights(proto: onnx.ModelProto, where: str) -> tuple[onnx.ModelProto, dict[str, np.ndarray]]:
+def take_weights(
+    proto: onnx.ModelProto, where: str
+) -> tuple[onnx.ModelProto, dict[str, np.ndarray]]:
     """A copy of ``proto``, which is spoilt, without its heavy initializers, and their arrays.
 
     Raises UserError where a tensor does not hold what its shape says.

@@ -64,7 +64,7 @@ def run_many(
         path = bundle.file("weights.bin")
         weights = _io.aligned((path.stat().st_size,), "uint8")
         with path.open("rb") as stream:
-            stream.readinto(memoryview(weights))
+            stream.readinto(weights.data)
         api.check("init", api.init(weights.ctypes.data, weights.nbytes))
         arena = _io.aligned((api.arena_bytes(),), "uint8")
         inputs = [_io.aligned(t.shape, t.dtype) for t in bundle.inputs]

@@ -172,11 +172,13 @@ def build(model: str | Path, recipe: str, folder: Path) -> Sanitized:
     finally:
         primfunc.build_module = plain
     changed = quantized or pruned
-    reference = source.proto_bytes() if changed is None else changed.reference
+    reference = source.reference if changed is None else changed.reference
     ranges = {} if quantized is None else quantized.input_ranges
-    inputs, outputs, _ = golden.golden(reference, plan.inputs, plan.outputs, ranges)
+    inputs, outputs, _ = golden.golden(
+        reference, plan.inputs, [t.name for t in plan.outputs], ranges
+    )
     texts = driver.render(plan, "model") | driver.native_files(plan, "model", measured)
-    (folder / "weights.bin").write_bytes(driver.weights_file(plan))
+    (folder / "weights.bin").write_bytes(bytes(driver.weights_file(plan)))
     (folder / "in.bin").write_bytes(b"".join(inputs[t.name].tobytes() for t in plan.inputs))
     (folder / "libmath.a").write_bytes(link.math_library(target))
     (folder / "peaks.o").write_bytes(measured.objects[""])

@@ -38,7 +38,7 @@ def library(folder: Path, prefix: str, seed: int = 7) -> None:
     made = link.native(host, sources, handmade.objects(host, prefix)[""], prefix)
     (folder / f"{prefix}.a").write_bytes(made["model.a"])
     (folder / f"{prefix}.h").write_text(sources["model.h"])
-    (folder / f"{prefix}.bin").write_bytes(driver.weights_file(plan))
+    (folder / f"{prefix}.bin").write_bytes(bytes(driver.weights_file(plan)))
 
 
 TWO_MODELS = """
@@ -122,7 +122,7 @@ def test_example_builds_and_runs(tmp_path: Path) -> None:
         (tmp_path / name).write_bytes(data)
     for name, text in sources.items():
         (tmp_path / name).write_text(text)
-    (tmp_path / "weights.bin").write_bytes(driver.weights_file(plan))
+    (tmp_path / "weights.bin").write_bytes(bytes(driver.weights_file(plan)))
     program = build(tmp_path, *STRICT, "example.c", "model.a")
     done = run(program)
     assert done.returncode == 0
@@ -184,8 +184,8 @@ def test_other_calls_make_other_weights(tmp_path: Path) -> None:
     moved = dataclasses.replace(
         plan, calls=(Call("model_relu", (Place("arena", 128), Place("output")), "r"), *plan.calls)
     )
-    assert driver.weights_file(plan)[:64] != driver.weights_file(moved)[:64]
-    assert driver.weights_file(plan)[64:] == plan.weights
+    assert bytes(driver.weights_file(plan))[:64] != bytes(driver.weights_file(moved))[:64]
+    assert bytes(driver.weights_file(plan))[64:] == bytes(plan.weights)
 
 
 def test_missing_function_is_named() -> None:
@@ -285,7 +285,7 @@ def test_threads_with_their_own_arenas(tmp_path: Path) -> None:
     made = link.native(host, sources, handmade.objects(host, "net")[""], "net")
     (tmp_path / "model.a").write_bytes(made["model.a"])
     (tmp_path / "model.h").write_text(sources["model.h"])
-    (tmp_path / "weights.bin").write_bytes(driver.weights_file(plan))
+    (tmp_path / "weights.bin").write_bytes(bytes(driver.weights_file(plan)))
     (tmp_path / "main.c").write_text(THREADS)
     assert run(build(tmp_path, "-O1", "-pthread", "main.c", "model.a")).returncode == 0
 

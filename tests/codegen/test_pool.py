@@ -93,7 +93,7 @@ def build(folder: Path, sanitizer: str, meets: str = "meets[] = {1") -> Path:
     sources["driver.c"] = sources["driver.c"].replace("meets[] = {1", meets)
     for name in ("model.h", "driver.c", *driver.POOL):
         (folder / name).write_text(sources[name])
-    (folder / "weights.bin").write_bytes(driver.weights_file(plan))
+    (folder / "weights.bin").write_bytes(bytes(driver.weights_file(plan)))
     (folder / "kernels.c").write_text(KERNELS)
     (folder / "main.c").write_text(PROGRAM)
     files = ["main.c", "pool.c", "driver.c", "kernels.c"]

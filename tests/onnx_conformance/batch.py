@@ -63,7 +63,7 @@ class Batch:
         plan = self.plans[case.name]
         arena = _aligned(plan.arena_bytes, 0xA5)
         weights = _aligned(len(plan.weights), 0)
-        weights[: len(plan.weights)] = np.frombuffer(plan.weights, np.uint8)
+        weights[: len(plan.weights)] = np.frombuffer(bytes(plan.weights), np.uint8)
         inputs = []
         for spec in plan.inputs:
             array = np.ascontiguousarray(case.inputs[spec.name]).reshape(-1)

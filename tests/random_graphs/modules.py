@@ -63,7 +63,7 @@ class Module:
         plan, machine = self.plans[name], self._machine
         sizes = [_bytes(s.shape, s.dtype) for s in (*plan.inputs, *plan.outputs)]
         machine.reserve([plan.arena_bytes, len(plan.weights), *sizes])
-        machine.write(1, plan.weights)
+        machine.write(1, bytes(plan.weights))
         for index, spec in enumerate(plan.inputs):
             machine.write(2 + index, np.ascontiguousarray(inputs[spec.name]).tobytes())
         first_output = 2 + len(plan.inputs)
