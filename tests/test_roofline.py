@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 
+from edgepipe.blob import Blob
 from edgepipe.codegen.plan import Call, GpuCode, KernelAudit, Launch, Plan, Resources
 from edgepipe.roofline import LAUNCH_US, estimate, occupancy, to_json
 from edgepipe.target import Target
@@ -37,7 +38,7 @@ def plan(macs: int, moved: int, blocks: int, arithmetic: str = "float32") -> Pla
     audit = KernelAudit("op", "Conv", "conv_0", arithmetic, "float32", macs, weight_bytes=moved)
     launches = (Launch("m_conv_0", (blocks, 1, 1), (128, 1, 1)),)
     code = GpuCode({"m_conv_0": launches}, {"m_conv_0": Resources(64, 8192, 0)})
-    return Plan((), (), (Call("m_conv_0", (), "conv_0"),), 0, 0, b"", (audit,), gpu=code)
+    return Plan((), (), (Call("m_conv_0", (), "conv_0"),), 0, 0, Blob(), (audit,), gpu=code)
 
 
 def test_many_operations_are_bound_by_the_peak() -> None:

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from edgepipe import bundle, runners
+from edgepipe.blob import Blob
 from edgepipe.bundle import Bundle
 from edgepipe.codegen.plan import Call, Place, Plan, TensorSpec
 from edgepipe.target import Target
@@ -100,7 +101,7 @@ def model_of(target: Target) -> tuple[Plan, dict[str, bytes]]:
         places = (Place("input", index=index), Place("weights"), Place("output", index=index))
         calls.append(Call(f"model_{name}", places, name))
     second = second_operand()
-    plan = Plan(tuple(inputs), tuple(outputs), tuple(calls), 0, 0, second.tobytes(), ())
+    plan = Plan(tuple(inputs), tuple(outputs), tuple(calls), 0, 0, Blob((second.tobytes(),)), ())
     text = "\n".join(lines)
     # Without builtins each call stays a call to the bundle's own function.
     return plan, {"": handmade.compile_c(target, text, flags=("-fno-builtin",))}
@@ -292,7 +293,7 @@ def test_double_and_half_precision(name: str, tmp_path: Path) -> None:
     )  # fmt: skip
     calls.append(Call("model_half", places, "half"))
     specs = (TensorSpec("x", (512,), "float64"), TensorSpec("h", (65536,), "float16"))
-    plan = Plan(specs, tuple(outputs), tuple(calls), 0, 0, b"", ())
+    plan = Plan(specs, tuple(outputs), tuple(calls), 0, 0, Blob(), ())
     kernels = {"": handmade.compile_c(target, "\n".join(lines), flags=("-fno-builtin",))}
     made = bundle.write(
         tmp_path / "b", handmade.source(), plan, kernels, handmade.context(target), "model"
