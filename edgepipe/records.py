@@ -86,7 +86,10 @@ def op_key(op: Any) -> str:
 
 
 def features(target: Target) -> str:
-    """What kernels and their compiler know of a target's core."""
+    """What kernels and their compiler know of a target's core; of a GPU, its sm and how many
+    multiprocessors share the work."""
+    if target.cuda is not None:
+        return f"sm_{target.cuda.sm} {target.cuda.processors}"
     llvm = target.llvm
     cpu = llvm.get("mcpu", "")
     simd = f"{target.simd.lanes_f32}x{target.simd.registers}"

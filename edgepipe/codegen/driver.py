@@ -132,13 +132,13 @@ def render(
         "most_threads": str(plan.most_threads),
         **(gpu or {}),
     }
-    values["api"] = _fill("api.c", values)
-    values["gpu_api"] = _fill("gpu_api.h", values) if gpu else ""
+    values["api"] = fill("api.c", values)
+    values["gpu_api"] = fill("gpu_api.h", values) if gpu else ""
     threaded = plan.threads != 1
-    values["threads_api"] = _fill("threads_api.h", values) if threaded else ""
-    values["run_part"] = _fill("run_part.c", values) if threaded else ""
+    values["threads_api"] = fill("threads_api.h", values) if threaded else ""
+    values["run_part"] = fill("run_part.c", values) if threaded else ""
     values["state"] = _GPU_STATE if gpu else _CPU_STATE
-    return {"model.h": _fill("model.h", values), "driver.c": _fill(template, values)}
+    return {"model.h": fill("model.h", values), "driver.c": fill(template, values)}
 
 
 def native_files(plan: Plan, prefix: str, peaks: Peaks = NO_PEAKS) -> dict[str, str]:
@@ -161,7 +161,7 @@ def native_files(plan: Plan, prefix: str, peaks: Peaks = NO_PEAKS) -> dict[str, 
         "threads_usage": _THREADS_USAGE if plan.threads != 1 else "",
         "libraries": " -ldl -lpthread" if plan.gpu else "",
     }
-    files = {name: _fill(name, values) for name in ("bench.c", "profile.c", "example.c")}
+    files = {name: fill(name, values) for name in ("bench.c", "profile.c", "example.c")}
     return files | _pool_files(plan, prefix)
 
 
@@ -172,7 +172,7 @@ POOL = ("pool.h", "pool.c")
 def _pool_files(plan: Plan, prefix: str) -> dict[str, str]:
     """``pool.h`` and ``pool.c``: threads that run the model together, for whoever has pthreads."""
     values = {"prefix": prefix, "PREFIX": prefix.upper()}
-    return {name: _fill(name, values) for name in POOL} if plan.threads != 1 else {}
+    return {name: fill(name, values) for name in POOL} if plan.threads != 1 else {}
 
 
 def rpc_source(prefix: str, inputs: int, outputs: int) -> str:
@@ -185,7 +185,7 @@ def rpc_source(prefix: str, inputs: int, outputs: int) -> str:
         "input_slots": str(max(1, inputs)),
         "output_slots": str(max(1, outputs)),
     }
-    return _fill("rpc.c", values)
+    return fill("rpc.c", values)
 
 
 def candidate_source(kernels: Mapping[str, Sequence[tuple[str, int]]]) -> str:
@@ -213,7 +213,7 @@ def candidate_source(kernels: Mapping[str, Sequence[tuple[str, int]]]) -> str:
         "bytes": str(offset),
         "tensors": "\n".join(lines),
     }
-    return _fill("candidate.c", values | calls)
+    return fill("candidate.c", values | calls)
 
 
 def wasm_files(
@@ -237,7 +237,7 @@ def wasm_files(
         "peak_buffers": json.dumps(peaks.buffers),
         "copy_bytes": str(peaks.copy_bytes),
     }
-    return {name: _fill(name, values) for name in _WASM_FILES}
+    return {name: fill(name, values) for name in _WASM_FILES}
 
 
 _THREADS_USAGE = """ *
@@ -268,7 +268,7 @@ def resource(name: str) -> str:
     return resources.files("edgepipe.codegen").joinpath("runtime", name).read_text("utf-8")
 
 
-def _fill(name: str, values: dict[str, str]) -> str:
+def fill(name: str, values: dict[str, str]) -> str:
     def value(match: re.Match[str]) -> str:
         return values[match.group(1)]
 

@@ -32,6 +32,8 @@ _UNKNOWN_TARGET = ("target query", "unknown CPU", "unknown target", "unknown arc
 _TIMEOUT_S = 1200  # building a C library takes a minute on a slow machine; a hang has no end
 _INSTALL = "pip install 'ziglang>=0.17,<0.18'"
 #: What a GPU bundle's host program is made from, besides the code for the GPU.
+#: Kernels that a measured call of a candidate launches: one alone may take less than its launch.
+GPU_TIMES = 16
 GPU_SOURCES = ("model.h", "driver.c", "bench.c", "profile.c")
 _DEFAULT_PAGE_BYTES = {"aarch64": 65536}
 
@@ -122,6 +124,24 @@ def candidate(target: Target, source: str, kernels: bytes, form: str) -> bytes:
             zig("wasm-ld", "--no-entry", "--strip-all", "--stack-first", "-z",
                 f"stack-size={_WASM_STACK_BYTES}", "--export=candidate_fill",
                 "--export=candidate_run", "-o", "candidate", *objects, cwd=work)  # fmt: skip
+        return (work / "candidate").read_bytes()
+
+
+def gpu_candidate(
+    target: Target, sources: Mapping[str, str], code: Mapping[str, bytes], form: str
+) -> bytes:
+    """Two kernels to measure on a GPU, as ``candidate``: ``sources`` has candidate.c and
+    candidate_gpu.c filled in, ``code`` the files that the latter embeds."""
+    shape = ("-DLIBRARY", "-shared", "-fPIC") if form == "LIBRARY" else ("-DPROGRAM",)
+    with tempfile.TemporaryDirectory(prefix="edgepipe-link-") as name:
+        work = Path(name)
+        for file, text in sources.items():
+            (work / file).write_text(text, encoding="utf-8")
+        for file, content in code.items():
+            (work / file).write_bytes(content)
+        zig("cc", "-target", target.link.zig_target, "-DGPU", f"-DTIMES={GPU_TIMES}", *shape,
+            "-O2", "-g0", "-s", "-std=gnu11", "-fno-sanitize=all", "-fno-stack-protector", "-o", "candidate",
+            *sources, "-ldl", "-lpthread", cwd=work)  # fmt: skip
         return (work / "candidate").read_bytes()
 
 

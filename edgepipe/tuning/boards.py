@@ -20,15 +20,28 @@ from edgepipe.tuning.meters import Meter
 ROUNDS, ROUND_MS = 15, 3
 
 
+#: What ``fill`` of a candidate for a GPU answers (candidate_gpu.c), and that launches failed.
+GPU_ERRORS = (
+    "", "the board has no NVIDIA driver", "its GPU has another sm than the target's",
+    "its driver does not take the kernels", "its GPU has no memory left", "a kernel failed",
+)  # fmt: skip
+FAILED = len(GPU_ERRORS) - 1
+
+
+def _check(status: int) -> None:
+    if status:
+        raise EdgepipeError(GPU_ERRORS[min(int(status), FAILED)])
+
+
 @derived_object
 class Boards(Meter):
-    """One board, or as many as a tracker has for a key."""
+    """One board, or as many as a tracker has for a key. ``times``: kernels of a measured call."""
 
     form = "LIBRARY"
 
-    def __init__(self, server: rpc.Server) -> None:
+    def __init__(self, server: rpc.Server, times: int = 1) -> None:
         super().__init__()
-        self.server = server
+        self.server, self.times = server, times
         self.boards = server.count()
         self.pool = ThreadPoolExecutor(self.boards)
         self.measured_on = server.NAME
@@ -43,13 +56,15 @@ class Boards(Meter):
 
         def work() -> list[float]:
             with self.server.library(Path(path)) as (module, device):
-                module["fill"]()
+                _check(module["fill"]())
                 timers = [
                     module.time_evaluator(f"run_{i}", device, number=1, min_repeat_ms=ROUND_MS)
                     for i in range(2)
                 ]
                 turns = itertools.chain.from_iterable(timers for _ in range(ROUNDS))
-                return [float(timer().results[0]) for timer in turns]
+                values = [float(timer().results[0]) / self.times for timer in turns]
+                _check(FAILED * int(module["run_1"]() != 0))
+                return values
 
         try:
             return self.server.within(work)

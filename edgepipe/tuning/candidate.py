@@ -42,10 +42,36 @@ def build(module: Any, target: Target, form: str) -> bytes:
         symbol: [(str(p.dtype), buffer_bytes(p)) for p in function.params]
         for symbol, function in ordered.items()
     }
+    if target.kind == "cuda":
+        return _for_gpu(ordered, arguments, target, form)
     code, workspaces = build_object(ordered, target)
     for symbol, sizes in workspaces.items():
         arguments[symbol] += [("int8", size) for size in sizes]
     return link.candidate(target, driver.candidate_source(arguments), code, form)
+
+
+def _for_gpu(
+    functions: dict[str, Any],
+    arguments: dict[str, list[tuple[str, int]]],
+    target: Target,
+    form: str,
+) -> bytes:
+    from edgepipe.codegen.cuda import CUBIN, PTX, host, toolkit
+    from edgepipe.codegen.cuda.device import build_source
+
+    assert target.cuda is not None
+    device = build_source(functions, target)
+    _, ptx, cubin, _ = toolkit.assemble(device.source, target.cuda)
+    code = {PTX: ptx.encode(), **({} if target.cuda.ptx_sm else {CUBIN: cubin})}
+    for symbol, sizes in device.workspaces.items():
+        arguments[symbol] += [("int8", size) for size in sizes]
+    launches = [device.launches[symbol] for symbol in SYMBOLS]
+    counts = [len(arguments[symbol]) for symbol in SYMBOLS]
+    sources = {
+        "candidate.c": driver.candidate_source(arguments),
+        "candidate_gpu.c": host.candidate(launches, counts, target.cuda, code),
+    }
+    return link.gpu_candidate(target, sources, code, form)
 
 
 @derived_object

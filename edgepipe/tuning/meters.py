@@ -21,10 +21,10 @@ from typing import Any
 from tvm.ir.utils import derived_object
 from tvm.s_tir.meta_schedule.runner import PyRunner, PyRunnerFuture, RunnerInput, RunnerResult
 
-from edgepipe import runners
+from edgepipe import gpu, runners
 from edgepipe.codegen import link
 from edgepipe.errors import EdgepipeError, UserError
-from edgepipe.runners import local, node, qemu, rpc
+from edgepipe.runners import cuda_local, local, node, qemu, rpc
 from edgepipe.runners._base import Address
 from edgepipe.target import Target
 
@@ -88,11 +88,11 @@ def _output(words: Sequence[str]) -> subprocess.CompletedProcess[str]:
 
 @derived_object
 class Local(Meter):
-    """This machine: a process per candidate."""
+    """This machine, or its GPU: a process per candidate."""
 
-    def __init__(self) -> None:
+    def __init__(self, engine: str) -> None:
         super().__init__()
-        self.measured_on = local._engine()
+        self.measured_on = engine
 
     def measure(self, path: str) -> list[float]:
         """Seconds."""
@@ -204,19 +204,12 @@ def meter(target: Target, name: str | None) -> Any:
 
     Raises UserError.
     """
-    if target.kind == "cuda":
-        raise UserError("kernels for GPUs have no settings to search", where=target.name)
     if name is not None and name.partition(":")[0] == "rpc":
-        from edgepipe.tuning.boards import Boards
-
-        server = rpc.at(Address.parse(name)[1])
-        state = server.available(target)
-        if not state.ok:
-            raise UserError(state.reason, where="--runner", fix=state.fix)
-        return Boards(server)
+        return _boards(target, rpc.at(Address.parse(name)[1]))
     chosen = runners.pick(target, name)
     ways: dict[str, Any] = {
-        local.NAME: Local,
+        local.NAME: lambda: Local(local._engine()),
+        cuda_local.NAME: lambda: Local(_same_gpu(target)),
         node.NAME: lambda: Node(target),
         qemu.NAME: lambda: Counter(target),
     }
@@ -224,3 +217,26 @@ def meter(target: Target, name: str | None) -> Any:
         raise UserError(f"'{chosen.NAME}' cannot measure single kernels", where="--runner",
                         fix=f"{', '.join(ways)} and rpc:HOST:PORT can")  # fmt: skip
     return ways[chosen.NAME]()
+
+
+def _boards(target: Target, server: rpc.Server) -> Any:
+    from edgepipe.tuning.boards import Boards
+
+    if target.kind == "cuda" and server.host:  # the server is the board's CPU all the same
+        return Boards(server, link.GPU_TIMES)
+    state = server.available(target)
+    if not state.ok:
+        raise UserError(state.reason, where="--runner", fix=state.fix)
+    return Boards(server)
+
+
+def _same_gpu(target: Target) -> str:
+    """This machine's GPU, which must be of the target's kind. Raises UserError."""
+    found = gpu.detect()
+    assert target.cuda is not None and isinstance(found, gpu.Gpu)
+    if found.sm != target.cuda.sm:
+        raise UserError(
+            f"{found.name} is sm_{found.sm}: it does not tell what is fast on sm_{target.cuda.sm}",
+            where="--runner", fix="--target cuda for this GPU, --runner rpc:HOST:PORT for a board",
+        )  # fmt: skip
+    return f"{found.name}, sm_{found.sm}"

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from kernels.harness import aligned
@@ -54,17 +55,19 @@ def to_cpp(text: str) -> tuple[str, dict[str, int]]:
 
 
 class Emulated:
-    """Ops compiled for ``target`` and callable on arrays. ``edit`` may change the source."""
+    """Ops compiled for ``target`` and callable on arrays. ``edit`` may change the source;
+    ``settings`` are the knobs of each op where the default rule's are not meant."""
 
     def __init__(
-        self, ops: list[Op], target: Target, folder: Path, edit: Callable[[str], str] = str
-    ) -> None:
+        self, ops: list[Op], target: Target, folder: Path, edit: Callable[[str], str] = str,
+        settings: list[dict[str, Any]] | None = None,
+    ) -> None:  # fmt: skip
         self.ops, self.chosen = ops, []
         functions = {}
         for i, op in enumerate(ops):
             template, reasons = select(op, target)
             assert template is not None, reasons
-            knobs = template.default(op, target)
+            knobs = settings[i] if settings else template.default(op, target)
             self.chosen.append((template, knobs))
             functions[f"k{i}"] = template.emit(op, knobs)
         self.device = build_source(functions, target)

@@ -110,8 +110,8 @@ def test_a_qemu_without_plugins_is_told(monkeypatch: pytest.MonkeyPatch) -> None
 def test_ways_that_cannot_measure_kernels_are_told() -> None:
     with pytest.raises(UserError, match=r"cannot (measure|run)"):
         meters.meter(Target.load("wasm-simd"), "wasmtime")
-    with pytest.raises(UserError, match="no settings to search"):
-        meters.meter(Target.load("jetson-tx2"), None)
+    with pytest.raises(UserError, match="no server was named"):
+        meters.meter(Target.load("jetson-tx2"), "rpc")
 
 
 @pytest.mark.slow

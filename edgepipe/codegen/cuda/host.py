@@ -95,6 +95,36 @@ def render(
     return driver.render(plan, prefix, version, "cuda_driver.c", values)
 
 
+def candidate(
+    launches: Sequence[Sequence[Launch]], counts: Sequence[int], cuda: Cuda, files: Iterable[str]
+) -> str:
+    """candidate_gpu.c for two kernels, of so many arguments, and what each of them launches."""
+    rows = [
+        f"{{{driver.c_string(each.symbol)}, {{{_extents(each.blocks)}}}, "
+        f"{{{_extents(each.threads)}}}}}"
+        for kernel in launches for each in kernel
+    ]  # fmt: skip
+    calls = []
+    for i, count in enumerate(counts):
+        names = [f"a{k}" for k in range(count)]
+        head = f"void candidate_{i}({', '.join(f'void *{n}' for n in names)})"
+        calls += [f"{head};", f"{head} {{", f"    void *given[] = {{{', '.join(names)}}};",
+                  f"    gpu_launch({i}, given, {count}u);", "}"]  # fmt: skip
+    cubin = CUBIN in files
+    load = "    loaded = cuModuleLoadDataEx(&module, candidate_cubin, 0, NULL, NULL) == 0;"
+    values = {
+        "first_launches": str(len(launches[0])),
+        "launch_count": str(len(rows)),
+        "sm": str(cuda.sm),
+        "most": str(max(counts)),
+        "launches": _lines(rows),
+        "calls": "\n".join(calls),
+        "embedded_cubin": f'EMBED(candidate_cubin, "{CUBIN}")' if cubin else "",
+        "load_cubin": load if cubin else "",
+    }
+    return driver.fill("candidate_gpu.c", values)
+
+
 def _load_cubin(prefix: str, sm: int) -> str:
     return (
         f"    if (major == {sm // 10} && minor >= {sm % 10} &&\n"
@@ -104,9 +134,12 @@ def _load_cubin(prefix: str, sm: int) -> str:
 
 
 def _row(kernels: Sequence[str], launch: Launch, first: int, count: int) -> str:
-    blocks, threads = (", ".join(map(str, v)) for v in (launch.blocks, launch.threads))
-    number = kernels.index(launch.symbol)
-    return f"{{{number}, {{{blocks}}}, {{{threads}}}, {first}, {count}}}"
+    number, blocks, threads = kernels.index(launch.symbol), launch.blocks, launch.threads
+    return f"{{{number}, {{{_extents(blocks)}}}, {{{_extents(threads)}}}, {first}, {count}}}"
+
+
+def _extents(numbers: Iterable[int]) -> str:
+    return ", ".join(map(str, numbers))
 
 
 def _lines(items: Iterable[str]) -> str:

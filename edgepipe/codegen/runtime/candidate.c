@@ -16,10 +16,21 @@ static const struct { size_t offset, bytes; int kind; } tensors[] = {
 @tensors@
 };
 
-void candidate_fill(void);
-void candidate_run(int which, int times);
+#ifdef GPU /* candidate_gpu.c: kernels are launched, and waited for after the last one */
+int gpu_open(const void *memory, size_t bytes);
+int gpu_wait(void);
+#else
+#define gpu_open(memory, bytes) 0
+#define gpu_wait() 0
+#endif
+#ifndef TIMES /* kernels of a measured call */
+#define TIMES 1
+#endif
 
-void candidate_fill(void) {
+int candidate_fill(void);
+int candidate_run(int which, int times);
+
+int candidate_fill(void) {
     uint32_t state = 1;
     for (size_t t = 0; t < sizeof tensors / sizeof tensors[0]; t++) {
         unsigned char *at = memory + tensors[t].offset;
@@ -39,13 +50,15 @@ void candidate_fill(void) {
             }
         }
     }
+    return gpu_open(memory, sizeof memory);
 }
 
-void candidate_run(int which, int times) {
+int candidate_run(int which, int times) {
     for (int i = 0; i < times; i++) {
         if (which == 0) @call_0@;
         else @call_1@;
     }
+    return gpu_wait();
 }
 
 #ifdef LIBRARY /* behind TVM's calling convention, as in rpc.c, for its RPC servers */
@@ -60,15 +73,14 @@ typedef struct {
     __attribute__((visibility("default"))) int __tvm_ffi_##name(void *self, const void *given,     \
                                                                 int32_t count, answer *result) {   \
         (void)self, (void)given, (void)count;                                                      \
-        action;                                                                                    \
         result->type = 1;                                                                          \
         result->padding = 0;                                                                       \
-        result->number = 0;                                                                        \
+        result->number = action;                                                                   \
         return 0;                                                                                  \
     }
 FUNCTION(fill, candidate_fill())
-FUNCTION(run_0, candidate_run(0, 1))
-FUNCTION(run_1, candidate_run(1, 1))
+FUNCTION(run_0, candidate_run(0, TIMES))
+FUNCTION(run_1, candidate_run(1, TIMES))
 
 #elif defined PROGRAM
 
@@ -91,13 +103,11 @@ static double measure_ns(int which, int times) {
 /* time ROUNDS NS: per round the ns of both kernels, each repeated for about NS; short rounds meet
  * the same neighbours on the core.   run WHICH TIMES */
 int main(int count, char **words) {
-    candidate_fill();
     if (count != 4) return 2;
+    const int status = candidate_fill();
+    if (status) return 16 + status;
     const int first = atoi(words[2]), second = atoi(words[3]);
-    if (words[1][0] == 'r') {
-        candidate_run(first, second);
-        return 0;
-    }
+    if (words[1][0] == 'r') return candidate_run(first, second);
     for (int which = 0; which < 2; which++) candidate_run(which, 2);
     const double once = measure_ns(0, 1);
     const int times = once > second ? 1 : (int)(second / (once + 1));
@@ -105,7 +115,7 @@ int main(int count, char **words) {
         const double one = measure_ns(0, times);
         printf("%.1f %.1f\n", one, measure_ns(1, times));
     }
-    return 0;
+    return candidate_run(0, 0); /* whether all of that went well */
 }
 
 #endif

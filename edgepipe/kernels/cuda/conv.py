@@ -10,7 +10,7 @@ import numpy as np
 from edgepipe.kernels.builder import kernel
 from edgepipe.kernels.cuda import window
 from edgepipe.kernels.cuda.threads import LANES, fill_border
-from edgepipe.kernels.cuda.tile import Tile, choose
+from edgepipe.kernels.cuda.tile import Tile, choose, settings
 from edgepipe.kernels.cuda.weights import arguments, packed, unsupported
 from edgepipe.kernels.cuda.window import Window
 from edgepipe.kernels.ops import ConvOp, Op
@@ -33,6 +33,10 @@ def default(op: ConvOp, target: Target) -> Knobs:
     channels = op.y.blocks * LANES // op.groups
     assert target.cuda is not None
     return choose(channels, pixels, op.groups, target.cuda.processors).knobs()
+
+
+def knobs(op: ConvOp, target: Target) -> list[Knobs]:
+    return settings(default(op, target))
 
 
 def _window(op: ConvOp, knobs: Knobs) -> Window:
@@ -71,4 +75,6 @@ def emit(op: ConvOp, knobs: Knobs) -> Any:
     return kernel(kind, signature(op, inputs), body)
 
 
-TEMPLATE = KernelTemplate(name="conv", matches=matches, default=default, emit=emit, pack=pack)
+TEMPLATE = KernelTemplate(
+    name="conv", matches=matches, default=default, emit=emit, pack=pack, knobs=knobs
+)

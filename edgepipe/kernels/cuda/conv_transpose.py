@@ -14,7 +14,7 @@ import numpy as np
 from edgepipe.kernels.builder import kernel
 from edgepipe.kernels.cuda import window
 from edgepipe.kernels.cuda.threads import LANES, fill_border
-from edgepipe.kernels.cuda.tile import Tile, choose
+from edgepipe.kernels.cuda.tile import Tile, choose, settings
 from edgepipe.kernels.cuda.weights import arguments, packed, unsupported
 from edgepipe.kernels.cuda.window import Window
 from edgepipe.kernels.ops import ConvTransposeOp, Op
@@ -37,6 +37,10 @@ def default(op: ConvTransposeOp, target: Target) -> Knobs:
     (sy, sx), y = op.strides, op.y
     pixels = y.n * -(-y.h // sy) * -(-y.w // sx)
     return choose(y.blocks * LANES, pixels, 1, target.cuda.processors).knobs()
+
+
+def knobs(op: ConvTransposeOp, target: Target) -> list[Knobs]:
+    return settings(default(op, target))
 
 
 def _axis(op: ConvTransposeOp, axis: int, phase: int) -> tuple[list[int], int, int]:
@@ -109,5 +113,5 @@ def emit(op: ConvTransposeOp, knobs: Knobs) -> Any:
 
 
 TEMPLATE = KernelTemplate(
-    name="conv_transpose", matches=matches, default=default, emit=emit, pack=pack
+    name="conv_transpose", matches=matches, default=default, emit=emit, pack=pack, knobs=knobs
 )

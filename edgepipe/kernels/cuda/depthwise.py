@@ -42,6 +42,10 @@ def default(op: ConvOp, target: Target) -> Knobs:
     return {"columns": min(op.y.w, 2 if op.kernel[1] <= 3 else 4)}
 
 
+def knobs(op: ConvOp, target: Target) -> list[Knobs]:
+    return [{"columns": columns} for columns in (1, 2, 3, 4, 6) if columns <= op.y.w]
+
+
 def pack(op: ConvOp, knobs: Knobs, arrays: Sequence[np.ndarray]) -> list[np.ndarray]:
     """``w[c, 1, kh, kw]``, scales, ``b[c]`` → ``[kh][kw][c]`` and padded vectors."""
     weight, *vectors = arrays
@@ -106,5 +110,5 @@ def emit(op: ConvOp, knobs: Knobs) -> Any:
 
 
 TEMPLATE = KernelTemplate(
-    name="depthwise", matches=matches, default=default, emit=emit, pack=pack, rank=1
+    name="depthwise", matches=matches, default=default, emit=emit, pack=pack, knobs=knobs, rank=1
 )

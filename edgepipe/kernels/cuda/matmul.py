@@ -10,7 +10,7 @@ from tvm import tirx
 
 from edgepipe.kernels.builder import Registers, float32, kernel, store
 from edgepipe.kernels.cuda.threads import LANES, when
-from edgepipe.kernels.cuda.tile import Tile, choose, product, spread
+from edgepipe.kernels.cuda.tile import Tile, choose, product, settings, spread
 from edgepipe.kernels.cuda.weights import arguments, packed, row_values, scaled, unsupported
 from edgepipe.kernels.epilogue import apply
 from edgepipe.kernels.ops import MatmulOp, Op
@@ -25,6 +25,10 @@ def matches(op: Op, target: Target) -> str | None:
 def default(op: MatmulOp, target: Target) -> Knobs:
     assert target.cuda is not None
     return choose(op.n, op.m, op.batch, target.cuda.processors).knobs()
+
+
+def knobs(op: MatmulOp, target: Target) -> list[Knobs]:
+    return settings(default(op, target))
 
 
 def pack(op: MatmulOp, knobs: Knobs, arrays: Sequence[np.ndarray]) -> list[np.ndarray]:
@@ -101,4 +105,6 @@ def _emit(op: MatmulOp, tile: Tile, buffers: Sequence[Any]) -> None:
     product(tile, blocks, -(-op.k // tile.k), fill, done)
 
 
-TEMPLATE = KernelTemplate(name="matmul", matches=matches, default=default, emit=emit, pack=pack)
+TEMPLATE = KernelTemplate(
+    name="matmul", matches=matches, default=default, emit=emit, pack=pack, knobs=knobs
+)

@@ -36,6 +36,10 @@ def default(op: ConvOp, target: Target) -> Knobs:
     return {**knobs, "k": DEPTH // 2 if short else DEPTH}
 
 
+def knobs(op: ConvOp, target: Target) -> list[Knobs]:
+    return tile.settings(default(op, target))
+
+
 def _window(op: ConvOp, knobs: Knobs) -> Window:
     return Window(
         op, Tile.of(knobs), op.kernel, op.y.h, op.y.w, op.strides, op.dilations, op.offset,
@@ -113,6 +117,7 @@ TEMPLATE = KernelTemplate(
     default=default,
     emit=emit,
     pack=pack,
+    knobs=knobs,
     rank=1,
     arithmetic="float16",
     accumulator="float16 up to 16 terms, float32",

@@ -130,6 +130,7 @@ TEMPLATE = KernelTemplate(
     default=depthwise.default,
     emit=emit,
     pack=pack,
+    knobs=depthwise.knobs,
     rank=2,
     arithmetic="float16",
     accumulator="float16 up to 10 taps, float32",

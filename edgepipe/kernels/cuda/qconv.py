@@ -16,7 +16,7 @@ from tvm import tirx
 
 from edgepipe.kernels.builder import Registers, kernel, load, store
 from edgepipe.kernels.cuda.threads import LANES, fill_border, when
-from edgepipe.kernels.cuda.tile import Tile, choose, product, spread
+from edgepipe.kernels.cuda.tile import Tile, choose, product, settings, spread
 from edgepipe.kernels.cuda.words import LEAST_SM, addends, dot4, joined, put, scaled, width, word
 from edgepipe.kernels.integer_ops import QConvOp
 from edgepipe.kernels.qproduct import arguments, vectors
@@ -44,6 +44,10 @@ def default(op: QConvOp, target: Target) -> Knobs:
     assert target.cuda is not None
     pixels = op.y.n * op.y.h * op.y.w
     return choose(_channels(op), pixels, op.groups, target.cuda.processors).knobs()
+
+
+def knobs(op: QConvOp, target: Target) -> list[Knobs]:
+    return settings(default(op, target))
 
 
 def _channels(op: QConvOp) -> int:
@@ -186,6 +190,7 @@ TEMPLATE = KernelTemplate(
     default=default,
     emit=emit,
     pack=pack,
+    knobs=knobs,
     arithmetic="int8",
     accumulator="int32",
 )

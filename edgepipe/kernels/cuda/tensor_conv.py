@@ -41,6 +41,11 @@ def default(op: ConvOp, target: Target) -> Knobs:
     return {**knobs, "k": SIDE} if short else knobs
 
 
+def knobs(op: ConvOp, target: Target) -> list[Knobs]:
+    k = default(op, target)["k"]  # it orders the sums
+    return [{**tile.knobs(), "k": k} for tile in tensor.CHOICES]
+
+
 def _window(op: ConvOp, knobs: Knobs) -> Window:
     return Window(
         op, TensorTile.of(knobs), op.kernel, op.y.h, op.y.w, op.strides, op.dilations, op.offset
@@ -102,6 +107,7 @@ TEMPLATE = KernelTemplate(
     default=default,
     emit=emit,
     pack=pack,
+    knobs=knobs,
     rank=2,
     arithmetic="float16",
 )

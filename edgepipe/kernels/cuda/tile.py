@@ -61,6 +61,11 @@ CHOICES = (
 )
 
 
+def settings(knobs: dict[str, int]) -> list[dict[str, int]]:
+    """``knobs`` with every tile there is. The depth of a step stays: it orders the sums."""
+    return [{**tile.knobs(), "k": knobs["k"]} for tile in CHOICES]
+
+
 def choose(m: int, n: int, batch: int, processors: int) -> Tile:
     """The tile that is expected to be quickest: little padding, and blocks for every processor.
 
