@@ -140,8 +140,8 @@ def gpu_candidate(
         for file, content in code.items():
             (work / file).write_bytes(content)
         zig("cc", "-target", target.link.zig_target, "-DGPU", f"-DTIMES={GPU_TIMES}", *shape,
-            "-O2", "-g0", "-s", "-std=gnu11", "-fno-sanitize=all", "-fno-stack-protector", "-o", "candidate",
-            *sources, "-ldl", "-lpthread", cwd=work)  # fmt: skip
+            "-O2", "-g0", "-s", "-std=gnu11", "-fno-sanitize=all", "-fno-stack-protector",
+            "-o", "candidate", *sources, "-ldl", "-lpthread", cwd=work)  # fmt: skip
         return (work / "candidate").read_bytes()
 
 

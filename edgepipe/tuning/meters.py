@@ -222,12 +222,13 @@ def meter(target: Target, name: str | None) -> Any:
 def _boards(target: Target, server: rpc.Server) -> Any:
     from edgepipe.tuning.boards import Boards
 
-    if target.kind == "cuda" and server.host:  # the server is the board's CPU all the same
-        return Boards(server, link.GPU_TIMES)
+    on_gpu = target.kind == "cuda"  # the server's program is the board's CPU's all the same
+    if on_gpu and not server.host:
+        raise UserError("no server was named", where="--runner", fix="--runner rpc:HOST:PORT")
     state = server.available(target)
-    if not state.ok:
+    if not on_gpu and not state.ok:
         raise UserError(state.reason, where="--runner", fix=state.fix)
-    return Boards(server)
+    return Boards(server, link.GPU_TIMES if on_gpu else 1)
 
 
 def _same_gpu(target: Target) -> str:
