@@ -56,6 +56,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "codegen",
         "context",
         "errors",
+        "gpu",
         "kernels",
         "lowering",
         "records",
