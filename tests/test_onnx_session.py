@@ -11,11 +11,12 @@ from onnx import TensorProto, helper, numpy_helper
 from test_quantize import dense
 
 from edgepipe import onnx_session
+from edgepipe.onnx_parts import OnnxParts
 from edgepipe.onnx_session import open_session
 
 
 def uses_integer_kernels(model: bytes) -> bool:
-    return onnx_session._integer_kernels_are_exact(model)
+    return onnx_session._integer_kernels_are_exact(OnnxParts.of(model))
 
 
 @pytest.mark.parametrize("vnni", [True, False])
