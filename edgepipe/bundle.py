@@ -15,6 +15,7 @@ from edgepipe import bundle_folder, golden_file, manifest_file
 from edgepipe.blob import Blob
 from edgepipe.bundle_folder import MANIFEST
 from edgepipe.codegen.plan import Plan, TensorSpec
+from edgepipe.components import NOTICES, Component, notices
 from edgepipe.context import Context
 from edgepipe.errors import UserError
 from edgepipe.golden_file import GoldenFile
@@ -98,6 +99,11 @@ class Bundle:
     def outputs(self) -> tuple[TensorSpec, ...]:
         """The model's outputs, in order."""
         return manifest_file.tensors(self.manifest["outputs"])
+
+    @property
+    def components(self) -> list[Component]:
+        """What is in the bundle, with licences."""
+        return manifest_file.components_of(self.manifest)
 
     def file(self, name: str) -> Path:
         """Path of one file of the bundle, its content checked. Raises UserError."""
@@ -229,6 +235,7 @@ def contents(
         **code, "weights.bin": driver.weights_file(plan), "golden.npz": golden.content,
         **(extra or {}),
     }  # fmt: skip
+    files[NOTICES] = notices(manifest_file.made_of(context.target, files))
     manifest = manifest_file.describe(
         source, plan, context, prefix, files, golden.references, quantized, pruned
     )

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, astuple, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edgepipe import bundle_folder, roofline, tables
+from edgepipe import bundle_folder, components, roofline, tables
 from edgepipe.blob import Blob
 from edgepipe.bundle_folder import FORMAT, MANIFEST
 from edgepipe.codegen.plan import KernelAudit, Plan, TensorSpec
+from edgepipe.components import Component
 from edgepipe.context import Context
 from edgepipe.errors import UserError
 from edgepipe.recipe import Recipe
@@ -78,6 +79,7 @@ class _Checked:
     quantization: _Quantization | None = None
     sparsity: dict[str, Any] | None = None
     gpu: dict[str, Any] | None = None
+    components: tuple[Component, ...] = ()
 
 
 def describe(
@@ -92,11 +94,11 @@ def describe(
     """
     from edgepipe.codegen import driver
 
-    versions = {"edgepipe": "edgepipe", "tvm": "apache-tvm", "zig": "ziglang"}
     return {
         "format": FORMAT,
         "schema": SCHEMA,
-        "versions": {name: version_of(package) for name, package in versions.items()},
+        "versions": versions(),
+        "components": [c.to_json() for c in made_of(context.target, files)],
         "target": asdict(context.target),
         "recipe": str(context.recipe),
         "recipe_settings": context.recipe.settings.to_json(),
@@ -135,6 +137,17 @@ def _sha256(data: Blob) -> str:
     for piece in data.pieces:
         digest.update(piece)
     return digest.hexdigest()
+
+
+def versions() -> dict[str, str]:
+    """Of what makes bundles."""
+    packages = {"edgepipe": "edgepipe", "tvm": "apache-tvm", "zig": "ziglang"}
+    return {name: version_of(package) for name, package in packages.items()}
+
+
+def made_of(target: Target, files: Iterable[str]) -> list[Component]:
+    """What a bundle with ``files`` for ``target`` contains, with licences."""
+    return components.of_bundle(target, files, versions())
 
 
 def encode(manifest: dict[str, Any]) -> bytes:
@@ -186,6 +199,12 @@ def recipe(manifest: Mapping[str, Any]) -> Recipe:
 def tensors(raw: list[dict[str, Any]]) -> tuple[TensorSpec, ...]:
     """The manifest's inputs or outputs."""
     return tuple(tables.read(TensorSpec, tensor, "tensor", extra=True) for tensor in raw)
+
+
+def components_of(manifest: Mapping[str, Any]) -> list[Component]:
+    """What the bundle contains, with licences; empty where another version did not write it."""
+    raw = manifest.get("components", [])
+    return [tables.read(Component, entry, "component", extra=True) for entry in raw]
 
 
 def version_of(package: str) -> str:

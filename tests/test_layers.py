@@ -27,6 +27,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "gpu": set(),
     "roofline": {"codegen.plan", "target"},
     "recipe": {"errors", "sparsity.pattern", "tables"},
+    "components": {"codegen.link", "resources", "target"},
     "target": {"errors", "gpu", "recipe", "resources", "tables"},
     "records": {"errors", "target"},
     # Records that come along: data, and the folder they are in.
@@ -83,6 +84,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "blob",
         "bundle_folder",
         "codegen",
+        "components",
         "context",
         "errors",
         "importer",
@@ -98,6 +100,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "blob",
         "bundle_folder",
         "codegen",
+        "components",
         "context",
         "errors",
         "golden_file",
@@ -255,6 +258,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "cli": {
         "benchmark",
         "bundle",
+        "components",
         "context",
         "data",
         "demo",

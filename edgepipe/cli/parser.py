@@ -22,6 +22,7 @@ COMMANDS = (
     "demo",
     "targets",
     "models",
+    "licences",
     "doctor",
 )
 

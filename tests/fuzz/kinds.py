@@ -289,7 +289,7 @@ def foreign_bundle(random: Random, folder: Path, out: Path, wide: bool) -> Work:
         name = random.choice(sorted(files))
         (path / name).unlink()
         (path / name).symlink_to(random.choice(("/etc/hostname", "/dev/zero", "weights.bin")))
-    return random.choice((_opened, _reported, _compared, _run))(path, out)
+    return random.choice((_opened, _reported, _compared, _run, _listed))(path, out)
 
 
 def _opened(path: Path, out: Path) -> Work:
@@ -319,6 +319,10 @@ def _reported(path: Path, out: Path) -> Work:
 
 def _compared(path: Path, out: Path) -> Work:
     return lambda: cli.main(["compare", str(path), str(path), "--no-measure"])
+
+
+def _listed(path: Path, out: Path) -> Work:
+    return lambda: cli.main(["licences", str(path)])
 
 
 def _run(path: Path, out: Path) -> Work:
