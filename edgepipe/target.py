@@ -166,10 +166,9 @@ class Target:
             if key == "mattr":
                 _require_features(value, "llvm.mattr")
                 continue
-            words = value if isinstance(value, list | tuple) else [value]
-            sound = all(isinstance(word, str | int) and _WORD.fullmatch(str(word).lstrip("+-"))
-                        for word in words)  # fmt: skip
-            _require(sound, f"llvm.{key}", "a word or a list of words")
+            kind = str if key in ("mtriple", "mcpu") else str | int
+            sound = isinstance(value, kind) and bool(_WORD.fullmatch(str(value)))
+            _require(sound, f"llvm.{key}", "a word")
         for name, features in self.variants.items():
             _require_features(features, f"variants.{name}")
         for recipe in self.recipes:

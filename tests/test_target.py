@@ -96,6 +96,7 @@ def test_a_file_of_ones_own_is_a_target(tmp_path: Path) -> None:
         ("registers = 32", "registers = '32'", "'simd.registers' must be a whole number"),
         ('dot = "mlal"', 'dot = "magic"', "'integer.dot' must be vnni"),
         ('mcpu = "cortex-a72"', "mcpu = 1e308", "'llvm.mcpu' must be a word"),
+        ('mcpu = "cortex-a72"', 'mcpu = ["a"]', "'llvm.mcpu' must be a word"),
         ('mcpu = "cortex-a72"', 'mcpu = "a b"', "'llvm.mcpu' must be a word"),
         ('mtriple = "aarch64-linux-gnu"\n', "", "'llvm.mtriple' must be a triple of aarch64"),
         ('mtriple = "aarch64', 'mtriple = "model', "'llvm.mtriple' must be a triple of aarch64"),
