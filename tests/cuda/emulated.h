@@ -4,6 +4,7 @@
 #include <math.h>
 #include <stdint.h>
 #include <stdlib.h>
+#include <string.h>
 #include <ucontext.h>
 
 #include <algorithm>
@@ -124,3 +125,21 @@ static inline unsigned pair_fma(unsigned a, unsigned b, unsigned c) {
 }
 static inline float pair_low(unsigned a) { return (float)((pair *)&a)->x; }
 static inline float pair_high(unsigned a) { return (float)((pair *)&a)->y; }
+
+/* Of bytes: a fragment is where its square lies, sixteen rows of sixteen bytes. */
+static inline void bytes_load_a(unsigned *f, const int *at) { memcpy(f, &at, sizeof at); }
+static inline void bytes_load_b(unsigned *f, const int *at) { memcpy(f, &at, sizeof at); }
+static inline void bytes_mma(int *c, const unsigned *a, const unsigned *b) {
+    const signed char *l, *r;
+    memcpy(&l, a, sizeof l), memcpy(&r, b, sizeof r);
+    for (int i = 0; i < 8; i++) {
+        int e = threadIdx.x % 32 * 8 + i;
+        for (int k = 0; k < 16; k++) c[i] += l[e % 16 * 16 + k] * r[e / 16 * 16 + k];
+    }
+}
+static inline void bytes_store(int *at, const int *c, int pitch) {
+    for (int i = 0; i < 8; i++) {
+        int e = threadIdx.x % 32 * 8 + i;
+        at[e / 16 * pitch + e % 16] = c[i];
+    }
+}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import random
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,8 @@ from kernels import test_integer_templates as cpu
 from cuda.emulation import Emulated
 from edgepipe.codegen.cuda import toolkit
 from edgepipe.codegen.cuda.device import build_source
-from edgepipe.kernels.integer_ops import QConvOp
+from edgepipe.kernels.cuda import tensor_qconv
+from edgepipe.kernels.integer_ops import Limits, QConvOp
 from edgepipe.kernels.layout import Blocked
 from edgepipe.kernels.template import select
 from edgepipe.target import Target
@@ -85,9 +87,56 @@ def test_convolution(kind: str, on_cuda: type[Signed], tmp_path: Path) -> None:
     assembled(products[:3], 72, "7.4")
     assembled(products[:3], 87, "7.4")
     tx2 = Target.load("jetson-tx2")
+    assembled([op for op in products if op.y.c > 16][:2], 72, "7.4")
+    wide = select(max(products, key=lambda op: op.y.c), XAVIER)[0]
+    on_tensor_cores = kind in ("pointwise", "regular")
+    assert wide is not None and (wide.name == "q_tensor_conv") is on_tensor_cores
     template = "q_depthwise" if kind == "depthwise" else "q_conv"
     refused = [f"{template}: sm_62 has no dot product of bytes"]
     assert select(products[0], tx2) == (None, refused)
+
+
+def test_squares_of_bytes_have_the_bits_of_dot_products(tmp_path: Path) -> None:
+    """Several tiles, each setting, and no last step that is full; against exact sums."""
+    values = np.random.default_rng(3)
+    x = Blocked(1, 36, 9, 11, 36, (1, 1, 1, 1), "int8", 5)
+    y = Blocked(1, 70, 9, 11, 70, dtype="float32")
+    op = QConvOp(x, y, (3, 3), Limits(-np.inf, np.inf), offset=(1, 1))
+    template, _ = select(op, XAVIER)
+    assert template is tensor_qconv.TEMPLATE
+    settings = template.settings(op, XAVIER)
+    drawn = [settings[0], *random.Random(1).sample(settings[1:], 2)]
+    kernels = Emulated([op] * 3, XAVIER, tmp_path, settings=drawn)
+    codes = values.integers(-128, 128, (1, 36, 9, 11)).astype(np.int8)
+    w = values.integers(-127, 128, (70, 36, 3, 3)).astype(np.int8)
+    bias, ones = values.integers(-999, 999, 70).astype(np.int32), np.ones(70, np.float32)
+    padded = np.pad(codes.astype(np.int64) - 5, ((0, 0), (0, 0), (1, 1), (1, 1)))
+    windows = np.lib.stride_tricks.sliding_window_view(padded, (3, 3), (2, 3))
+    exact = np.einsum("nchwij,ocij->nohw", windows, w.astype(np.int64)) + bias[:, None, None]
+    for i in range(len(drawn)):
+        out = kernels.run(i, [x.pack(codes)], [w, bias, ones], [], y.elements)
+        assert np.array_equal(y.unpack(out), exact.astype(np.float32)), drawn[i]
+        assert not np.array_equal(y.unpack(out), np.roll(exact, 1, 1).astype(np.float32))
+
+
+@pytest.mark.needs_cuda_toolkit
+@pytest.mark.parametrize(("sm", "isa"), [(72, "7.4"), (87, "7.4")])
+def test_squares_of_bytes_assemble(sm: int, isa: str) -> None:
+    assert XAVIER.cuda is not None
+    cuda = dataclasses.replace(XAVIER.cuda, sm=sm, ptx_isa=isa)
+    board = dataclasses.replace(XAVIER, cuda=cuda)
+    x = Blocked(1, 128, 28, 28, 128, (1, 1, 1, 1), "int8")
+    op = QConvOp(x, dataclasses.replace(x, pads=(0, 0, 0, 0)), (3, 3), Limits(-128, 127),
+                 offset=(1, 1))  # fmt: skip
+    template, _ = select(op, board)
+    assert template is tensor_qconv.TEMPLATE
+    settings = template.settings(op, board)
+    functions = {f"k{i}": template.emit(op, knobs) for i, knobs in enumerate(settings)}
+    ptx = toolkit.to_ptx(build_source(functions, board).source, cuda)
+    assert "wmma.mma.sync.aligned.row.col.m16n16k16.s32.s8.s8.s32" in ptx
+    _, resources = toolkit.to_cubin(ptx, cuda)
+    assert len(resources) == len(settings)
+    assert not any(found.spill_bytes for found in resources.values())
 
 
 def test_products_of_two_tensors(on_cuda: type[Signed], tmp_path: Path) -> None:

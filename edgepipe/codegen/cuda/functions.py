@@ -5,7 +5,11 @@ from __future__ import annotations
 from edgepipe.codegen.cuda import pairs, tensor_cores
 
 #: What a source contains that needs them → their source.
-_FUNCTIONS = {"tensor_mma(": tensor_cores.SOURCE, "pair_fma(": pairs.SOURCE}
+_FUNCTIONS = {
+    "tensor_mma(": tensor_cores.SOURCE,
+    "bytes_mma(": tensor_cores.BYTES,
+    "pair_fma(": pairs.SOURCE,
+}
 
 
 def with_functions(source: str) -> str:

@@ -8,7 +8,7 @@ zeros. The zero point of the input is in the bias.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -55,7 +55,7 @@ def _channels(op: QConvOp) -> int:
     return op.y.lanes * op.y.blocks if op.groups == 1 else op.y.c // op.groups
 
 
-class _Shape:
+class Shape:
     """Sizes of the product of one op."""
 
     def __init__(self, op: QConvOp, tile: Tile) -> None:
@@ -77,32 +77,36 @@ class _Shape:
         return self.op.groups * self.tiles * self.steps * self.tile.k * self.tile.bm
 
 
-def pack(op: QConvOp, knobs: Knobs, arrays: Sequence[np.ndarray]) -> list[np.ndarray]:
-    """``w[co, ci/g, kh, kw]`` int8, ``b[co]`` int32, ``m[co]`` float32 → words, padded vectors."""
-    weight, tile = arrays[0], Tile.of(knobs)
-    shape = _Shape(op, tile)
+def rows(shape: Shape, weight: np.ndarray) -> np.ndarray:
+    """``w[co, ci/g, kh, kw]`` int8 → words ``[group, tile, bm, depth]``, zero where nothing is."""
+    op, tile = shape.op, shape.tile
     co, ci = weight.shape[:2]
     grown = np.zeros((op.groups * shape.channels, shape.taps, shape.inputs), np.int8)
     grown[:co, :, :ci] = weight.reshape(co, ci, shape.taps).transpose(0, 2, 1)
-    rows = grown.reshape(op.groups, shape.channels, -1)
+    cut = grown.reshape(op.groups, shape.channels, -1)
     depth = shape.steps * tile.k
     whole = np.zeros((op.groups, shape.tiles * tile.bm, depth * LANES), np.int8)
-    whole[:, : shape.channels, : rows.shape[2]] = rows
-    words = whole.view(np.int32).reshape(op.groups, shape.tiles, tile.bm, depth)
+    whole[:, : shape.channels, : cut.shape[2]] = cut
+    return whole.view(np.int32).reshape(op.groups, shape.tiles, tile.bm, depth)
+
+
+def pack(op: QConvOp, knobs: Knobs, arrays: Sequence[np.ndarray]) -> list[np.ndarray]:
+    """``w[co, ci/g, kh, kw]`` int8, ``b[co]`` int32, ``m[co]`` float32 → words, padded vectors."""
+    words = rows(Shape(op, Tile.of(knobs)), arrays[0])
     packed = np.ascontiguousarray(words.transpose(0, 1, 3, 2)).reshape(-1)
     return [packed, *vectors(op, arrays, op.y.lanes * op.y.blocks)]
 
 
 def emit(op: QConvOp, knobs: Knobs) -> Any:
-    shape = _Shape(op, Tile.of(knobs))
+    shape = Shape(op, Tile.of(knobs))
     buffers = arguments(op, (shape.elements, "int32"), op.y.lanes * op.y.blocks)
     kind = "q_pointwise" if op.kernel == (1, 1) else "q_conv"
     return kernel(kind, buffers, lambda *held: _emit(shape, held))
 
 
-def _emit(shape: _Shape, buffers: Sequence[Any]) -> None:
+def _emit(shape: Shape, buffers: Sequence[Any]) -> None:
     op, tile = shape.op, shape.tile
-    source, weights, bias, multipliers, *residuals, target = buffers
+    source, weights = buffers[:2]
 
     def fill(at: Any, step: Any, left: Any, right: Any, thread: Any) -> None:
         number = (at[2] * shape.tiles + at[1]) * shape.steps + step
@@ -115,10 +119,22 @@ def _emit(shape: _Shape, buffers: Sequence[Any]) -> None:
             depth = step * tile.k + i // tile.bn
             if shape.depth % tile.k:
                 depth = tirx.min(depth, shape.depth - 1)  # its weights are zero
-            store(right, i, _gathered(shape, source, at, i % tile.bn, depth), 1)
+            store(right, i, gathered(shape, source, at, i % tile.bn, depth), 1)
 
         spread(tile.k * tile.bm // LANES, tile.threads, thread, weight)
         spread(tile.k * tile.bn, tile.threads, thread, activation)
+
+    product(
+        tile, (-(-shape.pixels // tile.bn), shape.tiles, op.groups), shape.steps, fill,
+        finisher(shape, buffers),
+        lambda thread, threads: fill_border(op.y, buffers[-1], thread, threads), "int32", dot4,
+    )  # fmt: skip
+
+
+def finisher(shape: Shape, buffers: Sequence[Any]) -> Callable[[Any, Any, Any, Any], None]:
+    """``finish`` of a product, of int32 sums of four channels of a pixel."""
+    op, tile = shape.op, shape.tile
+    _, _, bias, multipliers, *residuals, target = buffers
 
     def done(at: Any, channel: Any, pixel: Any, sums: Any) -> None:
         held = Registers(1, LANES, "int32")
@@ -133,13 +149,10 @@ def _emit(shape: _Shape, buffers: Sequence[Any]) -> None:
                         at[2] * shape.channels + inner,
                         [held.lane(0, part + i) for i in range(lanes)])  # fmt: skip
 
-    product(
-        tile, (-(-shape.pixels // tile.bn), shape.tiles, op.groups), shape.steps, fill, done,
-        lambda thread, threads: fill_border(op.y, target, thread, threads), "int32", dot4,
-    )  # fmt: skip
+    return done
 
 
-def _finish(shape: _Shape, buffers: Any, index: Any, channel: Any, totals: Sequence[Any]) -> None:
+def _finish(shape: Shape, buffers: Any, index: Any, channel: Any, totals: Sequence[Any]) -> None:
     """Requantise neighbouring channels of a pixel from int32 sums, and store them."""
     multipliers, bias, residuals, target = buffers
     finish(shape.op, (multipliers, residuals, target), _place(shape, index), channel,
@@ -156,13 +169,13 @@ def finish(op: QConvOp, buffers: Any, place: Any, channel: Any, totals: Sequence
     put(target, op.y, place, channel, values, op.limits)
 
 
-def _place(shape: _Shape, index: Any) -> tuple[Any, Any, Any]:
+def _place(shape: Shape, index: Any) -> tuple[Any, Any, Any]:
     y = shape.op.y
     inside = index % (y.h * y.w)
     return 0 if y.n == 1 else index // (y.h * y.w), inside // y.w, inside % y.w
 
 
-def _gathered(shape: _Shape, source: Any, at: Any, pixel: Any, depth: Any) -> Any:
+def gathered(shape: Shape, source: Any, at: Any, pixel: Any, depth: Any) -> Any:
     """Word ``depth`` of the window of a pixel of the tile; pixels past the last repeat it."""
     op, index = shape.op, at[0] * shape.tile.bn + pixel
     if shape.pixels % shape.tile.bn:
