@@ -2,8 +2,11 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+# The versions to install: those that were tested. /dev/null for the newest that are allowed.
+CONSTRAINTS ?= constraints.txt
+INSTALL = PIP_CONSTRAINT=$(abspath $(CONSTRAINTS)) $(BIN)/python -m pip install --quiet
 
-.PHONY: help demo test check bench format clean
+.PHONY: help demo test check bench format lock clean
 
 help:
 	@echo "make demo    compile, run and validate a trained network on three kinds of target"
@@ -12,15 +15,15 @@ help:
 	@echo "make bench   the measurements in benchmarks/"
 
 # The command line with what it needs, without torch.
-$(VENV)/.core: pyproject.toml
+$(VENV)/.core: pyproject.toml $(CONSTRAINTS)
 	@./.ci/system-packages $(PYTHON)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet -e '.[wasmtime]'
+	$(INSTALL) -e '.[wasmtime]'
 	@touch $@
 
 # With torch, the test tools and the linters.
 $(VENV)/.dev: $(VENV)/.core
-	$(BIN)/python -m pip install --quiet -e '.[dev]'
+	$(INSTALL) -e '.[dev]'
 	@touch $@
 
 demo: $(VENV)/.core
@@ -45,6 +48,10 @@ bench: $(VENV)/.dev
 format: $(VENV)/.dev
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+# After the tests of other versions have passed.
+lock: $(VENV)/.dev
+	$(BIN)/python .ci/lock.py > constraints.txt
 
 clean:
 	rm -rf out dist build .pytest_cache .mypy_cache .ruff_cache

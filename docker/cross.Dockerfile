@@ -11,13 +11,13 @@ RUN apt-get update -qq \
 
 FROM ${EDGEPIPE} AS source
 USER root
-COPY docker/constraints.txt docker/cross.txt /docker/
+COPY constraints.txt docker/cross.txt /docker/
 ENV PIP_CONSTRAINT=/docker/constraints.txt PIP_ROOT_USER_ACTION=ignore
 
 # A folder of wheels given as the build context `wheels` takes this stage's place.
 FROM source AS wheels
 RUN apt-get update -qq && apt-get install -y -qq --no-install-recommends python3-pip >/dev/null \
- && pip download -q --only-binary :all: -d / pip -r /docker/cross.txt
+ && pip download -q --only-binary :all: -d / pip==26.3 -r /docker/cross.txt
 
 FROM source AS build
 RUN --mount=type=bind,from=wheels,target=/given \

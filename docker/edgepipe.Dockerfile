@@ -11,7 +11,7 @@ RUN apt-get update -qq \
 
 FROM python AS source
 COPY pyproject.toml README.md LICENSE /src/
-COPY docker/constraints.txt docker/prune /docker/
+COPY constraints.txt docker/prune /docker/
 COPY edgepipe /src/edgepipe
 COPY targets /src/targets
 COPY calibration /src/calibration
@@ -21,7 +21,7 @@ ENV PIP_CONSTRAINT=/docker/constraints.txt PIP_ROOT_USER_ACTION=ignore
 # A folder of wheels given as the build context `wheels` takes this stage's place.
 FROM source AS wheels
 RUN apt-get update -qq && apt-get install -y -qq --no-install-recommends python3-pip >/dev/null \
- && pip download -q --only-binary :all: -d / pip hatchling '/src[wasmtime]'
+ && pip download -q --only-binary :all: -d / pip==26.3 hatchling '/src[wasmtime]'
 
 # pip runs from its own wheel and leaves no trace.
 FROM source AS build

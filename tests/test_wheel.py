@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
@@ -86,3 +87,49 @@ def test_it_works_away_from_the_checkout(clean: Path, tmp_path: Path, repository
         "print(named.open_named('digits', [T('image', (1, 1, 8, 8), 'float32')]).count)"
     )
     assert int(use(clean, tmp_path, "python", "-c", code)) > 300
+
+
+@pytest.fixture(scope="module")
+def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory, repository: Path) -> Path:
+    """A new environment as a user makes it: the wheel, and what it needs in the tested versions,
+    none of which may have to be compiled."""
+    folder = tmp_path_factory.mktemp("installed")
+    subprocess.run([sys.executable, "-m", "venv", str(folder)], check=True)
+    pip = [str(folder / "bin" / "python"), "-m", "pip", "install", "--quiet"]
+    options = ["--only-binary", ":all:", "-c", str(repository / "constraints.txt"), str(wheel)]
+    subprocess.run([*pip, *options], check=True, env=without_compilers(folder))
+    return folder
+
+
+def without_compilers(folder: Path) -> dict[str, str]:
+    """This environment, with nothing to be found by its name but what was installed."""
+    left_out = ("PYTHONPATH", "VIRTUAL_ENV", "CC", "CXX")
+    kept = {k: v for k, v in os.environ.items() if k not in left_out}
+    return {**kept, "PATH": str(folder / "bin")}
+
+
+def test_it_installs_and_compiles_without_compilers(installed: Path, tmp_path: Path) -> None:
+    def edgepipe(*words: str) -> str:
+        done = subprocess.run(
+            [str(installed / "bin" / "edgepipe"), *words], cwd=tmp_path, capture_output=True,
+            text=True, env=without_compilers(installed), check=False,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    environment = without_compilers(installed)
+    assert not any(shutil.which(name, path=environment["PATH"]) for name in ("cc", "gcc", "clang"))
+    edgepipe("compile", "digits", "--target", "x86-64-v3", "-o", "native", "--quiet")
+    edgepipe("compile", "digits", "--target", "wasm-simd", "-o", "web", "--quiet")
+    assert edgepipe("validate", "native", "--data", "digits").endswith("\nok\n")
+    assert "The Go Authors" in (tmp_path / "native" / "LICENCES.txt").read_text("utf-8")
+    names = {c["name"] for c in json.loads(edgepipe("licences", "--json"))["components"]}
+    assert {"numpy", "ziglang"} <= names and "torch" not in names
+
+
+def test_tested_versions_are_the_installed_ones(repository: Path) -> None:
+    """Whatever passes the tests here is what constraints.txt says: else run make lock."""
+    command = [sys.executable, str(repository / ".ci" / "lock.py")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == (repository / "constraints.txt").read_text(encoding="utf-8")

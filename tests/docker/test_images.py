@@ -77,8 +77,8 @@ def download(repository: Path, wheels: Path) -> None:
     """The wheels of all images, through this machine's pip."""
     output([
         sys.executable, "-m", "pip", "download", "--quiet", "--only-binary", ":all:",
-        "-d", str(wheels), "-c", str(repository / "docker/constraints.txt"),
-        "-r", str(repository / "docker/cross.txt"), "pip", "hatchling",
+        "-d", str(wheels), "-c", str(repository / "constraints.txt"),
+        "-r", str(repository / "docker/cross.txt"), "pip==26.3", "hatchling",
         f"{repository}[wasmtime]",
     ])  # fmt: skip
 
