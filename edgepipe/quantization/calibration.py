@@ -53,7 +53,7 @@ def collect(
         note("calibration", f"used the first {count} samples")
     stacked = {value: array[:count] for value, array in kept.items()}
     for value, array in stacked.items():
-        if count > 1 and array.dtype.kind == "f" and np.ptp(array) == 0.0:
+        if count > 1 and array.size and array.dtype.kind == "f" and np.ptp(array) == 0.0:
             note(value.name, "every sample of this input is the same constant", doubt=True)
     return stacked
 

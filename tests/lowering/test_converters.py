@@ -436,6 +436,17 @@ def test_recurrent_weights_of_another_shape(number: int) -> None:
         _check(Node("LSTM", [_f(6, 3, 10)], constants, attributes, 3))
 
 
+@pytest.mark.parametrize(("number", "size"), [(1, 2), (2, 7), (4, 2), (5, 4), (7, 7), (8, 1)])
+def test_scales_and_zero_points_of_other_sizes(number: int, size: int) -> None:
+    image, weight = np.ones((1, 1, 7, 7), np.uint8), np.ones((3, 1, 1, 1), np.uint8)
+    scale, zero = np.ones(1, np.float32), np.zeros(1, np.uint8)
+    given = [image, scale, zero, weight, scale, zero, scale, zero, np.zeros(3, np.int32)]
+    _check(Node("QLinearConv", given[:1], given[1:]))
+    given[number] = np.resize(given[number], size)
+    with pytest.raises(UserError, match=f"input {number} of QLinearConv has {size} elements"):
+        _check(Node("QLinearConv", given[:1], given[1:]))
+
+
 def test_gru_with_linear_before_reset() -> None:
     constants: list[Array | None] = [
         _f(1, 48, 10, seed=1),

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from tvm import te, tirx
 
+from edgepipe.errors import UserError
 from edgepipe.lowering.converters.conv import conv_te, window
 from edgepipe.lowering.converters.matmul import matmul_te
 from edgepipe.lowering.converters.numeric import round_even, saturate
@@ -166,9 +167,22 @@ def _first(tensor: Any) -> Any:
     return at(tensor, [0] * max(len(tensor.shape), 1))
 
 
+def _check_sizes(op: Op, wanted: dict[int, set[int]]) -> None:
+    """Scales and zero points of other sizes are no error to shape inference."""
+    for number, sizes in wanted.items():
+        if op.has(number) and (found := int(np.prod(op.shape(number)))) not in sizes:
+            raise UserError(
+                f"input {number} of {op.type} has {found} elements, not {max(sizes)}",
+                where=op.node.name or None,
+                fix="export the model again",
+            )
+
+
 @converts("QLinearMatMul")
 def _qlinear_matmul(op: Op) -> Expr:
     dtype = op.out_dtype()
+    rows, columns = {1, *op.shape()[-2:-1]}, {1, *op.shape(3)[-1:]}
+    _check_sizes(op, {1: rows, 2: rows, 4: columns, 5: columns, 6: {1}, 7: {1}})
 
     def product(a: Any, sa: Any, za: Any, b: Any, sb: Any, zb: Any, sy: Any, zy: Any) -> Any:
         rank_a, rank_b = len(a.shape), len(b.shape)
@@ -194,6 +208,8 @@ def _single(tensor: Any) -> bool:
 @converts("QLinearConv")
 def _qlinear_conv(op: Op) -> Expr:
     weights, dtype = op.shape(3), op.out_dtype()
+    channels = {1, weights[0]}
+    _check_sizes(op, {1: {1}, 2: {1}, 4: channels, 5: channels, 6: {1}, 7: {1}, 8: {weights[0]}})
     win = window(op, tuple(op.attr("kernel_shape", weights[2:])), op.shape()[2:])
 
     def conv(
