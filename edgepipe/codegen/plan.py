@@ -67,6 +67,7 @@ class KernelAudit:
     tensors that the call reads or writes, each once. ``sparsity`` of an op whose weights have many
     zeros: see docs/sparsity.md. ``pieces`` as in ``Call``. ``tuned`` names where the tuning record
     is from that gave ``knobs``; empty where the template's default rule did.
+    ``estimated_instructions``: of a convolution in integers, and of the same one in float32.
     """
 
     op: str
@@ -81,6 +82,7 @@ class KernelAudit:
     activation_bytes: int = 0
     pieces: int = 1
     tuned: str = ""
+    estimated_instructions: dict[str, int] | None = None
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,9 @@ from edgepipe.target import Target
 #: Instructions of one accumulation, by way of summing; a relaxed dot product is one on Arm and
 #: with AVX-VNNI, and three on other x86-64.
 _SUMS = {"vnni": 1, "sdot": 1, "maddubs": 3, "pairs": 2, "mlal": 8, "relaxed": 2}
+#: The dense kernel of "mlal" sums sixteen products of a channel at a time, by two multiplications
+#: and one addition of pairs.
+_DENSE_SUMS = {**_SUMS, "mlal": 3}
 #: Instructions that end four sums, their stores and a share of the residual among them.
 _END = 10
 #: What a list of blocks costs beside them: its loop, and a branch that is predicted wrong.
@@ -39,7 +42,7 @@ def dense(op: QConvOp, target: Target) -> int:
     tiles = op.y.n * rows * -(-columns // pixels) * g.tiles
     parts, way = g.dot.parts, g.dot.name
     widened = 2 if way == "pairs" else 1
-    step = groups * parts * (pixels * _SUMS[way] + widened) + pixels * widened
+    step = groups * parts * (pixels * _DENSE_SUMS[way] + widened) + pixels * widened
     end = pixels * groups * (_END * g.dot.lanes / 4 / _wide(g.dot.lanes) + parts - 1)
     return int(tiles * (g.runs * g.steps * step + end))
 

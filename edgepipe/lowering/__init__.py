@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from itertools import chain
 from typing import Any
 
 import onnx_ir as ir
@@ -56,6 +57,7 @@ def lower(
     import tvm
     from tvm import relax
 
+    from edgepipe.lowering import pace
     from edgepipe.lowering.emit import Emitter
     from edgepipe.lowering.schedule import schedule_default
     from edgepipe.lowering.to_relax import to_relax
@@ -68,6 +70,7 @@ def lower(
     emitter = Emitter(context)
     module = to_relax(model, emitter)
     context.dump("lowering-01-relax.txt", module.script)
+    pace.judge(chain.from_iterable(emitter.audits.values()), context)
     context.progress("lowering the rest with TVM")
     transform = relax.transform
     with tvm.target.Target({"kind": "llvm"}), tvm.transform.PassContext(opt_level=3):

@@ -17,6 +17,7 @@ from edgepipe.kernels.integer_ops import QConvOp
 from edgepipe.kernels.ops import MatmulOp, Op
 from edgepipe.kernels.template import KernelTemplate, Knobs, select
 from edgepipe.kernels.weights import FLOAT32
+from edgepipe.lowering import pace
 from edgepipe.lowering.describe import KernelNode
 
 STAGE = "lowering.kernels"
@@ -45,7 +46,11 @@ class Emitter:
         var = self._function(builder, template, kernel.op, knobs)
         arguments = _arguments(template, kernel, knobs, inputs)
         self.audits.setdefault(var.name_hint, []).append(
-            replace(_audit(template, kernel, knobs, var), tuned=tuned)
+            replace(
+                _audit(template, kernel, knobs, var),
+                tuned=tuned,
+                estimated_instructions=pace.estimates(kernel.op, self.context.target),
+            )
         )
         shape = tuple(int(d) for d in node.outputs[0].shape)  # type: ignore[union-attr,arg-type]
         dtype = str(node.outputs[0].dtype.numpy())  # type: ignore[union-attr]

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from edgepipe.display import db_text, size_text, table
-from edgepipe.report.facts import Facts
+from edgepipe.report.facts import Facts, slower
 
 #: What the quantization appends to the names of tensors; exporters use slashes as well.
 _QUANTIZED = re.compile(r"/(codes|rounded|float)(/\w+)?$")
@@ -22,6 +22,7 @@ def compare(bundles: Sequence[Facts]) -> str:
     ]
     parts = [table(["", *(f.name for f in bundles)], rows)]
     parts += [f"{f.name}: {f.why_not}" for f in bundles if f.why_not]
+    parts += slower(bundles)
     parts += [_kernels(bundles[0], other) for other in bundles[1:]]
     return "\n\n".join(parts)
 

@@ -18,6 +18,8 @@ from edgepipe.validation_report import Report
 #: Samples that layers are compared on: sums over all elements settle soon.
 LAYER_SAMPLES = 32
 _PROFILED = 50
+#: A ratio of medians that is nearer to 1 is noise.
+SLOWER = 1.05
 #: What holds a bundle's code, the first that it has: of a GPU's all is in its program.
 _CODE = ("model.relaxed.wasm", "model.wasm", "model.so", "bench")
 
@@ -66,6 +68,23 @@ class Facts:
         """The worst output's SNR against the original model."""
         outputs = self.quality.outputs if self.quality else ()
         return min((o.snr_db for o in outputs), default=None)
+
+
+def slower(bundles: Sequence[Facts]) -> list[str]:
+    """A line for each quantized or sparse bundle that measured slower than the float32 one of the
+    same network and target beside it."""
+    lines = []
+    for f in bundles:
+        floats = [o for o in bundles if o.recipe == "fp32" and o is not f and o.latency_ms
+                  and (o.network, o.target) == (f.network, f.target)]  # fmt: skip
+        if f.recipe == "fp32" or not f.latency_ms or not floats:
+            continue
+        best = min(floats, key=lambda o: o.latency_ms or 0)
+        times = f.latency_ms / (best.latency_ms or 1)
+        if times > SLOWER:
+            lines.append(f"{f.name} ({f.recipe}) is slower than {best.name} (fp32), as measured: "
+                         f"{times:.2f} times its median latency")  # fmt: skip
+    return lines
 
 
 def gather(

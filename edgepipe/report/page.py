@@ -8,7 +8,7 @@ from html import escape
 from edgepipe.display import db_text, size_text
 from edgepipe.machine import machine, one_line, versions
 from edgepipe.report import operators, plots
-from edgepipe.report.facts import Facts
+from edgepipe.report.facts import Facts, slower
 
 _STYLE = """
 :root { color-scheme: light dark; --ink: #1b1f24; --back: #fff; --soft: #5b6470; --line: #d8dce2; }
@@ -85,6 +85,7 @@ def _remarks(bundles: Sequence[Facts]) -> str:
             lines.append(f"{f.name}: run in an emulator, whose times say nothing of the device")
         if f.quality and not f.quality.ok:
             lines.append(f"{f.name}: validation failed: {'; '.join(f.quality.failures)}")
+    lines += slower(bundles)
     data = dict.fromkeys(f.quality.data for f in bundles if f.quality)
     engines = dict.fromkeys(f.timing.engine for f in bundles if f.latency_ms and f.timing)
     lines += [f"data: {name}" for name in data] + [f"timed on: {name}" for name in engines]

@@ -18,7 +18,7 @@ from edgepipe.layer_report import LayerReport, LayersReport
 from edgepipe.op_profile import OpProfile, Profile
 from edgepipe.report import operators, page, plots
 from edgepipe.report.compare import changed_kernels, compare
-from edgepipe.report.facts import Facts, gather
+from edgepipe.report.facts import Facts, gather, slower
 from edgepipe.runners import Timing, local
 from edgepipe.validation_report import Report
 
@@ -46,6 +46,24 @@ def test_changes_are_found_by_operator() -> None:
     assert "1.000 ms (0.50 ×)" in text and "80.00 %" in text
     assert "1 operators are executed otherwise in b" in text
     assert "every operator is executed as in a" in text
+
+
+def test_what_is_slower_than_float_is_said() -> None:
+    plain = facts("a", 2.0, 0.9)
+    quantized = replace(facts("b", 2.2, 0.9), recipe="w8a8")
+    (line,) = slower([plain, quantized])
+    assert line == "b (w8a8) is slower than a (fp32), as measured: 1.10 times its median latency"
+    assert line in compare([quantized, plain]) and line in page.render([plain, quantized])
+    for other in (
+        replace(quantized, timing=replace(plain.timing, p50_ms=2.05)),
+        replace(quantized, target="raspberry-pi-4"),
+        replace(quantized, network="another"),
+        replace(quantized, timing=None),
+        replace(quantized, recipe="fp32"),
+    ):
+        assert slower([plain, other]) == []
+    sparse = replace(quantized, recipe="fp32+2:4")
+    assert len(slower([plain, sparse, quantized])) == 2
 
 
 def test_operators_are_told_apart_by_their_whole_names() -> None:
