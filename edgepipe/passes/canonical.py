@@ -23,6 +23,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import onnx_ir as ir
 
+from edgepipe.errors import UserError
 from edgepipe.passes.editor import Editor, array_of, is_op, shape_of
 
 _SPATIAL = ("Conv", "ConvTranspose", "MaxPool", "AveragePool", "LpPool")
@@ -98,6 +99,8 @@ def _spatial(edit: Editor, node: ir.Node) -> bool:
         pads = _same_pads(dims[2:], kernel, strides, dilations, auto)
     elif auto == "VALID":
         pads = [0] * 2 * rank
+    if node.op_type != "ConvTranspose" and not attributes.get_int("ceil_mode", 0):
+        _check_windows(node, dims[2:], kernel, dilations, pads)
     attributes.pop("auto_pad", None)
     for name, values in (
         ("kernel_shape", kernel),
@@ -150,6 +153,21 @@ def _transposed_pads(
         begin.append(small if auto == "SAME_UPPER" else large)
         end.append(large if auto == "SAME_UPPER" else small)
     return begin + end, more
+
+
+def _check_windows(
+    node: ir.Node, size: Sequence[int], kernel: Sequence[int], dilations: Sequence[int],
+    pads: Sequence[int],
+) -> None:  # fmt: skip
+    """Shape inference and ONNX Runtime round -1/s windows to none and add one all the same."""
+    for i, (extent, taps, dilation) in enumerate(zip(size, kernel, dilations, strict=True)):
+        padded, window = extent + pads[i] + pads[i + len(size)], (taps - 1) * dilation + 1
+        if 0 < padded < window:
+            raise UserError(
+                f"a window of {window} does not fit into {padded} (spatial axis {i}, with pads)",
+                where=node.name or node.op_type,
+                fix="correct kernel_shape or pads",
+            )
 
 
 def _average(edit: Editor, node: ir.Node) -> bool:

@@ -198,15 +198,16 @@ def _moments(
     """Second moments, and the rows they were taken of where an activation follows."""
     columns = layer.matrix(layer.weight).shape[-1]
     gram = Gram(layer.groups, layer.outputs // layer.groups, columns)
-    per_sample = wanted[0].size // layer.outputs
+    batch = wanted.shape[1] if layer.node.op_type == "Conv" else 1  # images of one sample
+    per_image, images = wanted[0].size // (layer.outputs * batch), batch * fronts.count
     goal = max(min(LEAST_ROWS, PATCHES // (columns * layer.groups)), ROWS_PER_COLUMN * columns)
-    picked = min(per_sample, -(-goal // fronts.count))
-    step = max(1, CHUNK // (picked * columns * layer.groups))
+    picked = min(per_image, -(-goal // images))
+    step = max(1, CHUNK // (picked * batch * columns * layer.groups))
     generator = np.random.default_rng(0)
     limits = bounds(unit.nodes[-1])
     # 8-bit weights gained nothing from a look behind the activation (measured).
     bits = fronts.rounding.placement.formats[layer.node].weight_bits
-    if bits == 8 or picked * fronts.count * columns * layer.groups > 2 * PATCHES:
+    if bits == 8 or picked * images * columns * layer.groups > 2 * PATCHES:
         limits = None
     kept: list[tuple[Array, Array, Array | None]] = []
     for start in range(0, fronts.count, step):
@@ -217,8 +218,8 @@ def _moments(
         rows = None
         if layer.node.op_type == "Conv":
             arrays = [array.reshape(-1, *array.shape[2:]) for array in arrays]
-            if picked < per_sample:
-                rows = np.sort(generator.choice(per_sample, picked, replace=False))
+            if picked < per_image:
+                rows = np.sort(generator.choice(per_image, picked, replace=False))
         x, y = layer.patches(arrays[0], rows), layer.rows(arrays[1], rows)
         added = layer.rows(arrays[2], rows) if len(arrays) > 2 else None
         gram.add(x, y if added is None else y - added)

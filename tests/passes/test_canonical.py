@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from edgepipe.errors import UserError
 from edgepipe.passes import canonical, clean, identity
 
 from .rewriting import assert_equal, normal, rewrite
@@ -153,3 +154,11 @@ def test_8_average_pool_over_the_image() -> None:
     result = rewrite(text, canonical.run)
     assert result.ops == ["GlobalAveragePool"]
     assert_equal(result)
+
+
+@pytest.mark.parametrize("op", ["AveragePool", "MaxPool"])
+def test_windows_that_do_not_fit_are_refused(op: str) -> None:
+    text = f"g (float[2,4,2,3] x) => (float[2,4,3,n] y) {{ y = {op}<kernel_shape=[4,4], "
+    text += "pads=[3,0,1,0], strides=[1,3]>(x) }"
+    with pytest.raises(UserError, match="a window of 4 does not fit into 3"):
+        rewrite(text, canonical.run)

@@ -170,3 +170,12 @@ def test_a_network_of_one_layer() -> None:
     quantized, _ = quantize(model)
     sample = samples(model, 1, seed=7)[0]
     assert snr_db(run(model, sample)[0], run(quantized, sample)[0]) > 30
+
+
+def test_moments_of_models_with_a_batch() -> None:
+    """Positions are drawn of every image, of which a sample has three: all in each of them."""
+    text = "net (float[3,3,16,12] x) => (float[3,4,16,12] y) <float[4,3,1,1] w> { y = Conv(x, w) }"
+    model = build(text)
+    feeds = samples(model, 1, seed=9)[0]
+    found, _ = quantize(model)
+    assert snr_db(run(model, feeds)[0], run(found, feeds)[0]) > 30
