@@ -177,5 +177,5 @@ def test_moments_of_models_with_a_batch() -> None:
     text = "net (float[3,3,16,12] x) => (float[3,4,16,12] y) <float[4,3,1,1] w> { y = Conv(x, w) }"
     model = build(text)
     feeds = samples(model, 1, seed=9)[0]
-    found, _ = quantize(model)
-    assert snr_db(run(model, feeds)[0], run(found, feeds)[0]) > 30
+    found = quantization.apply(model, QuantConfig(), samples(model, 100), context())
+    assert snr_db(run(model, feeds)[0], run(found, feeds)[0]) > 20
