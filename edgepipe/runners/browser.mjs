@@ -14,7 +14,7 @@ async function execute(model, raw, empty, samples, alive) {
   let from = 0;
   let seen = performance.now();
   for (let sample = 0; sample < samples; sample++) {
-    const values = {};
+    const values = Object.create(null); // a tensor may be called __proto__
     for (const tensor of model.inputs) {
       const bytes = raw((values[tensor.name] = empty(tensor)));
       bytes.set(given.subarray(from, (from += bytes.length)));

@@ -9,6 +9,7 @@ import re
 import subprocess
 import threading
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,9 @@ import handmade
 import numpy as np
 import pytest
 
+from edgepipe import bundle
 from edgepipe.bundle import Bundle
+from edgepipe.onnx_parts import OnnxParts
 from edgepipe.runners import node
 from edgepipe.target import Target
 
@@ -176,6 +179,74 @@ def test_module_is_small_and_imports_nothing_at_load(made: Made) -> None:
     text = made("wasm-simd").file("model.mjs").read_text()
     assert not re.search(r"^\s*import\b(?!\()", text, re.MULTILINE)
     assert made("wasm-simd").manifest["files"]["model.wasm"]["bytes"] < 2000
+
+
+@pytest.mark.parametrize("name", ["wasm-simd", "wasm-relaxed"])
+def test_no_module_has_imports(made: Made, name: str) -> None:
+    built = made(name)
+    modules = [str(built.file(file)) for file in built.manifest["files"] if ".wasm" in file]
+    flags = node.command(built.target)[1:]
+    result = script(f"""
+        import {{ readFileSync }} from "node:fs";
+        const modules = {json.dumps(modules)}.map((f) => new WebAssembly.Module(readFileSync(f)));
+        show(modules.map((m) => WebAssembly.Module.imports(m).length));
+    """, *flags)  # fmt: skip
+    assert result == [0] * len(modules) and len(modules) >= 2
+
+
+#: Of an object's own machinery, and what ends a literal or a comment in C, JavaScript or HTML:
+#: pairs of an input and an output.
+STRANGE = (
+    ("__proto__", "constructor"),
+    ("toString", "__proto__"),
+    ("valueOf", "hasOwnProperty"),
+    ("a\"b'c`${x}", "line\nbreak\u2028\u2029"),
+    ("*/ // @prefix@ \\", "</script><!--"),
+    ("größe→日本😀", "length"),
+)
+
+
+def named(path: Path, x: str, y: str) -> Bundle:
+    """The handmade model for WebAssembly, one input called ``x`` and one output ``y``."""
+    plan, target = handmade.plan("net"), Target.load("wasm-simd")
+    plan = replace(
+        plan,
+        inputs=(replace(plan.inputs[0], name=x), plan.inputs[1]),
+        outputs=(replace(plan.outputs[0], name=y), plan.outputs[1]),
+    )
+    source = handmade.source()
+    proto = source.reference.proto()
+    proto.graph.input[0].name = proto.graph.node[0].input[0] = x
+    proto.graph.output[0].name = proto.graph.node[2].output[0] = y
+    source = replace(source, reference=OnnxParts(proto.SerializeToString(), {}))
+    kernels, context = handmade.objects(target, "net"), handmade.context(target)
+    return bundle.write(path, source, plan, kernels, context, "net")  # type: ignore[arg-type]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("x", "y"), STRANGE)
+def test_names_are_only_names(tmp_path: Path, x: str, y: str) -> None:
+    made = named(tmp_path / "b", x, y)
+    values = {x: np.ones((1, handmade.COUNT), np.float32), N: np.array(21)}
+    exact = handmade.expected({X: values[x], N: values[N]})[Y]
+    got = made.run(values, runner="node")  # through bench.mjs
+    assert np.allclose(got[y], exact, atol=1e-6) and got[TWICE] == 42
+    assert not np.allclose(got[y], exact[:, ::-1], atol=1e-6)
+    assert made.bench(runner="node", runs=3, against=["none"]).timing.runs >= 3
+    measure = made.file("measure.mjs").as_uri()
+    result = script(f"""
+        import {{ load }} from {module(made)};
+        import {{ checkGolden, readNpz, sample }} from {json.dumps(measure)};
+        import {{ readFileSync }} from "node:fs";
+        const model = await load();
+        const names = model.inputs.map((tensor) => tensor.name);
+        const results = model.run(sample(model));
+        const file = readFileSync({json.dumps(str(made.file("golden.npz")))});
+        const golden = readNpz(new Uint8Array(file));
+        show([names, Object.keys(results), checkGolden(model, golden).max_abs]);
+    """)
+    assert result[:2] == [[x, N], [y, TWICE]]
+    assert result[2] is not None and result[2] < 1e-5
 
 
 def test_types_name_every_tensor(made: Made) -> None:

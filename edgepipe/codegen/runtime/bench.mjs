@@ -33,7 +33,7 @@ function execute(model, inPath, outPath, samples) {
   const input = openSync(inPath, "r");
   const output = openSync(outPath, "w");
   for (let sample = 0; sample < samples; sample++) {
-    const values = {};
+    const values = Object.create(null); // a tensor may be called __proto__
     for (const tensor of model.inputs) {
       values[tensor.name] = empty(tensor);
       readFully(input, raw(values[tensor.name]), inPath);

@@ -22,7 +22,7 @@ export const raw = (array) => new Uint8Array(array.buffer, array.byteOffset, arr
 /** Inputs by name: float32 in [-1, 1), the same in every run; zero otherwise. */
 export function sample(model) {
   let state = 1;
-  const values = {};
+  const values = Object.create(null); // a tensor may be called __proto__
   for (const tensor of model.inputs) {
     const array = (values[tensor.name] = empty(tensor));
     if (tensor.dtype !== "float32") continue;
@@ -114,7 +114,7 @@ function summary(ms, inferences, warmup) {
 /** The arrays of an uncompressed .npz file: `{name: {shape, dtype, data}}`. */
 export function readNpz(bytes) {
   const view = new DataView(bytes.buffer, bytes.byteOffset, bytes.byteLength);
-  const arrays = {};
+  const arrays = Object.create(null);
   for (let at = 0; view.getUint32(at, true) === 0x04034b50; ) {
     if (view.getUint16(at + 8, true) !== 0) throw new Error("golden.npz is compressed");
     const [size, name, extra] = [
@@ -149,7 +149,7 @@ function readNpy(bytes) {
  * the definition of their arithmetic, where the file has it; else with the reference's outputs.
  */
 export function checkGolden(model, golden) {
-  const inputs = {};
+  const inputs = Object.create(null);
   model.inputs.forEach(({ name }, i) => (inputs[name] = golden[`input_${i}`].data));
   const got = model.run(inputs);
   const stem = "integer_0" in golden ? "integer" : "output";

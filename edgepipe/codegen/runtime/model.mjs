@@ -171,7 +171,7 @@ export class Model {
       throw new TypeError(`unknown input '${[...given][0]}'; the model has ${known || "none"}`);
     }
     this.#checked(this.#call("run", ...this.#buffers));
-    const results = {};
+    const results = Object.create(null); // a tensor may be called __proto__
     for (const { name } of OUTPUTS) results[name] = this.#view(`out:${name}`).slice();
     return results;
   }
