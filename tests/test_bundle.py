@@ -9,6 +9,7 @@ import hashlib
 import json
 import os
 import threading
+from collections.abc import Callable
 from pathlib import Path
 
 import handmade
@@ -255,6 +256,63 @@ def test_foreign_manifests_are_refused(
     change(tmp_path / "b", **entries)
     with pytest.raises(UserError):
         Bundle.open(tmp_path / "b")
+
+
+def _fifo(path: Path) -> None:
+    os.mkfifo(path)
+
+
+def _endless(path: Path) -> None:
+    path.symlink_to("/dev/zero")
+
+
+@pytest.mark.parametrize("make", [_fifo, _endless, Path.mkdir])
+@pytest.mark.parametrize("name", ["weights.bin", "manifest.json", "golden.npz"])
+def test_what_never_ends_is_not_read(
+    tmp_path: Path, objects: dict[str, bytes], name: str, make: Callable[[Path], None]
+) -> None:
+    write(tmp_path / "b", objects)
+    (tmp_path / "b" / name).unlink()
+    make(tmp_path / "b" / name)
+    with pytest.raises(UserError, match=r"missing|not a regular file"):
+        Bundle.open(tmp_path / "b")
+    assert bundle_folder.is_bundle(tmp_path / "b") is (name != "manifest.json")
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"[" * 200_000, b'{"format": ' * 100_000, b'{"format": "edgepipe-bundle", "macs": 1e999}',
+     b"\xff\xfe{", b"", b'{"format": "edgepipe-bundle"} x'],
+)  # fmt: skip
+def test_manifests_that_are_hardly_json(
+    tmp_path: Path, objects: dict[str, bytes], content: bytes
+) -> None:
+    write(tmp_path / "b", objects)
+    (tmp_path / "b" / "manifest.json").write_bytes(content)
+    with pytest.raises(UserError) as caught:
+        Bundle.open(tmp_path / "b")
+    assert "\n" not in str(caught.value) and len(str(caught.value)) < 400
+
+
+@pytest.mark.parametrize("size", [2**63, -1, 10**400, 1.5, "8", True, None])
+def test_sizes_that_are_none(tmp_path: Path, objects: dict[str, bytes], size: object) -> None:
+    made = write(tmp_path / "b", objects)
+    change(tmp_path / "b", files={**made.manifest["files"],
+                                  "weights.bin": {"bytes": size, "sha256": "0" * 64}})  # fmt: skip
+    with pytest.raises(UserError):
+        Bundle.open(tmp_path / "b")
+
+
+def test_code_of_another_machine_is_not_run(tmp_path: Path, objects: dict[str, bytes]) -> None:
+    """Whatever the manifest calls it: the content is checked, then the machine it is for."""
+    made = write(tmp_path / "b", objects)
+    inputs = {t.name: np.zeros(t.shape, t.dtype) for t in made.inputs}
+    with pytest.raises(UserError, match="native bundles, not wasm"):
+        made.run(inputs, runner="local")
+    code = made.path / "model.wasm"
+    code.write_bytes(bytes(reversed(code.read_bytes())))
+    with pytest.raises(UserError, match="changed after"):
+        Bundle.open(made.path).run(inputs, runner="node")
 
 
 def test_not_a_bundle(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
-from onnx import TensorProto, helper
+from onnx import TensorProto, helper, numpy_helper
 
 from edgepipe import importer
 from edgepipe.errors import Unsupported, UserError
@@ -311,6 +311,67 @@ def test_contradictory_external_data(tmp_path: Path, key: str, text: str) -> Non
         if entry.key == key:
             entry.value = text
     assert "external data" in refusal(save(proto, tmp_path))
+
+
+@pytest.mark.parametrize("kind", ["fifo", "folder", "endless"])
+def test_external_data_that_never_ends_is_not_read(tmp_path: Path, kind: str) -> None:
+    proto = dense()
+    externalise(proto, tmp_path)
+    file = tmp_path / "m.data"
+    file.unlink()
+    {"fifo": os.mkfifo, "folder": os.mkdir, "endless": lambda f: f.symlink_to("/dev/zero")}[kind](
+        file
+    )
+    assert "external data" in refusal(save(proto, tmp_path))
+
+
+def _field(number: int, payload: bytes) -> bytes:
+    """A length-delimited protobuf field."""
+
+    def varint(value: int) -> bytes:
+        head = bytes([value & 127 | (128 if value > 127 else 0)])
+        return head + (varint(value >> 7) if value > 127 else b"")
+
+    return varint(number << 3 | 2) + varint(len(payload)) + payload
+
+
+def nested(depth: int) -> bytes:
+    """y = x + 1 inside ``depth`` operators If, one in the other; put together as bytes, because
+    protobuf refuses to write more than it reads."""
+    one = numpy_helper.from_array(np.ones(1, np.float32), "one")
+    outputs = [value("y0", (1,))]
+    add = helper.make_graph([helper.make_node("Add", ["x", "one"], ["y0"])], "g", [], outputs)
+    graph = add.SerializeToString()
+    for level in range(1, depth + 1):
+        result = f"y{level}"
+        branch = onnx.AttributeProto(name="then_branch", type=onnx.AttributeProto.GRAPH)
+        other = helper.make_graph(
+            [helper.make_node("Identity", ["x"], [f"e{level}"])],
+            "e",
+            [],
+            [value(f"e{level}", (1,))],
+        )
+        node = helper.make_node("If", ["c"], [result])
+        node.attribute.append(helper.make_attribute("else_branch", other))
+        content = node.SerializeToString() + _field(
+            5, branch.SerializeToString() + _field(6, graph)
+        )
+        empty = helper.make_graph([], f"g{level}", [], [value(result, (1,))])
+        if level == depth:
+            empty.initializer.append(one)
+            empty.input.append(value("x", (1,)))
+            empty.input.append(helper.make_tensor_value_info("c", onnx.TensorProto.BOOL, []))
+        graph = empty.SerializeToString() + _field(1, content)
+    head = onnx.ModelProto(ir_version=8, opset_import=[helper.make_opsetid("", 17)])
+    return head.SerializeToString() + _field(7, graph)
+
+
+def test_nesting_is_read_as_deep_as_protobuf_does(tmp_path: Path) -> None:
+    (tmp_path / "m.onnx").write_bytes(nested(8))
+    assert importer.load(tmp_path / "m.onnx").model.graph.outputs[0].name == "y8"
+    for depth in (60, 3000):
+        (tmp_path / "m.onnx").write_bytes(nested(depth))
+        assert "m.onnx" in refusal(tmp_path / "m.onnx")
 
 
 def test_fifo_is_refused_without_waiting(tmp_path: Path) -> None:
