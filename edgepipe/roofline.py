@@ -62,12 +62,17 @@ def occupancy(sm: int, threads: int, registers: int, shared_bytes: int) -> float
 
 @dataclass(frozen=True)
 class OpEstimate:
-    """What one operator is estimated to take, and what bounds it: "compute", "memory"."""
+    """What one operator is estimated to take, and what bounds it: "compute", "memory".
+
+    ``share`` is what of the peak, or of the bandwidth, that comes to: idle processors, filled-up
+    tiles and launches are in it.
+    """
 
     op: str
     kernel: str
     us: float
     bound: str
+    share: float
 
 
 def assumptions(cuda: Cuda) -> str:
@@ -76,7 +81,7 @@ def assumptions(cuda: Cuda) -> str:
     return (
         f"estimate, not measured: {100 * COMPUTE_SHARE:.0f} % of {cuda.peak_gflops_f32:g} GFLOP/s "
         f"in float32{halves}, {100 * BANDWIDTH_SHARE:.0f} % of {cuda.bandwidth_gb_s:g} GB/s, "
-        f"every tensor from memory, {LAUNCH_US:g} us between kernels, highest clock"
+        f"every tensor from memory, whole tiles, {LAUNCH_US:g} us between kernels, highest clock"
     )
 
 
@@ -94,11 +99,15 @@ def _op(audit: KernelAudit, launches: Sequence[Launch], cuda: Cuda) -> OpEstimat
     rounds = -(-blocks // cuda.processors)
     busy = blocks / (rounds * cuda.processors)
     peak = _peak(audit.arithmetic, cuda)
-    compute = 2e-3 * audit.macs / (peak * COMPUTE_SHARE * busy)
-    moved = audit.weight_bytes + audit.activation_bytes
-    memory = 1e-3 * moved / (cuda.bandwidth_gb_s * BANDWIDTH_SHARE)
+    executed = max(audit.macs, audit.executed_macs)
+    compute = 2e-3 * executed / (peak * COMPUTE_SHARE * busy)
+    moved = 1e-3 * (audit.weight_bytes + audit.activation_bytes) / cuda.bandwidth_gb_s
+    memory = moved / BANDWIDTH_SHARE
     us = max(compute, memory) + LAUNCH_US * len(launches)
-    return OpEstimate(audit.op, audit.kernel, us, "compute" if compute > memory else "memory")
+    bound, least = "memory", moved
+    if compute > memory:
+        bound, least = "compute", 2e-3 * audit.macs / peak
+    return OpEstimate(audit.op, audit.kernel, us, bound, least / us if us else 0.0)
 
 
 def _peak(arithmetic: str, cuda: Cuda) -> float:
@@ -126,7 +135,9 @@ def to_json(plan: Plan, cuda: Cuda, block_bytes: int) -> dict[str, Any]:
         "estimate": {
             "ms": round(sum(op.us for op in ops) / 1e3, 4),
             "assumptions": assumptions(cuda),
-            "ops": [{**asdict(op), "us": round(op.us, 2)} for op in ops],
+            "ops": [
+                {**asdict(op), "us": round(op.us, 2), "share": round(op.share, 3)} for op in ops
+            ],
         },
     }
 

@@ -47,6 +47,15 @@ def test_many_operations_are_bound_by_the_peak() -> None:
     assert op.us == pytest.approx(2 * 665e6 / (665e9 * 0.5) * 1e6 + LAUNCH_US)
 
 
+def test_filled_up_tiles_take_time_and_count_for_nothing() -> None:
+    whole = plan(10**9, 0, 64)
+    padded = replace(whole, audit=(replace(whole.audit[0], executed_macs=2 * 10**9),))
+    (one,), (two,) = estimate(whole, CUDA), estimate(padded, CUDA)
+    assert two.us - LAUNCH_US == pytest.approx(2 * (one.us - LAUNCH_US))
+    assert one.share == pytest.approx(0.5, rel=1e-2)
+    assert two.share == pytest.approx(one.share / 2, rel=1e-2)
+
+
 def test_many_bytes_are_bound_by_the_memory() -> None:
     one = plan(1000, 59_700_000, 64)
     (op,) = estimate(one, CUDA)

@@ -264,13 +264,13 @@ def gpu_report(manifest: Mapping[str, Any]) -> str:
                 *(op["op"], op["kernel"], max(k["registers"] for k in own)),
                 *(max(k[key] for k in own) for key in ("shared_bytes", "spill_bytes")),
                 f"{100 * min(k['occupancy'] for k in own):.0f} %",
-                *(f"{op['us']:.1f}", op["bound"]),
+                *(f"{op['us']:.1f}", op["bound"], f"{100 * op.get('share', 0):.0f} %"),
             ]
         )
     headers = ["operator", "kernel", "registers", "shared bytes", "spilled bytes", "occupancy"]
     return "\n".join(
         [
-            table([*headers, "estimated us", "bound by"], rows),
+            table([*headers, "estimated us", "bound by", "share of it"], rows),
             f"{gpu['estimate']['ms']:.2f} ms: {gpu['estimate']['assumptions']}",
         ]
     )

@@ -63,7 +63,8 @@ class Call:
 class KernelAudit:
     """What really executes for one op: kernel, arithmetic, accumulator, work.
 
-    ``macs`` counts zeros too. ``weight_bytes`` and ``activation_bytes`` are the sizes of all
+    ``macs`` counts zeros too, ``executed_macs`` also what fills the tiles of a GPU's kernel (0
+    where that is not known). ``weight_bytes`` and ``activation_bytes`` are the sizes of all
     tensors that the call reads or writes, each once. ``sparsity`` of an op whose weights have many
     zeros: see docs/sparsity.md. ``pieces`` as in ``Call``. ``tuned`` names where the tuning record
     is from that gave ``knobs``; empty where the template's default rule did.
@@ -83,6 +84,7 @@ class KernelAudit:
     pieces: int = 1
     tuned: str = ""
     estimated_instructions: dict[str, int] | None = None
+    executed_macs: int = 0
 
 
 @dataclass(frozen=True)

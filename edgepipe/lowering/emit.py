@@ -136,6 +136,7 @@ def _audit(template: KernelTemplate, kernel: KernelNode, knobs: Knobs, var: Any)
         macs=getattr(kernel.op, "macs", 0),
         knobs=",".join(f"{k}={v}" for k, v in sorted(knobs.items())),
         sparsity=kernel.sparsity,
+        executed_macs=template.executed(kernel.op, knobs),
     )
 
 

@@ -17,14 +17,18 @@ from cuda.test_cuda_templates import check, drawn, stored
 from edgepipe.codegen.cuda import toolkit
 from edgepipe.codegen.cuda.device import build_source
 from edgepipe.kernels.cuda import pair_conv, pair_depthwise
+from edgepipe.kernels.integer_ops import Limits, QConvOp
 from edgepipe.kernels.layout import Blocked
-from edgepipe.kernels.ops import ConvOp
+from edgepipe.kernels.ops import ConvOp, ConvTransposeOp, MatmulOp
+from edgepipe.kernels.template import select
 from edgepipe.kernels.weights import WeightFormat
 from edgepipe.target import Target
 
 pytestmark = pytest.mark.slow
 
 TX2 = Target.load("jetson-tx2")
+HALVES = Blocked(1, 200, 7, 7, 4, dtype="float16")
+CODES = Blocked(1, 200, 7, 7, 200, dtype="int8")
 
 
 def weights_of(op: ConvOp, values: np.random.Generator) -> tuple[list[np.ndarray], np.ndarray]:
@@ -90,3 +94,29 @@ def test_pairs_assemble_without_spills(sm: int, isa: str) -> None:
     _, resources = toolkit.to_cubin(ptx, board.cuda)
     assert len(resources) == len(functions)
     assert not any(found.spill_bytes for found in resources.values())
+
+
+@pytest.mark.parametrize(
+    ("op", "board", "name"),
+    [
+        (MatmulOp(1, 100, 40, 70, True), "jetson-tx2", "matmul"),
+        (ConvOp(Blocked(1, 40, 9, 9, 4), Blocked(1, 70, 9, 9, 4), (1, 1)), "jetson-tx2", "conv"),
+        (ConvOp(HALVES, HALVES, (1, 1), weights=WeightFormat("float16")), "jetson-tx2",
+         "pair_conv"),
+        (ConvOp(HALVES, HALVES, (1, 1), weights=WeightFormat("float16")), "jetson-agx-orin",
+         "tensor_conv"),
+        (QConvOp(CODES, CODES, (1, 1), Limits(-128, 127)), "jetson-agx-orin", "q_tensor_conv"),
+        (ConvTransposeOp(Blocked(1, 24, 5, 5, 4), Blocked(1, 20, 10, 10, 4), (2, 2), (2, 2)),
+         "jetson-tx2", "conv_transpose"),
+    ],
+)  # fmt: skip
+def test_work_of_whole_tiles(op: Any, board: str, name: str) -> None:
+    """More than what is asked for, by what fills the last tiles: whole ones."""
+    target = Target.load(board)
+    template, _ = select(op, target)
+    assert template is not None and template.name == name
+    knobs = template.default(op, target)
+    executed = template.executed(op, knobs)
+    assert op.macs < executed <= 8 * op.macs
+    whole = knobs["tm"] * knobs["ty"] * knobs["tn"] * knobs["tx"] * knobs["k"]
+    assert executed % whole == 0

@@ -46,6 +46,10 @@ def _window(op: ConvOp, knobs: Knobs) -> Window:
     )  # fmt: skip
 
 
+def executed(op: ConvOp, knobs: Knobs) -> int:
+    return _window(op, knobs).executed
+
+
 def pack(op: ConvOp, knobs: Knobs, arrays: Sequence[np.ndarray]) -> list[np.ndarray]:
     """``w[co, ci/g, kh, kw]``, scales where there are codes, ``b[co]`` → tiles, padded vectors."""
     weight, *vectors = arrays
@@ -76,5 +80,11 @@ def emit(op: ConvOp, knobs: Knobs) -> Any:
 
 
 TEMPLATE = KernelTemplate(
-    name="conv", matches=matches, default=default, emit=emit, pack=pack, knobs=knobs
+    name="conv",
+    matches=matches,
+    default=default,
+    emit=emit,
+    pack=pack,
+    knobs=knobs,
+    executed=executed,
 )

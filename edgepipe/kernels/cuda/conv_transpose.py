@@ -77,6 +77,10 @@ def _phases(op: ConvTransposeOp, knobs: Knobs) -> list[tuple[Window, list[int], 
     return found
 
 
+def executed(op: ConvTransposeOp, knobs: Knobs) -> int:
+    return sum(phase.executed for phase, _, _ in _phases(op, knobs))
+
+
 def pack(op: ConvTransposeOp, knobs: Knobs, arrays: Sequence[np.ndarray]) -> list[np.ndarray]:
     """``w[ci, co, kh, kw]``, scales where there are codes, ``b[co]`` → tiles of every phase."""
     weight, *vectors = arrays
@@ -113,5 +117,11 @@ def emit(op: ConvTransposeOp, knobs: Knobs) -> Any:
 
 
 TEMPLATE = KernelTemplate(
-    name="conv_transpose", matches=matches, default=default, emit=emit, pack=pack, knobs=knobs
+    name="conv_transpose",
+    matches=matches,
+    default=default,
+    emit=emit,
+    pack=pack,
+    knobs=knobs,
+    executed=executed,
 )

@@ -31,6 +31,13 @@ def knobs(op: MatmulOp, target: Target) -> list[Knobs]:
     return settings(default(op, target))
 
 
+def executed(op: MatmulOp, knobs: Knobs) -> int:
+    tile = Tile.of(knobs)
+    rows, columns, depth = (-(-size // part) * part for size, part in
+                            ((op.m, tile.bn), (op.n, tile.bm), (op.k, tile.k)))  # fmt: skip
+    return op.batch * rows * columns * depth
+
+
 def pack(op: MatmulOp, knobs: Knobs, arrays: Sequence[np.ndarray]) -> list[np.ndarray]:
     """``w[k, n]`` stays as it is, in the element type of its format."""
     if not op.constant:
@@ -106,5 +113,11 @@ def _emit(op: MatmulOp, tile: Tile, buffers: Sequence[Any]) -> None:
 
 
 TEMPLATE = KernelTemplate(
-    name="matmul", matches=matches, default=default, emit=emit, pack=pack, knobs=knobs
+    name="matmul",
+    matches=matches,
+    default=default,
+    emit=emit,
+    pack=pack,
+    knobs=knobs,
+    executed=executed,
 )

@@ -47,6 +47,10 @@ def _window(op: ConvOp, knobs: Knobs) -> Window:
     )  # fmt: skip
 
 
+def executed(op: ConvOp, knobs: Knobs) -> int:
+    return _window(op, knobs).executed
+
+
 def pack(op: ConvOp, knobs: Knobs, arrays: Sequence[np.ndarray]) -> list[np.ndarray]:
     """``w[co, ci/g, kh, kw]``, scales where there are codes, ``b[co]`` → tiles
     ``[group][tile][step][k/2][bm][2]``, padded vectors."""
@@ -118,6 +122,7 @@ TEMPLATE = KernelTemplate(
     emit=emit,
     pack=pack,
     knobs=knobs,
+    executed=executed,
     rank=1,
     arithmetic="float16",
     accumulator="float16 up to 16 terms, float32",

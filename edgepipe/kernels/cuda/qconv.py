@@ -72,9 +72,19 @@ class Shape:
         self.steps = -(-self.depth // tile.k)
 
     @property
+    def executed(self) -> int:
+        """Multiply-accumulates of whole tiles."""
+        pixels = -(-self.pixels // self.tile.bn) * self.tile.bn
+        return pixels * self.elements * LANES
+
+    @property
     def elements(self) -> int:
         """Packed weights, in words."""
         return self.op.groups * self.tiles * self.steps * self.tile.k * self.tile.bm
+
+
+def executed(op: QConvOp, knobs: Knobs) -> int:
+    return Shape(op, Tile.of(knobs)).executed
 
 
 def rows(shape: Shape, weight: np.ndarray) -> np.ndarray:
@@ -204,6 +214,7 @@ TEMPLATE = KernelTemplate(
     emit=emit,
     pack=pack,
     knobs=knobs,
+    executed=executed,
     arithmetic="int8",
     accumulator="int32",
 )

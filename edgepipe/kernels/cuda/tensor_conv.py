@@ -52,6 +52,10 @@ def _window(op: ConvOp, knobs: Knobs) -> Window:
     )
 
 
+def executed(op: ConvOp, knobs: Knobs) -> int:
+    return _window(op, knobs).executed
+
+
 def pack(op: ConvOp, knobs: Knobs, arrays: Sequence[np.ndarray]) -> list[np.ndarray]:
     """``w[co, ci, kh, kw]``, ``b[co]`` → tiles, padded vector."""
     weight, bias = arrays
@@ -108,6 +112,7 @@ TEMPLATE = KernelTemplate(
     emit=emit,
     pack=pack,
     knobs=knobs,
+    executed=executed,
     rank=2,
     arithmetic="float16",
 )

@@ -48,6 +48,10 @@ def knobs(op: QConvOp, target: Target) -> list[Knobs]:
     return [{**tile.knobs(), "k": k} for tile in tensor.CHOICES for k in (DEPTH, DEPTH // 2)]
 
 
+def executed(op: QConvOp, knobs: Knobs) -> int:
+    return Shape(op, TensorTile.of(knobs)).executed
+
+
 def pack(op: QConvOp, knobs: Knobs, arrays: Sequence[np.ndarray]) -> list[np.ndarray]:
     """As ``qconv``; words ``[tile][step][k / 4][bm][4]``."""
     shape = Shape(op, TensorTile.of(knobs))
@@ -98,6 +102,7 @@ TEMPLATE = KernelTemplate(
     emit=emit,
     pack=pack,
     knobs=knobs,
+    executed=executed,
     rank=1,
     arithmetic="int8",
     accumulator="int32",

@@ -94,6 +94,13 @@ class Window:
         """Packed weights."""
         return self.groups * self.tiles * self.steps * self.tile.k * self.tile.bm
 
+    @property
+    def executed(self) -> int:
+        """Multiply-accumulates of whole tiles."""
+        pixels = -(-self.pixels // self.tile.bn) * self.tile.bn
+        channels = self.groups * self.tiles * self.tile.bm
+        return pixels * channels * self.steps * self.tile.k
+
     def pack(self, weight: np.ndarray) -> np.ndarray:
         """``w[co, ci / groups, taps]`` → ``[group][tile][step][k][bm]``, flat."""
         co, ci = weight.shape[:2]
