@@ -124,6 +124,26 @@ def operand_offset(layout: Blocked, n: Any, block: Any, row: Any, column: Any) -
     return layout.offset(n, block, row, column)
 
 
+def pixels_from(
+    layout: Blocked, row: Any, start: Any, count: int, flat: bool
+) -> list[tuple[Any, Any]]:
+    """Row and column of ``count`` neighbours from pixel ``start`` of ``row`` on, which is the whole
+    image where that is ``flat``.
+
+    Where a border lies between the rows of a flat image, one division serves all: a comparison
+    each tells which of the others are in the next row.
+    """
+    width = layout.w
+    if not flat:
+        return [(row, start + i) for i in range(count)]
+    if not layout.padded or count > width:
+        return [((start + i) // width, (start + i) % width) for i in range(count)]
+    first = Registers(2, 1, "int32")
+    first[0], first[1] = start // width, start % width
+    after = [tirx.Cast("int32", first[1] + i >= width) for i in range(count)]
+    return [(first[0] + a, first[1] + i - a * width) for i, a in enumerate(after)]
+
+
 def zero_border(layout: Blocked, buffer: Any) -> None:
     """Write the border of ``layout``. Consumers read it as convolution padding."""
     if not layout.padded:

@@ -22,6 +22,7 @@ from edgepipe.kernels.builder import (
     loop,
     minimum,
     parallel,
+    pixels_from,
     splat,
     zero_border,
 )
@@ -48,7 +49,9 @@ def matches(op: Op, target: Target) -> str | None:
     return None
 
 
-def tile(target: Target, blocks: int, pixels: int, weights: WeightFormat) -> tuple[int, int]:
+def tile(
+    target: Target, blocks: int, pixels: int, weights: WeightFormat, by_element: bool = False
+) -> tuple[int, int]:
     """Register tile ``(pixels, channel blocks)`` that fits the target's vector registers.
 
     Sizes are those measured to reach 89-97 % of a core's peak: enough accumulators to hide the
@@ -63,6 +66,8 @@ def tile(target: Target, blocks: int, pixels: int, weights: WeightFormat) -> tup
             choices[:2] = choices[1::-1]
     elif target.simd.registers == 32:  # accumulators, one input per pixel, one weight
         choices = [(6, 4), (7, 3), (8, 2), (14, 1)] if weights.plain else [(8, 2), (14, 1)]
+        if weights.plain and by_element:
+            choices += [(5, 4), (10, 2), (7, 2)]
     elif target.arch == "arm":
         choices = [(4, 2), (6, 1)]
     elif weights.coded:  # unpacking takes a register or two
@@ -75,7 +80,15 @@ def tile(target: Target, blocks: int, pixels: int, weights: WeightFormat) -> tup
         width = min(choice[0], pixels)
         return -(-pixels // width) * width / pixels
 
-    best = min(fitting, key=lambda c: (round(waste(c), 2), choices.index(c)))
+    def instructions(choice: tuple[int, int]) -> float:
+        """Per multiply-add: loads in pairs and the loop beside the products of four channels."""
+        width, high = min(choice[0], pixels), choice[1]
+        return waste(choice) * (1 + (width / 2 + 2 * high + 3) / (4 * width * high))
+
+    if by_element and target.arch == "aarch64":
+        best = min(fitting, key=instructions)
+    else:
+        best = min(fitting, key=lambda c: (round(waste(c), 2), choices.index(c)))
     return min(best[0], pixels), best[1]
 
 
@@ -89,7 +102,9 @@ def default(op: ConvOp, target: Target) -> Knobs:
     flat = is_flat(op)
     blocks_per_group = op.y.blocks // op.groups
     columns = op.y.h * op.y.w if flat else op.y.w
-    pixels, blocks = tile(target, blocks_per_group, columns, op.weights)
+    # By-element multiply-add wants the scalar operand in a vector register.
+    by_element = target.arch in ("aarch64", "arm") and op.x.lanes == 4
+    pixels, blocks = tile(target, blocks_per_group, columns, op.weights, by_element)
     weights = op.y.c * op.x.c // op.groups * op.kernel[0] * op.kernel[1]
     return {
         "pixels": pixels,
@@ -99,8 +114,7 @@ def default(op: ConvOp, target: Target) -> Knobs:
         # LLVM's wasm back end sinks a multiply-add chain to its last link, across an unrolled
         # body, until nothing fits the registers: one loop over channels keeps the body small.
         "channel_loop": target.kind == "wasm",
-        # By-element multiply-add wants the scalar operand in a vector register.
-        "by_element": target.arch in ("aarch64", "arm") and op.x.lanes == 4,
+        "by_element": by_element,
         "fused": target.simd.fma and target.arch in ("aarch64", "arm"),
         "half": half_conversion(target),
     }
@@ -229,9 +243,8 @@ class _Emission:
             for i in range(self.pixels):
                 acc[i * self.blocks + j] = value
         self.accumulate(acc, n, tile, row, start)
-        for i in range(self.pixels):
-            at = start + i
-            pixel = (at // y.w, at % y.w) if self.flat else (row, at)
+        pixels = pixels_from(y, row, start, self.pixels, self.flat)
+        for i, pixel in enumerate(pixels):
             for j in range(self.blocks):
                 block = tile * self.blocks + j
                 value = acc[i * self.blocks + j]

@@ -48,8 +48,9 @@ def default(op: ConvOp, target: Target) -> Knobs:
     # In WebAssembly LLVM's stack order keeps every loaded vector alive, so tiles are small.
     arm = target.arch in ("aarch64", "arm")
     wide = 2 if target.kind == "wasm" else 4 if registers <= 16 or arm else 7
-    columns = min(op.y.w, wide)
-    rows = 2 if target.arch == "aarch64" and op.y.h > 1 else 1
+    columns, rows = min(op.y.w, wide), 1
+    if target.arch == "aarch64":
+        columns, rows = _tile(op)
     return {
         "columns": columns,
         "rows": rows,
@@ -58,6 +59,16 @@ def default(op: ConvOp, target: Target) -> Knobs:
         "fused": arm,
         "half": half_conversion(target),
     }
+
+
+def _tile(op: ConvOp) -> tuple[int, int]:
+    """Columns and rows for 32 registers of four lanes: a whole row where it fits them, else what
+    wastes least; two rows share inputs only without stride. By counted instructions."""
+    width = op.y.w
+    if width <= 14:
+        return width, 1
+    columns = min((8, 7, 4), key=lambda n: -(-width // n) * n)
+    return columns, 2 if op.strides == (1, 1) and op.y.h > 1 else 1
 
 
 def settings(op: ConvOp, target: Target) -> list[Knobs]:

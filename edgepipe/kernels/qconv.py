@@ -75,6 +75,7 @@ def default(op: QConvOp, target: Target) -> Knobs:
         and not any(r.layout.padded for r in op.residuals)
     )
     channels = op.y.lanes * op.y.blocks // op.groups
+    channels_in = op.x.lanes // op.groups
     width = op.y.h * op.y.w if flat else op.y.w
     relaxed = target.integer.dot == "relaxed" and op.groups == 1
     relaxed = relaxed and op.limit <= target.integer.weight_limit
@@ -93,7 +94,11 @@ def default(op: QConvOp, target: Target) -> Knobs:
         "groups": groups,
         "flat": flat,
         "arch": target.arch,
-        "unroll": 4 if chosen.name == "sdot" else 1 if op.bits == 8 else 2,
+        "unroll": (8 if channels_in >= 256 else 4)
+        if chosen.name == "sdot"
+        else 1
+        if op.bits == 8
+        else 2,
         # Products of int16 that may be added before they are widened.
         "deep": {8: 4, 63: 2}.get(op.limit, 1),
         "offset": dot.UNSIGNED_OFFSET[op.bits] if relaxed else 0,

@@ -15,6 +15,7 @@ from edgepipe.kernels.builder import (
     loop,
     minimum,
     parallel,
+    pixels_from,
     splat,
     store,
     zero_border,
@@ -185,9 +186,8 @@ class Emission:
                 for p in range(parts):
                     acc[(i * self.groups + j) * parts + p] = value
         self.accumulate(acc, n, tile, row, start)
-        for i in range(self.pixels):
-            at = start + i
-            pixel = (at // self.op.y.w, at % self.op.y.w) if self.flat else (row, at)
+        pixels = pixels_from(self.op.y, row, start, self.pixels, self.flat)
+        for i, pixel in enumerate(pixels):
             sums = [self.sum(acc, i, j, channel, (n, *pixel)) for j in range(self.groups)]
             place = (n, *pixel)
             put(self.target, self.op.y, place, channel, sums, self.op.limits, arch, lanes)
@@ -239,17 +239,17 @@ class Emission:
         if self.dot.name == "mlal":
             self.long_steps(acc, at, run, step, count)
             return
-        words = None
-        if self.dot.name == "sdot" and count == 4:  # sixteen bytes of every pixel at once
-            words = Registers(self.pixels, 4, "int32")
-            for i in range(self.pixels):
-                data = load(self.source, self.input_offset(at, run, i) + step * 4, 16)
-                words[i] = dot.reinterpret("int32x4", data)
+        whole = self.dot.name == "sdot" and count % 4 == 0  # sixteen bytes of every pixel at once
+        words = Registers(self.pixels if whole else 0, 4, "int32")
         for u in range(count):
+            if whole and u % 4 == 0:
+                for i in range(self.pixels):
+                    data = load(self.source, self.input_offset(at, run, i) + (step + u) * 4, 16)
+                    words[i] = dot.reinterpret("int32x4", data)
             operands = [
-                self.dot.operand(self.source, self.input_offset(at, run, i) + (step + u) * 4)
-                if words is None
-                else self.dot.word(words.lane(i, u))
+                self.dot.word(words.lane(i, u % 4))
+                if whole
+                else self.dot.operand(self.source, self.input_offset(at, run, i) + (step + u) * 4)
                 for i in range(self.pixels)
             ]
             for j in range(self.groups):

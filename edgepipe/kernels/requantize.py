@@ -86,10 +86,13 @@ def emit_codes(sums: Sequence[Any], y: Blocked, limits: Limits, arch: str, lanes
     words = [p for i in integers for p in _pieces(i, wide, 4)]
     count = len(words)
     shorts = [_shorts(words[i], words[min(i + 1, count - 1)], arch) for i in range(0, count, 2)]
-    if arch == "aarch64" and y.zero:
+    lowest = arch == "aarch64" and y.zero == -128
+    if arch == "aarch64" and y.zero and not lowest:
         offset = splat(tirx.const(y.zero, "int16"), 8)
         shorts = [intrinsic("int16x8", "aarch64.neon.sqadd", s, offset) for s in shorts]
-    codes = _joined_bytes(shorts, arch, y.dtype, 4 * count)
+    codes = _joined_bytes(shorts, arch, y.dtype, 4 * count, without_sign=lowest)
+    if lowest:  # cut to 0…255, which the highest bit moves to −128…127
+        codes = tirx.bitwise_xor(codes, splat(tirx.const(-128, "int8"), 4 * count))
     least, most = (0, 255) if y.dtype == "uint8" else (-128, 127)
     low, high = limits.low + y.zero, limits.high + y.zero
     if low > least:
@@ -116,11 +119,14 @@ def _shorts(first: Any, second: Any, arch: str) -> Any:
     return tirx.Shuffle(halves, list(range(8)))
 
 
-def _joined_bytes(shorts: Sequence[Any], arch: str, dtype: str, total: int) -> Any:
-    """int16x8 vectors as ``total`` bytes, saturated."""
+def _joined_bytes(
+    shorts: Sequence[Any], arch: str, dtype: str, total: int, without_sign: bool = False
+) -> Any:
+    """int16x8 vectors as ``total`` bytes, saturated, on AArch64 to bytes ``without_sign``."""
     if arch in _NARROW_SHORTS:
         assert dtype == "int8", "Arm stores codes signed"
-        parts, width = [intrinsic("int8x8", _NARROW_SHORTS[arch], s) for s in shorts], 8
+        name = "aarch64.neon.sqxtun" if without_sign else _NARROW_SHORTS[arch]
+        parts, width = [intrinsic("int8x8", name, s) for s in shorts], 8
     else:
         name, count = _PACK_BYTES[arch, dtype], len(shorts)
         pairs = [(shorts[i], shorts[min(i + 1, count - 1)]) for i in range(0, count, 2)]

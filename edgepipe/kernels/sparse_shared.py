@@ -21,6 +21,7 @@ from edgepipe.kernels.builder import (
     load,
     minimum,
     parallel,
+    pixels_from,
     splat,
     zero_border,
 )
@@ -163,9 +164,8 @@ class _Emission:
         base[0] = tirx.Cast("int32", tirx.const(0, "int32") + self.pixel(n, row, start))
         with T.serial(0, self.starts[tile + 1] - first) as p:
             self.place(acc, first + p, base[0])
-        for i in range(self.pixels):
-            at = start + i
-            pixel = (at // self.op.y.w, at % self.op.y.w) if self.flat else (row, at)
+        pixels = pixels_from(self.op.y, row, start, self.pixels, self.flat)
+        for i, pixel in enumerate(pixels):
             for j in range(self.blocks):
                 place = (n, tile * self.blocks + j, *pixel)
                 finish(self.op, self.residuals, self.target, place, acc[i * self.blocks + j])

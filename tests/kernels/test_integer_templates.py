@@ -31,7 +31,16 @@ from tests.kernels.harness import Kernels
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
-TEMPLATES = {"codes", "q_conv", "q_depthwise", "q_elementwise", "q_matmul", "q_pool", "q_sparse"}
+TEMPLATES = {
+    "codes",
+    "q_conv",
+    "q_depthwise",
+    "q_depthwise_dot",
+    "q_elementwise",
+    "q_matmul",
+    "q_pool",
+    "q_sparse",
+}
 
 #: What the host is told to sum products with: its own way, and int16 pairs for weights beyond 7.
 HOST = Target.load("host")

@@ -157,6 +157,20 @@ def blocks(g: Graph) -> None:
     g.finish(g.activated(y))
 
 
+def three_rows(g: Graph) -> None:
+    """Depthwise, three rows of taps, whole vectors of channels: what dot products do."""
+    r = g.random
+    c, kernel = r.choice([16, 40, 48]), (3, r.choice([1, 3, 3, 5]))
+    pads = [r.randrange(k) for k in kernel * 2]
+    x = g.codes(r.choice([1, 2]), c, r.randrange(4, 10), r.randrange(5, 10))
+    weight, scale = g.weights([c, 1, *kernel], 0, r.choice(LIMITS))
+    inputs = [x, weight, g.bias(scale * g.scales[x])]
+    y = g.op("Conv", inputs, kernel_shape=kernel, pads=pads, group=c)
+    if r.random() < 0.4:
+        y = g.op("Add", [y, g.codes(*_conv_shape(g, x, c, kernel, (1, 1), (1, 1), pads))])
+    g.finish(g.activated(y))
+
+
 def _conv_shape(
     g: Graph, x: str, co: int, kernel: Any, strides: Any, dilations: Any, pads: Any
 ) -> list[int]:
@@ -299,7 +313,7 @@ LAYERS: list[Callable[[Graph], None]] = [
     lambda g: conv(g, "pointwise"), lambda g: conv(g, "regular"), lambda g: conv(g, "regular"),
     lambda g: conv(g, "depthwise"), lambda g: conv(g, "grouped"), conv1d, transposed, transposed,
     shuffled, dense, dense, products, arithmetic, arithmetic, pools, pools, tables, movement,
-    movement, blocks, blocks,
+    movement, blocks, blocks, three_rows,
 ]  # fmt: skip
 
 

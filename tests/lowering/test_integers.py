@@ -71,6 +71,22 @@ def test_every_layer_on_other_targets(seed: int, target: str, runner: str, tmp_p
     check(seed, target, runner, tmp_path)
 
 
+@pytest.mark.slow
+@pytest.mark.needs_qemu
+def test_depthwise_by_dot_products(tmp_path: Path) -> None:
+    """Interleaved rows on a CPU with SDOT; channels that fill no vector of 16 go the other way."""
+    g = integer_graphs.Graph(5)
+    for _ in range(10):
+        integer_graphs.three_rows(g)
+    onnx.save(g.model(), tmp_path / "model.onnx")
+    bundle = compiled(tmp_path / "model.onnx", "raspberry-pi-5", tmp_path)
+    kernels = [k for k in bundle.manifest["kernels"] if k["op_type"] == "Conv"]
+    by_dots = [k for k in kernels if "lanes=" not in k["knobs"]]
+    assert 4 <= len(by_dots) < len(kernels)
+    got = bundle.run(g.feeds, "qemu")
+    assert not differences(expected(tmp_path / "model.onnx", g.feeds), got)
+
+
 def test_a_transposed_convolution_in_the_general_form(tmp_path: Path) -> None:
     """Too few channels for a template: the convolution it becomes is computed as one."""
     g = integer_graphs.Graph(0)
