@@ -53,6 +53,8 @@ def random_graph(seed: int) -> tuple[Case, Builder]:
         builder.attempt(builder.rng.choice(MAKERS[kind]))
         if len(builder.nodes) >= wanted:
             break
+    while not builder.nodes:
+        builder.attempt(builder.rng.choice(MAKERS[kind]))
     return finish(builder, f"{kind}-{seed}"), builder
 
 
