@@ -198,7 +198,8 @@ def _gemm(node: ir.Node) -> str | None:
     array, n = constant(bias), _shape(node.outputs[0])[1]
     if array is None or float(attribute(node, "beta", 1.0)) != 1.0:
         return "its bias is computed or scaled"
-    return None if array.size in (1, n) and array.shape[-1:] in ((n,), (1,), ()) else "bias shape"
+    per_column = array.size == n and array.shape[-1:] == (n,)
+    return None if array.size == 1 or per_column else "bias shape"
 
 
 def rows(node: ir.Node, blocked: Blocked, target: Target) -> str | None:

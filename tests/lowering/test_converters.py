@@ -402,6 +402,12 @@ def test_matmul_broadcasts(a: tuple[int, ...], b: tuple[int, ...]) -> None:
     _check(Node("MatMul", [_f(*a), _f(*b, seed=1)]))
 
 
+@pytest.mark.parametrize("shape", [(3, 1), (1, 3), (3, 3), (1, 1), (3,), (1,)])
+def test_gemm_with_a_bias_of_any_direction(shape: tuple[int, ...]) -> None:
+    constants: list[Array | None] = [_f(3, 7, seed=1), _f(*shape, seed=2)]
+    _check(Node("Gemm", [_f(3, 7)], constants, {"transB": 1}))
+
+
 @pytest.mark.parametrize(("op", "gates"), [("RNN", 1), ("GRU", 3), ("LSTM", 4)])
 @pytest.mark.parametrize("direction", ["forward", "reverse", "bidirectional"])
 @pytest.mark.parametrize("hidden", [16, 11])
