@@ -99,12 +99,20 @@ class Equalization:
         if read is not None:
             _replace(graph, node, 1, _times_inputs(layer, layer.weight, read))
         if written is not None:
-            shape = [1] * layer.weight.ndim
-            shape[layer.axis] = -1
             layer = Layer.of(node)
-            _replace(graph, node, 1, layer.weight / written.reshape(shape).astype(np.float32))
+            divisor = _by_outputs(layer, written).astype(np.float32)
+            _replace(graph, node, 1, layer.weight / divisor)
             if len(node.inputs) > 2 and node.inputs[2] is not None:
                 _replace(graph, node, 2, layer.bias / written.astype(np.float32))
+
+
+def _by_outputs(layer: Layer, written: Array) -> Array:
+    """Factors of output channels in a shape that broadcasts over the weight."""
+    shape, groups = layer.weight.shape, layer.groups
+    if layer.node.op_type == "ConvTranspose":  # [ci, co / groups, …]: a group's inputs side by side
+        rows = np.repeat(written.reshape(groups, -1), shape[0] // groups, 0)
+        return rows.reshape(*shape[:2], *[1] * (len(shape) - 2))
+    return written.reshape([-1 if a == layer.axis else 1 for a in range(len(shape))])
 
 
 def plan(

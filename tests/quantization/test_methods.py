@@ -179,3 +179,16 @@ def test_moments_of_models_with_a_batch() -> None:
     feeds = samples(model, 1, seed=9)[0]
     found = quantization.apply(model, QuantConfig(), samples(model, 100), context())
     assert snr_db(run(model, feeds)[0], run(found, feeds)[0]) > 20
+
+
+def test_equalization_of_grouped_transposed_convolutions() -> None:
+    text = """net (float[1,4,5,5] x) => (float[1,3,7,7] y)
+    <float[4,3,3,3] w, float[6] b, float[3,6,1,1] v> {
+        t = ConvTranspose <group=2> (x, w, b)
+        r = Relu(t)
+        y = Conv(r, v)
+    }"""
+    model = build(text)
+    found, _ = quantize(model, methods=("equalization",))
+    feeds = samples(model, 1, seed=9)[0]
+    assert snr_db(run(model, feeds)[0], run(found, feeds)[0]) > 25
