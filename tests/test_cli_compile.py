@@ -72,6 +72,7 @@ def test_compile_validate_bench(
     assert json.loads(text)["ours"]["emulated"] is (runner == "qemu")
 
 
+@pytest.mark.slow
 def test_json_is_all_there_is_on_stdout(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     out, dump = tmp_path / "digits", tmp_path / "dump"
     arguments = ["compile", "digits", "--target", "host", "-o", str(out), "--json", "--explain"]
@@ -282,6 +283,7 @@ def test_mistakes_in_a_config_are_named(
     assert said in err
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("option", [[], ["--no-check"]])
 def test_a_bundle_that_computes_something_else_is_not_written(
     capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch,

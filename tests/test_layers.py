@@ -385,6 +385,7 @@ def test_parts_import_only_what_they_may(repository: Path) -> None:
     assert not wrong
 
 
+@pytest.mark.slow
 def test_heavy_packages_stay_where_they_belong(repository: Path) -> None:
     wrong = [
         f"{path}: {name}"

@@ -84,15 +84,16 @@ def _refusal(pad: ir.Node, user: ir.Node, amounts: list[int]) -> str | None:
         return "its value is not constant"
     fill = np.asarray(fill).reshape(())
     own = list(user.attributes.get_ints("pads", ()))
+    if user.op_type != "Conv":
+        kernel = user.attributes.get_ints("kernel_shape", ())
+        total = [a + b for a, b in zip(own or [0] * len(amounts), amounts, strict=True)]
+        if any(t >= k for t, k in zip(total, [*kernel, *kernel], strict=True)):
+            return "a window would lie wholly in the padding"
     if user.op_type == "MaxPool":
         lowest = -np.inf if fill.dtype.kind == "f" else np.iinfo(fill.dtype).min
         finite_low = np.finfo(fill.dtype).min if fill.dtype.kind == "f" else lowest
         if fill not in (lowest, finite_low):
             return f"its value {fill} could win against the image"
-        kernel = user.attributes.get_ints("kernel_shape", ())
-        total = [a + b for a, b in zip(own or [0] * len(amounts), amounts, strict=True)]
-        if any(t >= k for t, k in zip(total, [*kernel, *kernel], strict=True)):
-            return "a window would lie wholly in the padding"
         if len(user.outputs) > 1:
             return "its indices are read"
         return None
@@ -103,7 +104,4 @@ def _refusal(pad: ir.Node, user: ir.Node, amounts: list[int]) -> str | None:
             return "the pool rounds its output size up"
         if any(own) and user.attributes.get_int("count_include_pad", 0) != 1:
             return "the pool has own pads that it does not count"
-        kernel = user.attributes.get_ints("kernel_shape", ())
-        if any(t >= k for t, k in zip(amounts, [*kernel, *kernel], strict=True)):
-            return "a window would lie wholly in the padding"
     return None

@@ -205,6 +205,7 @@ def test_missing_function_is_named() -> None:
         link.wasm(wasm, driver.render(plan, "model"), {"": kernels}, "model")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["host", "raspberry-pi-3-32", "wasm-relaxed"])
 def test_linking_twice_gives_the_same_bytes(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

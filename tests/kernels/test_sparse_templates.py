@@ -78,6 +78,7 @@ def cases(rng: np.random.Generator, lanes: int) -> list[tuple[np.ndarray, ConvOp
     ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("lanes", "registers"), [(4, 16), (4, 32), (8, 16), (16, 32)])
 def test_against_float64(lanes: int, registers: int, tmp_path: Path) -> None:
     rng = np.random.default_rng(0)

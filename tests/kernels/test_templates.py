@@ -218,6 +218,7 @@ def test_global_pooling_map_and_upsampling(tmp_path: Path) -> None:
         check(op, kernels, i, wide, [op.x.pack(x)], [], values)
 
 
+@pytest.mark.slow
 def test_relayout_and_concat_are_exact(tmp_path: Path) -> None:
     rng, values = random.Random(5), np.random.default_rng(5)
     ops: list[Op] = []

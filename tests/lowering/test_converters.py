@@ -359,6 +359,7 @@ def test_concat_and_split() -> None:
     _check(Node("Split", [_f(2, 9, 8)], [_ints(2, 3, 4)], {"axis": 1}, outputs=3))
 
 
+@pytest.mark.slow
 def test_gathers_and_scatters() -> None:
     x = _f(6, 5, 17)
     _check(Node("Gather", [x, _i("int64", 3, 2, low=-6, high=6)]))

@@ -72,6 +72,15 @@ def test_2_average_pool(own: str) -> None:
     assert_equal(result)
 
 
+def test_2_a_window_in_the_padding_of_both_is_refused() -> None:
+    """ONNX Runtime takes no pool whose pads are as large as its window."""
+    pool = "AveragePool<kernel_shape=[3,3], pads=[2,1,1,1], count_include_pad=1>(h)"
+    result = rewrite(padded(pool, "0,0,2,0,0,0,1,2"), canonical.run, fuse_pad.run)
+    assert result.ops == ["Pad", "AveragePool"]
+    assert any("wholly in the padding" in note for note in result.notes)
+    assert_equal(result)
+
+
 def test_2_own_pads_not_counted_are_refused() -> None:
     text = padded("AveragePool<kernel_shape=[3,3], pads=[1,1,1,1]>(h)", "0,0,1,1,0,0,1,1")
     result = rewrite(text, canonical.run, fuse_pad.run)

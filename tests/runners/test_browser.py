@@ -110,6 +110,7 @@ def test_options_of_each_browser(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert "--no-sandbox" not in _page.command("/usr/bin/chromium", tmp_path, "URL")
 
 
+@pytest.mark.slow
 def test_the_page_measures_and_checks_itself(made: Made) -> None:
     """From a plain static server, without isolation headers, as on a phone."""
     with browsing.served(made("wasm-relaxed").path) as address, browsing.chromium() as driver:

@@ -126,6 +126,7 @@ def test_unknown_and_unfit_runners(made: Made) -> None:
     assert not any(name.startswith("_") for name in runners.names())
 
 
+@pytest.mark.slow
 @pytest.mark.needs_qemu
 def test_the_emulated_cpu_refuses_what_it_lacks(tmp_path: Path) -> None:
     """A dot product instruction is SIGILL on the Cortex-A72 and runs on the A76."""

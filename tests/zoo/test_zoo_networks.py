@@ -134,6 +134,7 @@ def test_inputs_outputs_and_multiply_accumulates(name: str, sources: dict[str, S
     assert abs(counted / PUBLISHED.get(name, (counted, 0))[0] - 1) < 1e-3
 
 
+@pytest.mark.slow
 @pytest.mark.needs_torch
 @pytest.mark.parametrize("name", sorted(PROMISED))
 def test_original_and_loaded_model_agree(name: str, sources: dict[str, Source]) -> None:
