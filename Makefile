@@ -41,6 +41,7 @@ test: $(VENV)/.dev
 bench: $(VENV)/.dev
 	$(BIN)/python benchmarks/latency_host.py
 	$(BIN)/python benchmarks/latency_node.py
+	$(BIN)/python benchmarks/engines.py
 	$(BIN)/python benchmarks/formats.py
 	$(BIN)/python benchmarks/compile_cost.py
 	$(BIN)/python benchmarks/matrix.py
