@@ -112,8 +112,10 @@ def _places(tree: Any) -> Any:
             yield from _places(inner)
 
 
-def toml(tree: dict[str, Any]) -> str:
+def toml(tree: Any) -> str:
     """``tree`` as TOML, every value inline; what TOML cannot hold becomes text that is none."""
+    if not isinstance(tree, dict):
+        return _toml(tree)
     return "".join(f"{_toml(key)} = {_toml(item)}\n" for key, item in tree.items())
 
 
