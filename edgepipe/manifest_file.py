@@ -27,6 +27,9 @@ if TYPE_CHECKING:
 #: Version of the manifest's layout; raised when a reader of the old one would go wrong.
 SCHEMA = 2
 
+#: The first of these that a bundle has is its code; of a GPU's all is in its program.
+CODE = ("model.relaxed.wasm", "model.wasm", "model.so", "bench")
+
 #: Largest tensor: WebAssembly and 32-bit Arm address no more in one piece.
 MAX_BYTES = 2**31
 
@@ -232,6 +235,10 @@ def _check(manifest: dict[str, Any]) -> None:
     for name in manifest["files"]:
         if not name or name != bundle_folder.safe_name(name) or name.startswith("."):
             raise UserError(f"names a file outside the bundle: '{name}'")
+    if "weights.bin" not in manifest["files"]:
+        raise UserError("the manifest names no weights.bin")
+    if not any(name in manifest["files"] for name in CODE):
+        raise UserError(f"the manifest names no code: none of {', '.join(CODE)}")
 
 
 def _converts_layout(op_type: str, kernel: str) -> bool:

@@ -246,7 +246,9 @@ def test_links_out_of_the_bundle_are_refused(tmp_path: Path, objects: dict[str, 
         {"inputs": [{"name": "x", "shape": [1.5], "dtype": "int8"}]},
         {"inputs": [{"name": "x", "shape": [-1], "dtype": "int8"}]},
         {"inputs": [{"name": "x", "shape": [2**40], "dtype": "int8"}]}, {"recipe_settings": []},
-        {"quantization": {"integer": True}}, {"golden": "none"},
+        {"quantization": {"integer": True}}, {"golden": "none"}, {"files": {}},
+        {"files": {"model.wasm": {"bytes": 1, "sha256": ""}}},
+        {"files": {"weights.bin": {"bytes": 1, "sha256": ""}}},
     ],
 )  # fmt: skip
 def test_foreign_manifests_are_refused(

@@ -266,6 +266,10 @@ def _check_operator(node: onnx.NodeProto, version: int, where: str) -> None:
         if not name and formal and formal.option != defs.OpSchema.FormalParameterOption.Optional:
             raise UserError(f"{node.op_type} needs its input {number}, {formal.name}", where=here,
                             fix="export the model again")  # fmt: skip
+    parts = next((a.i for a in node.attribute if a.name == "num_outputs"), len(node.output))
+    if node.op_type == "Split" and parts != len(node.output):  # ONNX would count up to it
+        raise UserError(f"Split into {parts} has {len(node.output)} outputs", where=here,
+                        fix="export the model again")  # fmt: skip
     unknown = [a.name for a in node.attribute if a.name not in schema.attributes]
     if unknown and node.op_type == "Constant":  # of others the checker tells
         raise UserError(f"Constant has no attribute '{unknown[0]}'", where=here)

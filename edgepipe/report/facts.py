@@ -11,6 +11,7 @@ from edgepipe.benchmark import Benchmark, in_turn
 from edgepipe.bundle import Bundle
 from edgepipe.errors import UserError
 from edgepipe.layer_report import LayersReport
+from edgepipe.manifest_file import CODE
 from edgepipe.op_profile import Profile
 from edgepipe.runners import Timing
 from edgepipe.validation_report import Report
@@ -20,8 +21,6 @@ LAYER_SAMPLES = 32
 _PROFILED = 50
 #: A ratio of medians that is nearer to 1 is noise.
 SLOWER = 1.05
-#: What holds a bundle's code, the first that it has: of a GPU's all is in its program.
-_CODE = ("model.relaxed.wasm", "model.wasm", "model.so", "bench")
 
 
 @dataclass(frozen=True)
@@ -99,7 +98,7 @@ def gather(
     A bundle that nothing here can run keeps what its manifest says, and the reason.
     """
     files = bundle.manifest["files"]
-    code = next(n for n in _CODE if n in files)
+    code = next(n for n in CODE if n in files)
     memory = bundle.manifest["memory"]
     measured: dict[str, Any] = {}
     if measure:

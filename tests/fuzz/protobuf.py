@@ -43,6 +43,11 @@ def _sites(message: Any) -> Iterator[tuple[Any, Any]]:
                 queue += list(inner)[:64] if field.is_repeated else [inner]
 
 
+def _copy(message: Any) -> Any:
+    """A message of its own: protobuf crashes where one is copied into what it contains."""
+    return type(message).FromString(message.SerializeToString())
+
+
 def _damage_list(random: Random, owner: Any, field: Any, sites: list[Any]) -> None:
     items = getattr(owner, field.name)
     message = field.type == Field.TYPE_MESSAGE
@@ -54,16 +59,16 @@ def _damage_list(random: Random, owner: Any, field: Any, sites: list[Any]) -> No
             donors = [getattr(o, f.name) for o, f in sites if f.message_type == field.message_type
                       and f.is_repeated and len(getattr(o, f.name))]  # fmt: skip
             if donors:
-                items[-1].CopyFrom(random.choice(random.choice(donors)))
+                items[-1].CopyFrom(_copy(random.choice(random.choice(donors))))
         else:
             items.append(_scalar(random, field, None, sites))
     elif choice == 1:
         del items[index]
     elif choice == 2:
         for _ in range(random.choice((1, 1, 3, 40))):
-            items.add().CopyFrom(items[index]) if message else items.append(items[index])
+            items.add().CopyFrom(_copy(items[index])) if message else items.append(items[index])
     elif choice == 3 and len(items) > 1:
-        kept = [type(i).FromString(i.SerializeToString()) if message else i for i in items]
+        kept = [_copy(i) if message else i for i in items]
         random.shuffle(kept)
         del items[:]
         items.extend(kept)

@@ -208,6 +208,13 @@ def test_huge_initializer_is_not_allocated(tmp_path: Path) -> None:
     assert "tensor 'w'" in refusal(save(proto, tmp_path))
 
 
+def test_parts_without_number_are_not_counted(tmp_path: Path) -> None:
+    """ONNX's inference would go through all of them."""
+    node = helper.make_node("Split", ["x"], ["y", "z"], axis=1, num_outputs=2**31)
+    path = save(model([node], [value("x", (2, 6))], [value("y", None), value("z", None)]), tmp_path)
+    assert "Split into 2147483648 has 2 outputs" in refusal(path)
+
+
 def test_sequence_input(tmp_path: Path) -> None:
     kind = helper.make_tensor_sequence_value_info("s", TensorProto.FLOAT, None)
     node = helper.make_node("SequenceAt", ["s", "i"], ["y"])
