@@ -115,8 +115,8 @@ def test_shape_replaces_the_example_and_keeps_its_dtype(nets: str) -> None:
 def test_export_is_reproducible_and_names_no_folder(nets: str, tmp_path: Path) -> None:
     first, second = (importer.load(f"{nets}:with_example") for _ in range(2))
     assert first.sha256 == second.sha256
-    assert str(tmp_path).encode() not in first.reference
-    assert b"pkg.torch" not in first.reference
+    assert str(tmp_path).encode() not in first.proto_bytes()
+    assert b"pkg.torch" not in first.proto_bytes()
 
 
 @pytest.mark.parametrize(
