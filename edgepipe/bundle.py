@@ -71,6 +71,11 @@ class Bundle:
         return str(self.manifest["prefix"])
 
     @property
+    def code_file(self) -> str:
+        """The file with the code that a runner prefers."""
+        return next(name for name in manifest_file.CODE if name in self.manifest["files"])
+
+    @property
     def threads(self) -> int:
         """Threads that share an inference; 0: as many as the device has cores."""
         return self.compiled_threads if self._threads is None else self._threads

@@ -11,7 +11,6 @@ from edgepipe.benchmark import Benchmark, in_turn
 from edgepipe.bundle import Bundle
 from edgepipe.errors import UserError
 from edgepipe.layer_report import LayersReport
-from edgepipe.manifest_file import CODE
 from edgepipe.op_profile import Profile
 from edgepipe.runners import Timing
 from edgepipe.validation_report import Report
@@ -98,7 +97,6 @@ def gather(
     A bundle that nothing here can run keeps what its manifest says, and the reason.
     """
     files = bundle.manifest["files"]
-    code = next(n for n in CODE if n in files)
     memory = bundle.manifest["memory"]
     measured: dict[str, Any] = {}
     if measure:
@@ -116,7 +114,7 @@ def gather(
         network=str(bundle.manifest["source"]["name"]),
         target=bundle.target.name,
         recipe=str(bundle.recipe),
-        code_bytes=files[code]["bytes"],
+        code_bytes=files[bundle.code_file]["bytes"],
         weights_bytes=files["weights.bin"]["bytes"],
         arena_bytes=memory["arena_bytes"],
         macs=bundle.manifest["macs"],
