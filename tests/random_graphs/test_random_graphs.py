@@ -39,7 +39,7 @@ def test_random_graphs_compute_what_onnx_runtime_does(first: int) -> None:
         if status in ("wrong", "crashed"):
             failed.append((*key, status, detail))
     assert not failed, failed
-    assert all(counts[recipe, "right"] > COUNT // 12 for recipe in RECIPES), counts
+    assert all(counts[recipe, "right"] > COUNT // 40 for recipe in RECIPES), counts
 
 
 def test_a_seed_gives_one_graph() -> None:
