@@ -34,17 +34,15 @@ def add_measuring(parser: Parser) -> None:
 def execute(options: argparse.Namespace) -> int:
     """Print a table of the bundles and of the operators that are executed otherwise."""
     from edgepipe.report.compare import changed_kernels, compare
-    from edgepipe.report.facts import gather_in_turn, slower
+    from edgepipe.report.facts import gather_in_turn, slower_than_float
 
     if len(options.bundles) < 2:
         raise UserError("one bundle has nothing to be compared with", where="edgepipe compare",
                         fix="name two or more")  # fmt: skip
     facts = gathered(options, gather_in_turn)
     if options.json:
-        warned = slower(facts)
         print(json.dumps([
-            {**_json(f, changed_kernels(facts[0], f)),
-             "slower": next((w for w in warned if w.startswith(f"{f.name} (")), None)}
+            {**_json(f, changed_kernels(facts[0], f)), "slower": slower_than_float(f, facts)}
             for f in facts
         ], indent=1))  # fmt: skip
     elif not options.quiet:

@@ -68,21 +68,24 @@ class Facts:
         return min((o.snr_db for o in outputs), default=None)
 
 
+def slower_than_float(f: Facts, others: Sequence[Facts]) -> str | None:
+    """A line where a quantized or sparse bundle measured slower than the float32 one of the same
+    network and target among ``others``."""
+    floats = [o for o in others if o.recipe == "fp32" and o is not f and o.latency_ms
+              and (o.network, o.target) == (f.network, f.target)]  # fmt: skip
+    if f.recipe == "fp32" or not f.latency_ms or not floats:
+        return None
+    best = min(floats, key=lambda o: o.latency_ms or 0)
+    times = f.latency_ms / (best.latency_ms or 1)
+    if times <= SLOWER:
+        return None
+    return (f"{f.name} ({f.recipe}) is slower than {best.name} (fp32), as measured: "
+            f"{times:.2f} times its median latency")  # fmt: skip
+
+
 def slower(bundles: Sequence[Facts]) -> list[str]:
-    """A line for each quantized or sparse bundle that measured slower than the float32 one of the
-    same network and target beside it."""
-    lines = []
-    for f in bundles:
-        floats = [o for o in bundles if o.recipe == "fp32" and o is not f and o.latency_ms
-                  and (o.network, o.target) == (f.network, f.target)]  # fmt: skip
-        if f.recipe == "fp32" or not f.latency_ms or not floats:
-            continue
-        best = min(floats, key=lambda o: o.latency_ms or 0)
-        times = f.latency_ms / (best.latency_ms or 1)
-        if times > SLOWER:
-            lines.append(f"{f.name} ({f.recipe}) is slower than {best.name} (fp32), as measured: "
-                         f"{times:.2f} times its median latency")  # fmt: skip
-    return lines
+    """``slower_than_float`` of each of ``bundles`` that is."""
+    return [line for f in bundles if (line := slower_than_float(f, bundles))]
 
 
 def gather(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,7 @@ from edgepipe.kernels.cuda import window
 from edgepipe.kernels.cuda.threads import LANES, fill_border
 from edgepipe.kernels.cuda.tile import Tile, choose, settings
 from edgepipe.kernels.cuda.weights import arguments, packed, unsupported
-from edgepipe.kernels.cuda.window import Window
+from edgepipe.kernels.cuda.window import Operands, Window
 from edgepipe.kernels.ops import ConvOp, Op
 from edgepipe.kernels.output import signature
 from edgepipe.kernels.template import KernelTemplate, Knobs
@@ -39,29 +40,37 @@ def knobs(op: ConvOp, target: Target) -> list[Knobs]:
     return settings(default(op, target))
 
 
-def _window(op: ConvOp, knobs: Knobs) -> Window:
+def window_of(op: ConvOp, tile: Tile) -> Window:
+    """The product that ``op`` is, in tiles like ``tile``."""
     return Window(
-        op, Tile.of(knobs), op.kernel, op.y.h, op.y.w, op.strides, op.dilations, op.offset,
-        op.groups,
-    )  # fmt: skip
+        op, tile, op.kernel, op.y.h, op.y.w, op.strides, op.dilations, op.offset, op.groups
+    )
+
+
+def padded(op: ConvOp, vectors: Sequence[np.ndarray]) -> list[np.ndarray]:
+    """Scales and bias with a zero for every channel past the real ones."""
+    size = op.y.blocks * LANES
+    return [grown(np.asarray(v, np.float32).reshape(-1), size) for v in vectors]
 
 
 def executed(op: ConvOp, knobs: Knobs) -> int:
-    return _window(op, knobs).executed
+    return window_of(op, Tile.of(knobs)).executed
 
 
 def pack(op: ConvOp, knobs: Knobs, arrays: Sequence[np.ndarray]) -> list[np.ndarray]:
     """``w[co, ci/g, kh, kw]``, scales where there are codes, ``b[co]`` → tiles, padded vectors."""
     weight, *vectors = arrays
-    size = op.y.blocks * LANES
-    return [
-        packed(op.weights, _window(op, knobs).pack(weight)),
-        *(grown(np.asarray(v, np.float32).reshape(-1), size) for v in vectors),
-    ]
+    tiles = window_of(op, Tile.of(knobs)).pack(weight)
+    return [packed(op.weights, tiles), *padded(op, vectors)]
 
 
 def emit(op: ConvOp, knobs: Knobs) -> Any:
-    product, channels = _window(op, knobs), op.y.blocks * LANES
+    return emitted(op, window_of(op, Tile.of(knobs)))
+
+
+def emitted(op: ConvOp, product: Window, operands: Operands | None = None, prefix: str = "") -> Any:
+    """The kernel of ``product``, its name behind ``prefix``; ``operands`` as in ``window.emit``."""
+    channels = op.y.blocks * LANES
     inputs = [
         ("x", op.x.elements, op.x.dtype),
         *arguments(op.weights, product.elements, channels),
@@ -69,14 +78,10 @@ def emit(op: ConvOp, knobs: Knobs) -> Any:
     ]
 
     def body(*buffers: Any) -> None:
-        window.emit(
-            product,
-            buffers,
-            lambda thread, threads: fill_border(op.y, buffers[-1], thread, threads),
-        )
+        window.emit(product, buffers, partial(fill_border, op.y, buffers[-1]), operands)
 
     kind = "pointwise" if op.kernel == (1, 1) else "conv"
-    return kernel(kind, signature(op, inputs), body)
+    return kernel(prefix + kind, signature(op, inputs), body)
 
 
 TEMPLATE = KernelTemplate(

@@ -5,7 +5,7 @@ Inputs come through the read-only cache, each vector of a row once for all taps 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -58,8 +58,12 @@ def pack(op: ConvOp, knobs: Knobs, arrays: Sequence[np.ndarray]) -> list[np.ndar
 
 
 def emit(op: ConvOp, knobs: Knobs) -> Any:
-    x, y, columns = op.x, op.y, knobs["columns"]
-    (kh, kw), (sy, sx), (dy, dx) = op.kernel, op.strides, op.dilations
+    return emitted("depthwise", op, knobs["columns"], _sums)
+
+
+def emitted(name: str, op: ConvOp, columns: int, sums_of: Callable[..., Registers]) -> Any:
+    """The kernel ``name``, tiles of ``columns`` pixels; ``sums_of`` as ``_sums``."""
+    x, y, (kh, kw) = op.x, op.y, op.kernel
     channels, per_row = y.blocks * LANES, -(-y.w // columns)
     count = y.n * y.blocks * y.h * per_row
     threads = min(THREADS, -(-count // WARP) * WARP)
@@ -73,22 +77,7 @@ def emit(op: ConvOp, knobs: Knobs) -> Any:
         n, block = plane // y.blocks, plane % y.blocks
         # The last tile of a row overlaps its neighbour: the same values, stored twice.
         first = minimum(part * columns, y.w - columns)
-        sums = zeros(columns, LANES)
-        vector, weight = Registers(1, LANES), Registers(kw, LANES)
-        for ky in range(kh):
-            for kx in range(kw):
-                at = (ky * kw + kx) * channels + block * LANES
-                weight[kx] = row_values(weights[0], at)
-            users: dict[int, list[tuple[int, int]]] = {}
-            for i in range(columns):
-                for kx in range(kw):
-                    users.setdefault(i * sx + kx * dx, []).append((i, kx))
-            for shift, uses in sorted(users.items()):
-                in_y = row * sy + ky * dy - op.offset[0]
-                in_x = first * sx + shift - op.offset[1]
-                vector[0] = read(source, x.offset(n, block, in_y, in_x), LANES)
-                for i, kx in uses:
-                    sums[i] = sums[i] + vector[0] * weight[kx]
+        sums = sums_of(op, columns, source, weights[0], (n, block, row, first))
         for i in range(columns):
             value = scaled(op.weights, weights, block * LANES, sums[i])
             value = value + load(bias, block * LANES, LANES)
@@ -106,7 +95,42 @@ def emit(op: ConvOp, knobs: Knobs) -> Any:
         *arguments(op.weights, kh * kw * channels, channels),
         ("b", channels, "float32"),
     ]
-    return kernel("depthwise", signature(op, inputs), body)
+    return kernel(name, signature(op, inputs), body)
+
+
+def readers(op: ConvOp, columns: int) -> list[tuple[int, list[tuple[int, int]]]]:
+    """Columns of the input from the first one on, and which pixels read each at which tap."""
+    users: dict[int, list[tuple[int, int]]] = {}
+    for i in range(columns):
+        for kx in range(op.kernel[1]):
+            users.setdefault(i * op.strides[1] + kx * op.dilations[1], []).append((i, kx))
+    return sorted(users.items())
+
+
+def input_offset(op: ConvOp, place: Sequence[Any], ky: int, shift: int) -> Any:
+    """Where the vector of tap row ``ky`` lies, ``shift`` columns after the first of the pixel at
+    ``place`` (n, block, row, column)."""
+    n, block, row, first = place
+    in_y = row * op.strides[0] + ky * op.dilations[0] - op.offset[0]
+    return op.x.offset(n, block, in_y, first * op.strides[1] + shift - op.offset[1])
+
+
+def _sums(
+    op: ConvOp, columns: int, source: Any, taps: Any, place: tuple[Any, Any, Any, Any]
+) -> Registers:
+    """Four float32 sums of each of ``columns`` pixels from ``place`` (n, block, row, column) on."""
+    (kh, kw), block = op.kernel, place[1]
+    sums, vector, weight = zeros(columns, LANES), Registers(1, LANES), Registers(kw, LANES)
+    reads = readers(op, columns)
+    for ky in range(kh):
+        for kx in range(kw):
+            at = (ky * kw + kx) * op.y.blocks * LANES + block * LANES
+            weight[kx] = row_values(taps, at)
+        for shift, uses in reads:
+            vector[0] = read(source, input_offset(op, place, ky, shift), LANES)
+            for i, kx in uses:
+                sums[i] = sums[i] + vector[0] * weight[kx]
+    return sums
 
 
 TEMPLATE = KernelTemplate(

@@ -8,17 +8,15 @@ from typing import Any
 
 import numpy as np
 
-from edgepipe.kernels.builder import kernel, store
-from edgepipe.kernels.cuda import conv, pairs, tile, window
+from edgepipe.kernels.builder import store
+from edgepipe.kernels.cuda import conv, pairs, tile
 from edgepipe.kernels.cuda.pairs import PAIR, WORDS
-from edgepipe.kernels.cuda.threads import LANES, fill_border
+from edgepipe.kernels.cuda.threads import LANES
 from edgepipe.kernels.cuda.tile import Tile, spread
-from edgepipe.kernels.cuda.weights import arguments, packed
+from edgepipe.kernels.cuda.weights import packed
 from edgepipe.kernels.cuda.window import Operands, Window, vector_offset
 from edgepipe.kernels.ops import ConvOp, Op
-from edgepipe.kernels.output import signature
 from edgepipe.kernels.template import KernelTemplate, Knobs
-from edgepipe.kernels.weights import grown
 from edgepipe.target import Target
 
 #: Channels of a step: as many products as a sum of halves takes before it is settled.
@@ -40,46 +38,22 @@ def knobs(op: ConvOp, target: Target) -> list[Knobs]:
     return tile.settings(default(op, target))
 
 
-def _window(op: ConvOp, knobs: Knobs) -> Window:
-    return Window(
-        op, Tile.of(knobs), op.kernel, op.y.h, op.y.w, op.strides, op.dilations, op.offset,
-        op.groups,
-    )  # fmt: skip
-
-
 def executed(op: ConvOp, knobs: Knobs) -> int:
-    return _window(op, knobs).executed
+    return conv.window_of(op, Tile.of(knobs)).executed
 
 
 def pack(op: ConvOp, knobs: Knobs, arrays: Sequence[np.ndarray]) -> list[np.ndarray]:
     """``w[co, ci/g, kh, kw]``, scales where there are codes, ``b[co]`` → tiles
     ``[group][tile][step][k/2][bm][2]``, padded vectors."""
     weight, *vectors = arrays
-    product, size = _window(op, knobs), op.y.blocks * LANES
+    product = conv.window_of(op, Tile.of(knobs))
     rows = product.pack(weight).reshape(-1, PAIR, product.tile.bm)
-    return [
-        packed(op.weights, rows.transpose(0, 2, 1)).reshape(-1),
-        *(grown(np.asarray(v, np.float32).reshape(-1), size)
-          for v in pairs.scales(op.weights, vectors)),
-    ]  # fmt: skip
+    tiles = packed(op.weights, rows.transpose(0, 2, 1)).reshape(-1)
+    return [tiles, *conv.padded(op, pairs.scales(op.weights, vectors))]
 
 
 def emit(op: ConvOp, knobs: Knobs) -> Any:
-    product, channels = _window(op, knobs), op.y.blocks * LANES
-    inputs = [
-        ("x", op.x.elements, op.x.dtype),
-        *arguments(op.weights, product.elements, channels),
-        ("b", channels, "float32"),
-    ]
-
-    def body(*buffers: Any) -> None:
-        def border(thread: Any, threads: int) -> None:
-            fill_border(op.y, buffers[-1], thread, threads)
-
-        window.emit(product, buffers, border, PAIRS)
-
-    kind = "pair_pointwise" if op.kernel == (1, 1) else "pair_conv"
-    return kernel(kind, signature(op, inputs), body)
+    return conv.emitted(op, conv.window_of(op, Tile.of(knobs)), PAIRS, "pair_")
 
 
 def _weights(window: Window, buffer: Any, first: Any, left: Any, thread: Any) -> None:

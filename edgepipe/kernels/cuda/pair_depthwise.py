@@ -14,22 +14,14 @@ import numpy as np
 from tvm import tirx
 from tvm.script.ir_builder import tirx as T
 
-from edgepipe.kernels.builder import Registers, kernel, load, minimum
+from edgepipe.kernels.builder import Registers
 from edgepipe.kernels.cuda import depthwise, pairs
 from edgepipe.kernels.cuda.pairs import WORDS
 from edgepipe.kernels.cuda.threads import (
     LANES,
-    THREADS,
-    WARP,
-    fill_border,
-    finish,
-    launch,
-    when,
     zeros,
 )
-from edgepipe.kernels.cuda.weights import arguments, scaled
 from edgepipe.kernels.ops import ConvOp, Op
-from edgepipe.kernels.output import signature
 from edgepipe.kernels.template import KernelTemplate, Knobs
 from edgepipe.target import Target
 
@@ -49,54 +41,17 @@ def pack(op: ConvOp, knobs: Knobs, arrays: Sequence[np.ndarray]) -> list[np.ndar
 
 
 def emit(op: ConvOp, knobs: Knobs) -> Any:
-    x, y, columns = op.x, op.y, knobs["columns"]
-    channels, per_row = y.blocks * LANES, -(-y.w // columns)
-    count = y.n * y.blocks * y.h * per_row
-    threads = min(THREADS, -(-count // WARP) * WARP)
-    blocks = -(-count // threads)
-
-    def tile(buffers: Sequence[Any], index: Any) -> None:
-        source, *rest = buffers
-        weights, (bias, *residuals, target) = rest[: op.weights.arrays], rest[op.weights.arrays :]
-        part, row = index % per_row, index // per_row % y.h
-        plane = index // (per_row * y.h)
-        n, block = plane // y.blocks, plane % y.blocks
-        # The last tile of a row overlaps its neighbour: the same values, stored twice.
-        first = minimum(part * columns, y.w - columns)
-        totals = _sums(op, columns, source, weights[0], (n, block, row, first))
-        for i in range(columns):
-            value = scaled(op.weights, weights, block * LANES, totals[i])
-            value = value + load(bias, block * LANES, LANES)
-            finish(op, residuals, target, (n, block, row, first + i), value)
-
-    def body(*buffers: Any) -> None:
-        with launch((blocks,), threads) as (block, _, _, thread):
-            index = block * threads + thread
-            with when(True if count % threads == 0 else index < count):
-                tile(buffers, index)
-            fill_border(y, buffers[-1], index, blocks * threads)
-
-    inputs = [
-        ("x", x.elements, x.dtype),
-        *arguments(op.weights, op.kernel[0] * op.kernel[1] * channels, channels),
-        ("b", channels, "float32"),
-    ]
-    return kernel("pair_depthwise", signature(op, inputs), body)
+    return depthwise.emitted("pair_depthwise", op, knobs["columns"], _sums)
 
 
 def _sums(
     op: ConvOp, columns: int, source: Any, taps: Any, place: tuple[Any, Any, Any, Any]
 ) -> Registers:
     """Four float32 sums of each of ``columns`` pixels from ``place`` (n, block, row, column) on."""
-    (kh, kw), (sy, sx), (dy, dx) = op.kernel, op.strides, op.dilations
-    n, block, row, first = place
+    (kh, kw), block = op.kernel, place[1]
     totals, sums = zeros(columns, LANES), zeros(columns * WORDS, 1, "uint32")
     vector, weight = Registers(1, WORDS, "uint32"), Registers(kw, WORDS, "uint32")
-    users: dict[int, list[tuple[int, int]]] = {}
-    for i in range(columns):
-        for kx in range(kw):
-            users.setdefault(i * sx + kx * dx, []).append((i, kx))
-    held = 0
+    reads, held = depthwise.readers(op, columns), 0
     for ky in range(kh):
         if held and held + kw > MOST_TAPS:
             _settle(totals, sums)
@@ -104,9 +59,8 @@ def _sums(
         held += kw
         for kx in range(kw):
             weight[kx] = pairs.words(taps, (ky * kw + kx) * op.y.blocks * LANES + block * LANES)
-        for shift, uses in sorted(users.items()):
-            in_y, in_x = row * sy + ky * dy - op.offset[0], first * sx + shift - op.offset[1]
-            vector[0] = pairs.words(source, op.x.offset(n, block, in_y, in_x))
+        for shift, uses in reads:
+            vector[0] = pairs.words(source, depthwise.input_offset(op, place, ky, shift))
             for i, kx in uses:
                 for word in range(WORDS):
                     at = i * WORDS + word

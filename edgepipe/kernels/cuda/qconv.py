@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 from tvm import tirx
 
-from edgepipe.kernels.builder import Registers, kernel, load, store
+from edgepipe.kernels.builder import Registers, kernel, store
 from edgepipe.kernels.cuda.threads import LANES, fill_border, when
-from edgepipe.kernels.cuda.tile import Tile, choose, product, settings, spread
+from edgepipe.kernels.cuda.tile import Tile, choose, copied, product, settings, spread
 from edgepipe.kernels.cuda.words import LEAST_SM, addends, dot4, joined, put, scaled, width, word
 from edgepipe.kernels.integer_ops import QConvOp
 from edgepipe.kernels.qproduct import arguments, vectors
@@ -122,16 +122,13 @@ def _emit(shape: Shape, buffers: Sequence[Any]) -> None:
         number = (at[2] * shape.tiles + at[1]) * shape.steps + step
         first = number * (tile.k * tile.bm)
 
-        def weight(i: Any) -> None:
-            store(left, i * LANES, load(weights, first + i * LANES, LANES), LANES)
-
         def activation(i: Any) -> None:
             depth = step * tile.k + i // tile.bn
             if shape.depth % tile.k:
                 depth = tirx.min(depth, shape.depth - 1)  # its weights are zero
             store(right, i, gathered(shape, source, at, i % tile.bn, depth), 1)
 
-        spread(tile.k * tile.bm // LANES, tile.threads, thread, weight)
+        copied(tile, weights, first, left, thread)
         spread(tile.k * tile.bn, tile.threads, thread, activation)
 
     product(

@@ -7,17 +7,15 @@ from typing import Any
 
 import numpy as np
 
-from edgepipe.kernels.builder import kernel, load, store
-from edgepipe.kernels.cuda import tensor, window
+from edgepipe.kernels.builder import load, store
+from edgepipe.kernels.cuda import conv, tensor
 from edgepipe.kernels.cuda.tensor import LEAST_SM, SIDE, TensorTile
-from edgepipe.kernels.cuda.threads import LANES, fill_border
-from edgepipe.kernels.cuda.tile import spread
-from edgepipe.kernels.cuda.weights import arguments, packed
+from edgepipe.kernels.cuda.threads import LANES
+from edgepipe.kernels.cuda.tile import copied, spread
+from edgepipe.kernels.cuda.weights import packed
 from edgepipe.kernels.cuda.window import Operands, Window, vector_offset
 from edgepipe.kernels.ops import ConvOp, Op
-from edgepipe.kernels.output import signature
 from edgepipe.kernels.template import KernelTemplate, Knobs
-from edgepipe.kernels.weights import grown
 from edgepipe.target import Target
 
 
@@ -46,48 +44,23 @@ def knobs(op: ConvOp, target: Target) -> list[Knobs]:
     return [{**tile.knobs(), "k": k} for tile in tensor.CHOICES]
 
 
-def _window(op: ConvOp, knobs: Knobs) -> Window:
-    return Window(
-        op, TensorTile.of(knobs), op.kernel, op.y.h, op.y.w, op.strides, op.dilations, op.offset
-    )
-
-
 def executed(op: ConvOp, knobs: Knobs) -> int:
-    return _window(op, knobs).executed
+    return conv.window_of(op, TensorTile.of(knobs)).executed
 
 
 def pack(op: ConvOp, knobs: Knobs, arrays: Sequence[np.ndarray]) -> list[np.ndarray]:
     """``w[co, ci, kh, kw]``, ``b[co]`` → tiles, padded vector."""
     weight, bias = arrays
-    vector = grown(np.asarray(bias, np.float32), op.y.blocks * LANES)
-    return [packed(op.weights, _window(op, knobs).pack(weight)), vector]
+    tiles = conv.window_of(op, TensorTile.of(knobs)).pack(weight)
+    return [packed(op.weights, tiles), *conv.padded(op, [bias])]
 
 
 def emit(op: ConvOp, knobs: Knobs) -> Any:
-    product, channels = _window(op, knobs), op.y.blocks * LANES
-    inputs = [
-        ("x", op.x.elements, op.x.dtype),
-        *arguments(op.weights, product.elements, channels),
-        ("b", channels, "float32"),
-    ]
-
-    def body(*buffers: Any) -> None:
-        def border(thread: Any, threads: int) -> None:
-            fill_border(op.y, buffers[-1], thread, threads)
-
-        window.emit(product, buffers, border, HALVES)
-
-    kind = "tensor_pointwise" if op.kernel == (1, 1) else "tensor_conv"
-    return kernel(kind, signature(op, inputs), body)
+    return conv.emitted(op, conv.window_of(op, TensorTile.of(knobs)), HALVES, "tensor_")
 
 
 def _weights(window: Window, buffer: Any, first: Any, left: Any, thread: Any) -> None:
-    tile = window.tile
-
-    def visit(i: Any) -> None:
-        store(left, i * LANES, load(buffer, first + i * LANES, LANES), LANES)
-
-    spread(tile.k * tile.bm // LANES, tile.threads, thread, visit)
+    copied(window.tile, buffer, first, left, thread)
 
 
 def _inputs(window: Window, source: Any, at: Any, step: Any, right: Any, thread: Any) -> None:

@@ -10,12 +10,12 @@ from typing import Any
 import numpy as np
 from tvm import tirx
 
-from edgepipe.kernels.builder import kernel, load, store
+from edgepipe.kernels.builder import kernel, store
 from edgepipe.kernels.cuda import qconv, tensor
 from edgepipe.kernels.cuda.qconv import Shape, gathered
 from edgepipe.kernels.cuda.tensor import BYTES, LEAST_BYTES_SM, SIDE, TensorTile
 from edgepipe.kernels.cuda.threads import LANES, fill_border
-from edgepipe.kernels.cuda.tile import spread
+from edgepipe.kernels.cuda.tile import copied, spread
 from edgepipe.kernels.integer_ops import QConvOp
 from edgepipe.kernels.qproduct import arguments, vectors
 from edgepipe.kernels.template import KernelTemplate, Knobs
@@ -76,9 +76,6 @@ def _emit(shape: Shape, buffers: Sequence[Any]) -> None:
     def fill(at: Any, step: Any, left: Any, right: Any, thread: Any) -> None:
         first = (at[1] * shape.steps + step) * (tile.k * tile.bm)
 
-        def weight(i: Any) -> None:
-            store(left, i * LANES, load(weights, first + i * LANES, LANES), LANES)
-
         def activation(i: Any) -> None:
             part, pixel = i // (tile.bn * LANES), i // LANES % tile.bn
             depth = step * tile.k + part * LANES + i % LANES
@@ -86,7 +83,7 @@ def _emit(shape: Shape, buffers: Sequence[Any]) -> None:
                 depth = tirx.min(depth, shape.depth - 1)  # its weights are zero
             store(right, i, gathered(shape, source, at, pixel, depth), 1)
 
-        spread(tile.k * tile.bm // LANES, tile.threads, thread, weight)
+        copied(tile, weights, first, left, thread)
         spread(tile.k * tile.bn, tile.threads, thread, activation)
 
     blocks = (-(-shape.pixels // tile.bn), shape.tiles, 1)

@@ -15,7 +15,7 @@ from typing import Any
 from tvm import tirx
 from tvm.script.ir_builder import tirx as T
 
-from edgepipe.kernels.builder import Registers, load, loop
+from edgepipe.kernels.builder import Registers, load, loop, store
 from edgepipe.kernels.cuda.threads import LANES, barrier, launch, shared, zeros
 
 
@@ -139,6 +139,15 @@ def product(
         block = (at[2] * blocks[1] + at[1]) * blocks[0] + at[0]
         total_threads = blocks[0] * blocks[1] * blocks[2] * tile.threads
         after(block * tile.threads + thread, total_threads)
+
+
+def copied(tile: Tile, buffer: Any, first: Any, left: Any, thread: Any) -> None:
+    """``k`` rows of packed weights from ``first`` on, as they are stored, to shared memory."""
+
+    def visit(i: Any) -> None:
+        store(left, i * LANES, load(buffer, first + i * LANES, LANES), LANES)
+
+    spread(tile.k * tile.bm // LANES, tile.threads, thread, visit)
 
 
 def spread(count: int, threads: int, thread: Any, visit: Callable[[Any], None]) -> None:
