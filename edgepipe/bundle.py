@@ -11,7 +11,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edgepipe import bundle_folder, golden_file, manifest_file
+from edgepipe import bundle_folder, manifest_file
 from edgepipe.blob import Blob
 from edgepipe.bundle_folder import MANIFEST
 from edgepipe.codegen.plan import Plan, TensorSpec
@@ -200,16 +200,6 @@ def destination(output: str | Path | None, source: Source, target: Target, recip
     bundle_folder.check_replaceable(path)
     bundle_folder.check_writable(path)
     return path
-
-
-def write(
-    destination: Path, source: Source, plan: Plan, objects: Mapping[str, bytes],
-    context: Context, prefix: str,
-) -> Bundle:  # fmt: skip
-    """``contents`` of a float network as a bundle: see there and ``install``."""
-    bundle_folder.check_replaceable(destination)
-    samples = golden_file.make(source, plan.inputs, [spec.name for spec in plan.outputs])
-    return install(destination, contents(source, plan, objects, context, prefix, samples))
 
 
 def contents(

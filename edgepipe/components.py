@@ -14,6 +14,9 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
 from edgepipe.resources import data_file
 from edgepipe.target import Target
 
@@ -119,20 +122,15 @@ def installed() -> list[Component]:
             package = metadata.distribution(name)
         except metadata.PackageNotFoundError:
             continue
-        key = _key(package.metadata["Name"])
+        key = canonicalize_name(package.metadata["Name"])
         if key in found:
             continue
         about = package.metadata.json
         found[key] = Component(key, package.version, _licence(about), str(about.get("summary", "")))
         left_out = _DEVELOPERS if name == "edgepipe" else _EXTRA
-        waiting += [_requirement(text) for text in package.requires or ()
+        waiting += [Requirement(text).name for text in package.requires or ()
                     if not left_out.search(text)]  # fmt: skip
     return sorted(found.values(), key=lambda c: c.name)
-
-
-def _requirement(text: str) -> str:
-    name = re.match(r"[A-Za-z0-9._-]+", text)
-    return name[0] if name else text
 
 
 def _licence(about: Mapping[str, Any]) -> str:
@@ -143,10 +141,6 @@ def _licence(about: Mapping[str, Any]) -> str:
                    if text.startswith("License ::")]  # fmt: skip
     said = ", ".join(classifiers) or str(about.get("license", "")).strip()
     return said.splitlines()[0][:80] if said else "not told"
-
-
-def _key(name: str) -> str:
-    return re.sub(r"[-_.]+", "-", name).lower()
 
 
 def _version(package: str) -> str:

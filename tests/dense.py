@@ -13,7 +13,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from edgepipe import bundle, importer
+from edgepipe import importer
 from edgepipe.blob import Blob
 from edgepipe.bundle import Bundle
 from edgepipe.codegen.plan import Call, KernelAudit, Place, Plan, TensorSpec
@@ -70,7 +70,7 @@ def build(folder: Path, model: Path, w: np.ndarray, b: np.ndarray, name: str = "
     )
     objects = {"": handmade.compile_c(target, _KERNEL)}
     source = importer.load(model)
-    return bundle.write(folder / name, source, plan, objects, handmade.context(target), "model")
+    return handmade.write(folder / name, source, plan, objects, handmade.context(target), "model")
 
 
 def data(count: int = 40, spread: float = 1.0, seed: int = 5) -> np.ndarray:

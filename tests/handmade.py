@@ -6,13 +6,17 @@ It lets the driver, the linker, the bundle and the runners be tested without the
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from onnx import TensorProto, checker, helper, numpy_helper
 
+from edgepipe import bundle, bundle_folder, golden_file
 from edgepipe.blob import Blob
+from edgepipe.bundle import Bundle
 from edgepipe.codegen import link
 from edgepipe.codegen.plan import Call, KernelAudit, Place, Plan, TensorSpec
 from edgepipe.context import Context
@@ -45,6 +49,17 @@ class HandmadeSource:
     origin: str
     sha256: str
     reference: OnnxParts
+
+
+def write(
+    destination: Path, source: Any, plan: Plan, objects: Mapping[str, bytes], context: Context,
+    prefix: str,
+) -> Bundle:  # fmt: skip
+    """``bundle.contents`` of a float network, installed."""
+    bundle_folder.check_replaceable(destination)
+    samples = golden_file.make(source, plan.inputs, [spec.name for spec in plan.outputs])
+    files = bundle.contents(source, plan, objects, context, prefix, samples)
+    return bundle.install(destination, files)
 
 
 def weights(seed: int = 7) -> tuple[np.ndarray, np.ndarray]:

@@ -33,7 +33,7 @@ def objects() -> dict[str, bytes]:
 
 def write(path: Path, objects: dict[str, bytes], seed: int = 7) -> Bundle:
     plan, source = handmade.plan(seed=seed), handmade.source(seed)
-    return bundle.write(path, source, plan, objects, handmade.context(TARGET), "model")
+    return handmade.write(path, source, plan, objects, handmade.context(TARGET), "model")
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -362,7 +362,7 @@ def test_npz_has_no_time_and_numpy_reads_it(tmp_path: Path) -> None:
 
 def test_bench_is_executable_in_a_native_bundle(tmp_path: Path) -> None:
     host = Target.load("host")
-    made = bundle.write(
+    made = handmade.write(
         tmp_path / "b", handmade.source(), handmade.plan(), handmade.objects(host),
         handmade.context(host), "model",
     )  # fmt: skip

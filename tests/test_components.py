@@ -9,7 +9,7 @@ from pathlib import Path
 import handmade
 import pytest
 
-from edgepipe import bundle, cli, components
+from edgepipe import cli, components
 from edgepipe.bundle import Bundle
 from edgepipe.codegen.link import zig_program
 from edgepipe.errors import UserError
@@ -19,7 +19,7 @@ from edgepipe.target import Target
 def made(target: str, folder: Path) -> Bundle:
     path = folder / target
     found = Target.load(target)
-    return bundle.write(path, handmade.source(), handmade.plan(), handmade.objects(found),  # type: ignore[arg-type]
+    return handmade.write(path, handmade.source(), handmade.plan(), handmade.objects(found),  # type: ignore[arg-type]
                         handmade.context(found), "model")  # fmt: skip
 
 

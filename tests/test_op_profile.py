@@ -13,7 +13,7 @@ import handmade
 import numpy as np
 import pytest
 
-from edgepipe import bundle, runners
+from edgepipe import runners
 from edgepipe.bundle import Bundle
 from edgepipe.cli import main
 from edgepipe.errors import UserError
@@ -124,7 +124,7 @@ def test_boards_programs_profile_too(tmp_path: Path) -> None:
 def _handmade(name: str, folder: Path) -> Bundle:
     target = Target.load(name)
     objects, context = handmade.objects(target, "net"), handmade.context(target)
-    return bundle.write(
+    return handmade.write(
         folder / name, handmade.source(), handmade.plan("net"), objects, context, "net"
     )
 

@@ -11,7 +11,7 @@ import handmade
 import numpy as np
 import pytest
 
-from edgepipe import bundle, runners
+from edgepipe import runners
 from edgepipe.blob import Blob
 from edgepipe.bundle import Bundle
 from edgepipe.codegen.plan import Call, Place, Plan, TensorSpec
@@ -112,7 +112,7 @@ def built(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     target = Target.load(request.param)
     plan, objects = model_of(target)
     path = tmp_path_factory.mktemp("math") / "bundle"
-    return bundle.write(path, handmade.source(), plan, objects, handmade.context(target), "model")
+    return handmade.write(path, handmade.source(), plan, objects, handmade.context(target), "model")
 
 
 def outputs_of(built: Bundle, special: bool = False) -> tuple[dict, dict]:
@@ -241,7 +241,7 @@ def section_ids(module: bytes) -> set[int]:
 def test_all_runners_of_wasm_agree(tmp_path: Path) -> None:
     target = Target.load("wasm-simd")
     plan, objects = model_of(target)
-    made = bundle.write(
+    made = handmade.write(
         tmp_path / "b", handmade.source(), plan, objects, handmade.context(target), "model"
     )
     inputs, _ = outputs_of(made)
@@ -295,7 +295,7 @@ def test_double_and_half_precision(name: str, tmp_path: Path) -> None:
     specs = (TensorSpec("x", (512,), "float64"), TensorSpec("h", (65536,), "float16"))
     plan = Plan(specs, tuple(outputs), tuple(calls), 0, 0, Blob(), ())
     kernels = {"": handmade.compile_c(target, "\n".join(lines), flags=("-fno-builtin",))}
-    made = bundle.write(
+    made = handmade.write(
         tmp_path / "b", handmade.source(), plan, kernels, handmade.context(target), "model"
     )
     x = np.random.default_rng(1).uniform(0.01, 7.9, 512)

@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 import onnx
 
-from edgepipe import bundle, cli, data, importer, passes, quantize
+from edgepipe import cli, data, importer, passes, quantize
 from edgepipe.bundle import Bundle
 from edgepipe.codegen.plan import TensorSpec
 from edgepipe.context import Context
@@ -263,7 +263,7 @@ def template(kind: str) -> dict[str, bytes]:
     target = Target.load(kind)
     with tempfile.TemporaryDirectory() as name:
         path = Path(name) / "b"
-        bundle.write(path, handmade.source(), handmade.plan(), handmade.objects(target),  # type: ignore[arg-type]
+        handmade.write(path, handmade.source(), handmade.plan(), handmade.objects(target),
                      handmade.context(target), "model")  # fmt: skip
         return {file.name: file.read_bytes() for file in path.iterdir()}
 

@@ -7,7 +7,6 @@ from collections.abc import Callable
 import handmade
 import pytest
 
-from edgepipe import bundle
 from edgepipe.bundle import Bundle
 from edgepipe.target import Target
 
@@ -21,7 +20,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Bundle]:
         if name not in cache:
             target = Target.load(name)
             path = tmp_path_factory.mktemp("bundle") / name
-            cache[name] = bundle.write(
+            cache[name] = handmade.write(
                 path, handmade.source(), handmade.plan("net"), handmade.objects(target, "net"),
                 handmade.context(target), "net",
             )  # fmt: skip

@@ -17,7 +17,6 @@ import handmade
 import numpy as np
 import pytest
 
-from edgepipe import bundle
 from edgepipe.bundle import Bundle
 from edgepipe.onnx_parts import OnnxParts
 from edgepipe.runners import node
@@ -220,7 +219,7 @@ def named(path: Path, x: str, y: str) -> Bundle:
     proto.graph.output[0].name = proto.graph.node[2].output[0] = y
     source = replace(source, reference=OnnxParts(proto.SerializeToString(), {}))
     kernels, context = handmade.objects(target, "net"), handmade.context(target)
-    return bundle.write(path, source, plan, kernels, context, "net")  # type: ignore[arg-type]
+    return handmade.write(path, source, plan, kernels, context, "net")
 
 
 @pytest.mark.slow

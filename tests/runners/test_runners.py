@@ -13,7 +13,7 @@ import handmade
 import numpy as np
 import pytest
 
-from edgepipe import bundle, doctor, runners
+from edgepipe import doctor, runners
 from edgepipe.bundle import Bundle
 from edgepipe.codegen.plan import Call, Place, TensorSpec
 from edgepipe.errors import EdgepipeError, UserError
@@ -147,7 +147,7 @@ def test_the_emulated_cpu_refuses_what_it_lacks(tmp_path: Path) -> None:
     for name in ("raspberry-pi-5", "raspberry-pi-4"):
         target = Target.load(name)
         context = handmade.context(target)
-        made = bundle.write(tmp_path / name, handmade.source(), plan, kernels, context, "model")
+        made = handmade.write(tmp_path / name, handmade.source(), plan, kernels, context, "model")
         if name == "raspberry-pi-5":
             assert np.array_equal(made.run(inputs)["y"], exact)
         else:
@@ -163,7 +163,7 @@ def test_a_bundle_compiled_anew_runs_the_new_code(tmp_path: Path) -> None:
     x = {X: np.ones((1, handmade.COUNT), np.float32), N: np.array(1)}
     kernels = handmade.objects(host)
     for seed in (7, 8):
-        made = bundle.write(
+        made = handmade.write(
             tmp_path / "b", handmade.source(seed), handmade.plan(seed=seed), kernels, context,
             "model",
         )  # fmt: skip
@@ -172,7 +172,7 @@ def test_a_bundle_compiled_anew_runs_the_new_code(tmp_path: Path) -> None:
 
 def test_a_changed_bundle_is_not_run(made: Made, tmp_path: Path) -> None:
     host = Target.load("host")
-    changed = bundle.write(
+    changed = handmade.write(
         tmp_path / "b", handmade.source(), handmade.plan(), handmade.objects(host),
         handmade.context(host), "model",
     )  # fmt: skip
