@@ -264,7 +264,7 @@ def template(kind: str) -> dict[str, bytes]:
     with tempfile.TemporaryDirectory() as name:
         path = Path(name) / "b"
         handmade.write(path, handmade.source(), handmade.plan(), handmade.objects(target),
-                     handmade.context(target), "model")  # fmt: skip
+                       handmade.context(target), "model")  # fmt: skip
         return {file.name: file.read_bytes() for file in path.iterdir()}
 
 
