@@ -2,6 +2,6 @@
 
 import sys
 
-from edgepipe.cli import main
+from edgepipe.cli import program
 
-sys.exit(main())
+sys.exit(program())

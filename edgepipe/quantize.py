@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edgepipe import data, zoo
+from edgepipe import data, patterns, zoo
 from edgepipe.codegen.plan import TensorSpec
 from edgepipe.context import Context
 from edgepipe.data import Samples
@@ -270,7 +269,7 @@ def _warn_of_idle_overrides(graph: ir.Model, context: Context) -> None:
     nodes = list(graph.graph)
     known = {node.name or "" for node in nodes} | {node.op_type for node in nodes}
     for override in context.recipe.settings.overrides:
-        if not any(re.fullmatch(override.match, name) for name in known):
+        if not any(patterns.fits(override.match, name) for name in known):
             context.warn(
                 STAGE,
                 f"override '{override.match}'",

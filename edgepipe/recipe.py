@@ -10,13 +10,12 @@ A file says the same as ``format`` and may change what the format leaves to a de
 from __future__ import annotations
 
 import re
-import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from edgepipe import tables
+from edgepipe import patterns, tables
 from edgepipe.errors import UserError, did_you_mean
 from edgepipe.sparsity.pattern import Pattern
 
@@ -255,14 +254,7 @@ def _override(entry: Any, where: str) -> Override:
             fix='for example {match = "conv1", format = "w8a8"}',
         )
     override = Override(entry["match"], entry["format"])
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error", FutureWarning)  # "[[": it will mean something else
-            re.compile(override.match)
-    except (re.error, FutureWarning) as error:
-        raise UserError(
-            f"'{override.match}' is no regular expression: {error}", where=where
-        ) from None
+    patterns.check(override.match, where)
     if override.format != FLOAT:
         _check_format(override.format, where)
     return override

@@ -26,7 +26,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "machine": set(),
     "gpu": set(),
     "roofline": {"codegen.plan", "target"},
-    "recipe": {"errors", "sparsity.pattern", "tables"},
+    "patterns": {"errors"},
+    "recipe": {"errors", "patterns", "sparsity.pattern", "tables"},
     "components": {"codegen.link", "resources", "target"},
     "target": {"errors", "gpu", "recipe", "resources", "tables"},
     "records": {"errors", "target"},
@@ -40,7 +41,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "passes": {"context", "errors", "importer.opset"},
     "sparsity": {"context", "errors"},
     # Training knows masks.
-    "quantization": {"context", "errors", "onnx_session", "sparsity"},
+    "quantization": {"context", "errors", "onnx_session", "patterns", "sparsity"},
     "kernels": {"errors", "target"},
     "lowering": {
         "codegen.plan",
@@ -121,6 +122,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "errors",
         "importer",
         "onnx_session",
+        "patterns",
         "quantization",
         "recipe",
         "target",

@@ -101,10 +101,6 @@ def test_settings_without_content_are_empty(tmp_path: Path) -> None:
             "override 1: '[' is no regular expression",
         ),
         (
-            'format = "w8a8"\noverrides = [{match = "[[]", format = "float"}]',
-            "override 1: '[[]' is no regular expression: Possible nested set",
-        ),
-        (
             'format = "w8a8"\noverrides = [{match = "x", format = "w2a8"}]',
             "override 1: unknown recipe 'w2a8'",
         ),

@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator
 from types import FrameType
 from typing import Any
 
+from edgepipe.cli import limits
 from edgepipe.errors import EdgepipeError, one_line
 
 INTERRUPTED = "interrupted; nothing was written"
@@ -56,20 +57,23 @@ _PACKAGES = {
 
 
 class _Interrupt:
-    """Ctrl-C and SIGTERM. Libraries that run compiled code may turn the KeyboardInterrupt into
-    an error of their own, so the fact that a signal came is remembered."""
+    """Ctrl-C, SIGTERM and the signal of a limit. Libraries that run compiled code may turn the
+    KeyboardInterrupt into an error of their own, so what came is remembered. What comes while
+    the first is being answered is not: Ctrl-C goes to this process and to the one that watches
+    it, which passes it on."""
 
     def __init__(self) -> None:
-        self.came = False
+        self.came: str | None = None
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
-        self.came = True
-        raise KeyboardInterrupt
+        if self.came is None:
+            self.came = limits.reason() if number == limits.LIMIT else INTERRUPTED
+            raise KeyboardInterrupt
 
     def __enter__(self) -> _Interrupt:
         self._before: dict[signal.Signals, Any] = {}
         if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGINT, signal.SIGTERM):
+            for number in filter(None, (signal.SIGINT, signal.SIGTERM, limits.LIMIT)):
                 self._before[number] = signal.signal(number, self._on_signal)
         return self
 
@@ -98,7 +102,7 @@ def guarded(work: Callable[[], int], *, debug: bool) -> int:
             if debug:
                 traceback.print_exc()
             code, line = explain(error, interrupted=interrupt.came)
-            if interrupt.came and not debug:
+            if interrupt.came is not None and not debug:
                 _forget(error)
             print(f"error: {line}", file=sys.stderr)
             return code
@@ -136,10 +140,10 @@ def _forget(error: BaseException) -> None:
         os.close(quiet)
 
 
-def explain(error: BaseException, *, interrupted: bool = False) -> tuple[int, str]:
-    """Return the exit code and the one line that tell ``error``."""
-    if interrupted or isinstance(error, KeyboardInterrupt):
-        return 2, INTERRUPTED
+def explain(error: BaseException, *, interrupted: str | None = None) -> tuple[int, str]:
+    """Return the exit code and the one line that tell ``error``, or what it was interrupted by."""
+    if interrupted is not None or isinstance(error, KeyboardInterrupt):
+        return 2, interrupted or INTERRUPTED
     if isinstance(error, EdgepipeError):
         return error.exit_code, one_line(str(error))
     if isinstance(error, MemoryError):

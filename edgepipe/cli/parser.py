@@ -8,6 +8,7 @@ from importlib import import_module
 from typing import NoReturn
 
 from edgepipe import __version__
+from edgepipe.cli import limits
 from edgepipe.errors import UserError, did_you_mean
 
 #: Subcommands in the order of --help; each is a module of this package.
@@ -73,6 +74,7 @@ def build_parser() -> Parser:
         )
         module.add_arguments(sub)
         _add_common(sub)
+        limits.add_arguments(sub)
         sub.set_defaults(execute=module.execute, parser=sub)
     return parser
 

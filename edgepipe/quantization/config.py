@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, replace
 
+from edgepipe import patterns
 from edgepipe.errors import UserError, did_you_mean
 
 OBSERVERS = ("minmax", "average", "percentile", "mse", "entropy")
@@ -128,10 +129,7 @@ class QuantConfig:
                 "max_samples must be at least 1 and memory_bytes 1 MiB", where="calibration"
             )
         for pattern, text in self.overrides:
-            try:
-                re.compile(pattern)
-            except re.error as error:
-                raise UserError(f"override '{pattern}': {error}", where="overrides") from None
+            patterns.check(pattern, "overrides")
             Format.parse(text, f"override '{pattern}'")
 
     @classmethod
@@ -174,7 +172,7 @@ class QuantConfig:
     def format_of(self, name: str, op_type: str) -> Format | None:
         """The format of one node by the first matching override; None keeps it float."""
         for pattern, text in self.overrides:
-            if re.fullmatch(pattern, name) or re.fullmatch(pattern, op_type):
+            if patterns.fits(pattern, name) or patterns.fits(pattern, op_type):
                 return Format.parse(text, f"override '{pattern}'")
         return self.format
 
