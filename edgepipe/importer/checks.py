@@ -6,18 +6,17 @@ import math
 from collections.abc import Iterator
 
 import onnx
-from onnx import defs
 
-from edgepipe.errors import Unsupported, UserError, did_you_mean
+from edgepipe.errors import Unsupported, UserError
+from edgepipe.importer.node_checks import STANDARD, check_node
 from edgepipe.importer.order import order_nodes
 
 #: The oldest opset the importer takes, and the newest: what the installed onnx package defines.
 MIN_OPSET = 7
-MAX_OPSET = defs.onnx_opset_version()
+MAX_OPSET = onnx.defs.onnx_opset_version()
 #: The largest tensor: WebAssembly and 32-bit Arm address no more in one piece.
 MAX_TENSOR_BYTES = 2**31
 
-_STANDARD = ("", "ai.onnx")
 _BITS = {
     **dict.fromkeys(("FLOAT", "INT32", "UINT32"), 32),
     **dict.fromkeys(("DOUBLE", "INT64", "UINT64", "COMPLEX64"), 64),
@@ -84,7 +83,7 @@ def first_line(error: BaseException) -> str:
 
 def opset_version(proto: onnx.ModelProto) -> int:
     """The version of the standard operator set ``proto`` imports (0 when it imports none)."""
-    versions: list[int] = [o.version for o in proto.opset_import if o.domain in _STANDARD]
+    versions: list[int] = [o.version for o in proto.opset_import if o.domain in STANDARD]
     return max(versions, default=0)
 
 
@@ -216,7 +215,7 @@ def _check_graph(graph: onnx.GraphProto, version: int, where: str) -> None:
     for tensor in (*graph.initializer, *(t for a in attributes for t in (a.t, *a.tensors))):
         check_tensor(tensor, where)
     for node in graph.node:
-        _check_operator(node, version, where)
+        check_node(node, version, where)
     for what, names in (
         ("input", [i.name for i in graph.input]),
         ("output", [o.name for o in graph.output]),
@@ -234,49 +233,3 @@ def _check_graph(graph: onnx.GraphProto, version: int, where: str) -> None:
 def _duplicates(names: list[str]) -> list[str]:
     seen: set[str] = set()
     return [n for n in names if n in seen or seen.add(n)]  # type: ignore[func-returns-value]
-
-
-def _check_operator(node: onnx.NodeProto, version: int, where: str) -> None:
-    here = f"{where}, node '{node.name or (node.output[0] if node.output else '?')}'"
-    for attribute in node.attribute:
-        if attribute.ref_attr_name:  # of a function, which there are none of any more
-            raise UserError(f"attribute {attribute.name} refers to '{attribute.ref_attr_name}', "
-                            "which nothing defines", where=here)  # fmt: skip
-    if node.domain not in _STANDARD:
-        raise Unsupported(
-            f"operator {node.domain}::{node.op_type} is not of the standard ONNX domain",
-            where=here,
-            fix="export the model with standard operators only",
-        )
-    try:
-        schema = defs.get_schema(node.op_type, version, "")
-    except defs.SchemaError:
-        known = {s.name for s in defs.get_all_schemas() if s.domain == ""}
-        if node.op_type in known:
-            raise UserError(
-                f"operator {node.op_type} does not exist in opset {version}",
-                where=here,
-                fix="export the model with a newer opset",
-            ) from None
-        raise UserError(
-            f"unknown operator {node.op_type}", where=here, fix=did_you_mean(node.op_type, known)
-        ) from None
-    for number, name in enumerate(node.input):  # ONNX Runtime reads through a null pointer there
-        formal = schema.inputs[min(number, len(schema.inputs) - 1)] if schema.inputs else None
-        if not name and formal and formal.option != defs.OpSchema.FormalParameterOption.Optional:
-            raise UserError(f"{node.op_type} needs its input {number}, {formal.name}", where=here,
-                            fix="export the model again")  # fmt: skip
-    parts = next((a.i for a in node.attribute if a.name == "num_outputs"), len(node.output))
-    if node.op_type == "Split" and parts != len(node.output):  # ONNX would count up to it
-        raise UserError(f"Split into {parts} has {len(node.output)} outputs", where=here,
-                        fix="export the model again")  # fmt: skip
-    unknown = [a.name for a in node.attribute if a.name not in schema.attributes]
-    if unknown and node.op_type == "Constant":  # of others the checker tells
-        raise UserError(f"Constant has no attribute '{unknown[0]}'", where=here)
-    # GroupNormalization of opset 18 counts as deprecated, but has a successor that replaces it.
-    if schema.deprecated and defs.get_schema(node.op_type, MAX_OPSET, "").deprecated:
-        raise UserError(
-            f"operator {node.op_type} is no longer part of opset {version}",
-            where=here,
-            fix="export the model again",
-        )

@@ -126,6 +126,14 @@ FILES: dict[str, tuple[Callable[[Path], Path], tuple[str, ...]]] = {
         _changed(lambda m: m.graph.node[0].attribute.append(helper.make_attribute("alpha", 1.0))),
         ("alpha",),
     ),
+    "word that means nothing": (
+        _changed(
+            lambda m: m.graph.node[0].CopyFrom(
+                helper.make_node("Resize", ["x", "", "w"], ["h"], "relu", nearest_mode="")
+            )
+        ),
+        ("node 'relu'", "Resize has nearest_mode ''", "known: round_prefer_floor, "),
+    ),
     "attribute of a function that is not there": (
         _changed(lambda m: m.graph.node[0].attribute.add(name="a", type=1, ref_attr_name="main")),
         ("attribute a refers to 'main'",),
