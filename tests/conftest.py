@@ -78,6 +78,7 @@ PROBES: dict[str, Callable[[], str | None]] = {
     "needs_sshd": _has_sshd,
     "needs_buildah": _has_buildah,
     "needs_torch": _has_module("torch"),
+    "needs_atheris": _has_module("atheris"),
     "needs_litert": _has_module("ai_edge_litert"),
     "needs_openvino": _has_module("openvino"),
     "needs_cuda_toolkit": _has_cuda_toolkit,

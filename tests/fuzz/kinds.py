@@ -435,6 +435,22 @@ def control(random: Random, folder: Path, out: Path, wide: bool) -> Work:
     return work
 
 
+def maze(random: Random, folder: Path, out: Path, wide: bool) -> Work:
+    """A fault behind three doors, which one of 2²⁴ inputs opens."""
+    drawn = [random.getrandbits(8) for _ in range(3)]
+
+    def work() -> int:
+        if drawn[0] != 61:
+            return 0
+        if drawn[1] != 143:
+            return 0
+        if drawn[2] != 7:
+            return 0
+        raise AssertionError("the end of the maze")
+
+    return work
+
+
 #: Kind → maker, share of all inputs.
 KINDS: dict[str, tuple[Callable[[Random, Path, Path, bool], Work], float]] = {
     "onnx": (onnx_file, 0.38),
@@ -447,7 +463,7 @@ KINDS: dict[str, tuple[Callable[[Random, Path, Path, bool], Work], float]] = {
     "c-api": (c_api, 0.06),
     "pt2": (program, 0.04),
 }
-CONTROLS = {"control": control}
+CONTROLS = {"control": control, "maze": maze}
 
 
 def clear(folder: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -110,3 +111,29 @@ def test_a_worker_that_dies_or_hangs_is_a_finding(monkeypatch: pytest.MonkeyPatc
         monkeypatch.setenv("EDGEPIPE_FUZZ_CONTROL", ending)
         tally = run.fuzz("control", "1", [0])
         assert word in tally.findings[0][1][0]
+
+
+def coverage(folder: Path, *options: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "tests.fuzz.coverage", "--seed", "1", *options]
+    return subprocess.run(command, cwd=folder, env={**os.environ, "PYTHONPATH": str(run.ROOT)},
+                          capture_output=True, text=True, check=False, timeout=300)  # fmt: skip
+
+
+@pytest.mark.slow
+@pytest.mark.needs_atheris
+def test_coverage_finds_what_chance_does_not(tmp_path: Path) -> None:
+    done = coverage(tmp_path, "--kind", "maze", "--seconds", "200")
+    assert "the end of the maze" in done.stdout + done.stderr
+    (found,) = tmp_path.glob("crash-*")
+    again = coverage(tmp_path, "--kind", "maze", "--only", str(found))
+    assert "the end of the maze" in again.stdout + again.stderr
+    assert not run.fuzz("maze", "1", list(range(2000))).findings
+
+
+@pytest.mark.slow
+@pytest.mark.needs_atheris
+@pytest.mark.parametrize("kind", ["onnx", "recipe", "bundle"])
+def test_inputs_towards_new_code_are_refused_or_taken(tmp_path: Path, kind: str) -> None:
+    done = coverage(tmp_path, "--kind", kind, "--inputs", "200", "--corpus", "kept")
+    assert done.returncode == 0, (done.stdout + done.stderr)[-3000:]
+    assert any((tmp_path / "kept").iterdir())

@@ -12,10 +12,10 @@ import faulthandler
 import json
 import os
 import resource
-import shutil
 import signal
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -66,59 +66,78 @@ class Watch:
             self.found.append(f"{event} {text}"[:300])
 
 
-def main() -> int:
-    kind, seed, name, wide = sys.argv[1], sys.argv[2], Path(sys.argv[3]), sys.argv[4] == "1"
-    # Ours alone: what the work prints goes nowhere.
-    say = os.fdopen(os.dup(1), "w", encoding="utf-8", buffering=1)
-    said = os.open(name / "stderr", os.O_RDWR | os.O_CREAT | os.O_TRUNC)
-    faulthandler.register(signal.SIGUSR1, file=open(name / "stack", "w"), all_threads=True)  # noqa: SIM115, PTH123
-    resource.setrlimit(resource.RLIMIT_AS, (_ADDRESS_SPACE, _ADDRESS_SPACE))
-    source, out = name / "in", name / "out"
-    for folder in (source, out, name / "tmp"):
-        folder.mkdir(exist_ok=True)
-    os.environ |= {"TMPDIR": str(name / "tmp"), "MPLCONFIGDIR": str(name / "fonts")}
-    os.chdir(out)
-    from edgepipe.cli.guard import guarded
-    from edgepipe.codegen import link
-    from tests.fuzz import kinds
+class Desk:
+    """Folders that inputs come to and answers go to, and how one is worked off under watch. It
+    takes what the process says from here on; ``folder`` may be shared with nobody."""
 
-    make = kinds.CONTROLS[kind] if kind in kinds.CONTROLS else kinds.KINDS[kind][0]
-    make(Random(0), _fresh(source), out, wide)  # imports and templates, before the clock runs
-    if kind in ("compile", "target"):
-        kinds.cli.main(["compile", "digits", "--target", "x86-64-v3", "-o", str(out / "warm"),
-                        "--quiet"])  # fmt: skip
-    watch = Watch([out, name / "tmp", name / "fonts", link.cache_folder().parent])
-    null = os.open(os.devnull, os.O_WRONLY)
-    for line in sys.stdin:
-        index = int(line)
-        for folder in (source, out, name / "tmp"):
-            kinds.clear(folder)
-        work = make(Random(f"{seed}:{kind}:{index}"), source, out, wide)
-        print(json.dumps({"start": index}), file=say)
+    def __init__(self, kind: str, folder: Path, *, wide: bool) -> None:
+        self.source, self.out, self.temporary = folder / "in", folder / "out", folder / "tmp"
+        for place in (self.source, self.out, self.temporary):
+            place.mkdir(exist_ok=True)
+        os.environ |= {"TMPDIR": str(self.temporary), "MPLCONFIGDIR": str(folder / "fonts")}
+        os.chdir(self.out)
+        from edgepipe.codegen import link
+        from tests.fuzz import kinds
+
+        self.clear, self.wide = kinds.clear, wide
+        self.make = kinds.CONTROLS[kind] if kind in kinds.CONTROLS else kinds.KINDS[kind][0]
+        self.make(Random(0), self.source, self.out, wide)  # imports and templates, before the clock
+        if kind in ("compile", "target"):
+            kinds.cli.main(["compile", "digits", "--target", "x86-64-v3",
+                            "-o", str(self.out / "warm"), "--quiet"])  # fmt: skip
+        cache = link.cache_folder().parent
+        self.watch = Watch([self.out, self.temporary, folder / "fonts", cache])
+        self.said = folder / "stderr"
+        self.stderr = os.open(self.said, os.O_RDWR | os.O_CREAT | os.O_TRUNC)
+        self.null = os.open(os.devnull, os.O_WRONLY)
+
+    def work(self, random: Random) -> Callable[[], int]:
+        """The work that an input is, and the input itself in an empty folder."""
+        for folder in (self.source, self.out, self.temporary):
+            self.clear(folder)
+        return self.make(random, self.source, self.out, self.wide)
+
+    def done(self, work: Callable[[], int]) -> dict[str, Any]:
+        """Do it; exit code, seconds, what was said, and the problems found."""
+        from edgepipe.cli.guard import guarded
+
         sys.stdout.flush()
         sys.stderr.flush()
-        os.ftruncate(said, 0)
-        os.lseek(said, 0, os.SEEK_SET)
-        os.dup2(said, 2)
-        os.dup2(null, 1)
+        os.ftruncate(self.stderr, 0)
+        os.lseek(self.stderr, 0, os.SEEK_SET)
+        os.dup2(self.stderr, 2)
+        os.dup2(self.null, 1)
         before, start, spent = _reset_peak(), time.perf_counter(), _cpu_s()
-        watch.found, watch.on = [], True
+        self.watch.found, self.watch.on = [], True
         try:
             code = guarded(work, debug=False)
         finally:
-            watch.on = False
+            self.watch.on = False
         seconds, grown = time.perf_counter() - start, _peak() - before
         spent = _cpu_s() - spent
         sys.stderr.flush()
-        text = (name / "stderr").read_text(encoding="utf-8", errors="replace")
-        problems = [*watch.found, *judge(code, text)]
+        text = self.said.read_text(encoding="utf-8", errors="replace")
+        problems = [*self.watch.found, *judge(code, text)]
         if grown > MEMORY_BYTES:
             problems.append(f"{grown >> 20} MB of memory")
         if spent > HANG_S:
             problems.append(f"{spent:.1f} s of CPU time")
         times = {"seconds": round(seconds, 3), "cpu_s": round(spent, 3)}
-        result = {"end": index, "code": code, **times, "said": text[:2000], "problems": problems}
-        print(json.dumps(result), file=say)
+        return {"code": code, **times, "said": text[:2000], "problems": problems}
+
+
+def main() -> int:
+    kind, seed, folder, wide = sys.argv[1], sys.argv[2], Path(sys.argv[3]), sys.argv[4] == "1"
+    # Ours alone: what the work prints goes nowhere.
+    say = os.fdopen(os.dup(1), "w", encoding="utf-8", buffering=1)
+    faulthandler.register(signal.SIGUSR1, file=open(folder / "stack", "w"), all_threads=True)  # noqa: SIM115, PTH123
+    resource.setrlimit(resource.RLIMIT_AS, (_ADDRESS_SPACE, _ADDRESS_SPACE))
+    desk = Desk(kind, folder, wide=wide)
+    for line in sys.stdin:
+        index = int(line)
+        work = desk.work(Random(f"{seed}:{kind}:{index}"))
+        print(json.dumps({"start": index}), file=say)
+        print(json.dumps({"end": index, **desk.done(work)}), file=say)
     return 0
 
 
@@ -135,12 +154,6 @@ def judge(code: int, said: str) -> list[str]:
     if not lines[0].isprintable():
         return [f"unprintable: {said[:300]!r}"]
     return [f"a line of {len(said)} characters"] if len(said) > 1200 else []
-
-
-def _fresh(folder: Path) -> Path:
-    shutil.rmtree(folder)
-    folder.mkdir()
-    return folder
 
 
 def _cpu_s() -> float:
