@@ -169,10 +169,12 @@ class BilinearOp:
 
 @dataclass(frozen=True)
 class MatmulOp:
-    """``[batch, m, k] @ [batch|1, k, n] + bias[n]`` and its epilogue, all row-major float32.
+    """``[batch, m, k] @ [batch|1, k, n] + bias[n]`` and its epilogue, all row-major.
 
     ``constant`` says that the right operand is a weight: it is packed at compile time and shared
-    by the batch. Residuals are ``[batch, m, n]`` (``"full"``) or ``[n]`` (``"row"``).
+    by the batch. Residuals are ``[batch, m, n]`` (``"full"``) or ``[n]`` (``"row"``). The dtypes
+    are those in memory, float32 or float16, of the left operand, of a right one that is no weight,
+    of the result, and of residuals (none: all float32).
     """
 
     batch: int
@@ -186,6 +188,10 @@ class MatmulOp:
     epilogue: tuple[Step, ...] = ()
     residuals: tuple[str, ...] = ()
     weights: WeightFormat = FLOAT32
+    a_dtype: str = "float32"
+    b_dtype: str = "float32"
+    y_dtype: str = "float32"
+    residual_dtypes: tuple[str, ...] = ()
 
     @property
     def macs(self) -> int:
@@ -198,6 +204,8 @@ class SoftmaxOp:
 
     rows: int
     n: int
+    x_dtype: str = "float32"
+    y_dtype: str = "float32"
 
 
 @dataclass(frozen=True)
@@ -208,6 +216,8 @@ class LayerNormOp:
     n: int
     epsilon: float
     bias: bool = True
+    x_dtype: str = "float32"
+    y_dtype: str = "float32"
 
 
 Op = (

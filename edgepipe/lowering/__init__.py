@@ -36,12 +36,13 @@ class Program:
 
 def describe_kernels(model: ir.Model, context: Context) -> None:
     """Replace what templates execute in ``model`` by kernel nodes with layouts."""
-    from edgepipe.lowering import groups, integers, layouts, sparsity, weights
+    from edgepipe.lowering import groups, halves, integers, layouts, sparsity, weights
 
     context.progress("choosing kernels and layouts")
     integers.fold(model, context)
     weights.fold(model, context)
     found = groups.find(model.graph, context)
+    halves.store(model.graph, found, context)
     layouts.assign(model, found, sparsity.choose(found, context), context)
     context.dump("lowering-00-layouts.txt", lambda: str(model))
 

@@ -31,6 +31,9 @@ from edgepipe.lowering.groups import Group, nchw, shape_of
 from edgepipe.lowering.weights import format_of, stored
 
 
+HALF = "float16"
+
+
 @dataclass
 class KernelNode:
     """One template kernel: its op, its weights, and per argument slot a constant or an input.
@@ -47,6 +50,11 @@ class KernelNode:
     residuals: list[np.ndarray | None] = field(default_factory=list)
     #: Of a kernel whose weights have many zeros: what the manifest says about them.
     sparsity: dict[str, Any] | None = None
+
+
+def dtype_of(value: ir.Value | None) -> str:
+    """What the elements of a float value are in memory."""
+    return HALF if value is not None and value.dtype == ir.DataType.FLOAT16 else "float32"
 
 
 def four_dims(value: ir.Value) -> tuple[int, int, int, int]:
@@ -232,6 +240,10 @@ def matmul_kernel(group: Group) -> KernelNode:
         epilogue=tuple(steps),
         residuals=tuple("full" if shape_of(o) == out else "row" for o in operands),
         weights=format_of(node.inputs[1]) if packed else FLOAT32,
+        a_dtype=dtype_of(node.inputs[0]),
+        b_dtype=dtype_of(None if packed else node.inputs[1]),
+        y_dtype=dtype_of(group.output),
+        residual_dtypes=tuple(map(dtype_of, operands)) if HALF in map(dtype_of, operands) else (),
     )
     inputs: list[np.ndarray | None] = [None]
     if not packed:
@@ -252,8 +264,9 @@ def rows_kernel(group: Group) -> KernelNode:
     shape = shape_of(node.outputs[0])
     rows, n = int(np.prod(shape[:-1])), shape[-1]
     weights = [a for a in map(constant, node.inputs[1:]) if a is not None]
-    op: Op = SoftmaxOp(rows, n)
+    dtypes = dtype_of(node.inputs[0]), dtype_of(group.output)
+    op: Op = SoftmaxOp(rows, n, *dtypes)
     if node.op_type == "LayerNormalization":
         epsilon = float(attribute(node, "epsilon", 1e-5))
-        op = LayerNormOp(rows, n, epsilon, bias=len(weights) > 1)
+        op = LayerNormOp(rows, n, epsilon, len(weights) > 1, *dtypes)
     return KernelNode(op, node.op_type, [node.name or node.op_type], weights, inputs=[None])

@@ -24,6 +24,7 @@ from edgepipe.lowering.describe import (
     KernelNode,
     border_needed,
     conv_weights,
+    dtype_of,
     four_dims,
     kernel_op,
     matmul_kernel,
@@ -119,7 +120,7 @@ class _Assigner:
     def _plain_layout(self, value: ir.Value) -> Blocked:
         if geometry.is_codes(value):
             return geometry.plain(value, geometry.IMAGE)
-        return Blocked(*four_dims(value), 1)
+        return Blocked(*four_dims(value), 1, dtype=dtype_of(value))
 
     @staticmethod
     def _copy(have: Blocked, wanted: Blocked, name: str | None) -> KernelNode:
@@ -291,7 +292,7 @@ class _Assigner:
         # Few channels (an image): scalars straight from NCHW waste no lanes.
         lanes = self.lanes if grouped or c >= self.lanes else 1
         copied = lanes > 1 or need != NO_PADS
-        return Blocked(n, c, h, w, lanes, need, self.dtype if copied else "float32")
+        return Blocked(n, c, h, w, lanes, need, self.dtype if copied else dtype_of(value))
 
     def _operands(
         self, group: Group, y: Blocked
@@ -325,5 +326,7 @@ class _Assigner:
             self._plain(v) if v in self.layout else self.renamed.get(v, v)
             for v in [*group.inputs, *(o for o in group.operands if constant(o) is None)]
         ]
-        out = self._emit(kernel, sources, shape_of(group.output), f"{group.output.name}_rows")
+        out = self._emit(
+            kernel, sources, shape_of(group.output), f"{group.output.name}_rows", group.output.dtype
+        )
         self._rename(group.output, out)
