@@ -103,7 +103,7 @@ def _convert_constants(graph: ir.Graph, node: ir.Node, halves: dict[ir.Value, ir
         if value is None or array is None:
             continue
         if value not in halves:
-            tensor = ir.tensor(array.astype(np.float16), name=f"{value.name}/half")
+            tensor = ir.tensor(array.astype(np.float16), name=f"{value.name}/halves")
             halves[value] = ir.Value(
                 name=tensor.name, shape=value.shape, type=ir.TensorType(tensor.dtype),
                 const_value=tensor,

@@ -14,7 +14,17 @@ from tvm.script.ir_builder import tirx as T
 
 from edgepipe.kernels.builder import Registers, kernel, splat, store
 from edgepipe.kernels.cuda import matmul
-from edgepipe.kernels.cuda.threads import LANES, WARP, barrier, launch, read, shared, when, zeros
+from edgepipe.kernels.cuda.threads import (
+    LANES,
+    WARP,
+    barrier,
+    launch,
+    read,
+    shared,
+    when,
+    write,
+    zeros,
+)
 from edgepipe.kernels.cuda.weights import row_values, scaled, unsupported
 from edgepipe.kernels.epilogue import apply
 from edgepipe.kernels.ops import MatmulOp, Op
@@ -36,7 +46,8 @@ def default(op: MatmulOp, target: Target) -> Knobs:
 
 
 def emit(op: MatmulOp, knobs: Knobs) -> Any:
-    return kernel("dense", matmul.arguments_of(op), lambda *held: _emit(op, knobs["lanes"], held))
+    arguments = matmul.arguments_of(op, op.k * op.n)
+    return kernel("dense", arguments, lambda *held: _emit(op, knobs["lanes"], held))
 
 
 def _emit(op: MatmulOp, lanes: int, buffers: Sequence[Any]) -> None:
@@ -65,10 +76,10 @@ def _emit(op: MatmulOp, lanes: int, buffers: Sequence[Any]) -> None:
                 column = vector * lanes + i
                 value = scaled(op.weights, weights, column, total.lane(0, i), 1)
                 value = value if bias is None else value + bias[column]
-                operands = [r[column] for r in residuals]
-                store(y, column, apply(op.epilogue, value, 1, operands), 1)
+                operands = [read(r, column, 1) for r in residuals]
+                write(y, column, apply(op.epilogue, value, 1, operands), 1)
 
 
 TEMPLATE = KernelTemplate(
-    name="gemv", matches=matches, default=default, emit=emit, pack=matmul.pack, rank=1
+    name="gemv", matches=matches, default=default, emit=emit, pack=matmul.pack, rank=3
 )

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from tvm import tirx
 
-from edgepipe.kernels.builder import Registers, float32, kernel, store
-from edgepipe.kernels.cuda.threads import LANES, when
+from edgepipe.kernels.builder import Registers, kernel, store
+from edgepipe.kernels.cuda.threads import LANES, read, when, write
 from edgepipe.kernels.cuda.tile import Tile, choose, product, settings, spread
 from edgepipe.kernels.cuda.weights import arguments, packed, row_values, scaled, unsupported
 from edgepipe.kernels.epilogue import apply
@@ -32,7 +33,11 @@ def knobs(op: MatmulOp, target: Target) -> list[Knobs]:
 
 
 def executed(op: MatmulOp, knobs: Knobs) -> int:
-    tile = Tile.of(knobs)
+    return executed_in(op, Tile.of(knobs))
+
+
+def executed_in(op: MatmulOp, tile: Tile) -> int:
+    """Multiply-accumulates of whole tiles."""
     rows, columns, depth = (-(-size // part) * part for size, part in
                             ((op.m, tile.bn), (op.n, tile.bm), (op.k, tile.k)))  # fmt: skip
     return op.batch * rows * columns * depth
@@ -46,51 +51,119 @@ def pack(op: MatmulOp, knobs: Knobs, arrays: Sequence[np.ndarray]) -> list[np.nd
     return [packed(op.weights, weight), *(np.ascontiguousarray(r, np.float32) for r in rest)]
 
 
-def arguments_of(op: MatmulOp) -> list[tuple[str, int, str]]:
-    """Buffers of a product in their order."""
-    inputs = [("a", (op.batch if op.a_batched else 1) * op.m * op.k, "float32")]
+def tiles(weight: np.ndarray, tile: Tile) -> np.ndarray:
+    """``w[k, n]`` → ``[tile][step][k][bm]``, zero past the last row and column."""
+    k, n = (-(-size // part) for size, part in zip(weight.shape, (tile.k, tile.bm), strict=True))
+    whole = np.zeros((k * tile.k, n * tile.bm), weight.dtype)
+    whole[: weight.shape[0], : weight.shape[1]] = weight
+    return whole.reshape(k, tile.k, n, tile.bm).transpose(2, 0, 1, 3)
+
+
+def arguments_of(op: MatmulOp, weights: int) -> list[tuple[str, int, str]]:
+    """Buffers of a product in their order; ``weights`` elements of a constant right operand."""
+    inputs = [("a", (op.batch if op.a_batched else 1) * op.m * op.k, op.a_dtype)]
     if op.constant:
-        inputs += arguments(op.weights, op.k * op.n, op.n)
+        inputs += arguments(op.weights, weights, op.n)
     else:
-        inputs.append(("b", (op.batch if op.b_batched else 1) * op.k * op.n, "float32"))
+        inputs.append(("b", (op.batch if op.b_batched else 1) * op.k * op.n, op.b_dtype))
     inputs += [("bias", op.n, "float32")] if op.bias else []
     sizes = {"full": op.batch * op.m * op.n, "row": op.n}
-    inputs += [(f"r{i}", sizes[kind], "float32") for i, kind in enumerate(op.residuals)]
-    return [*inputs, ("y", op.batch * op.m * op.n, "float32")]
+    dtypes = op.residual_dtypes or ("float32",) * len(op.residuals)
+    pairs = zip(op.residuals, dtypes, strict=True)
+    inputs += [(f"r{i}", sizes[kind], dtype) for i, (kind, dtype) in enumerate(pairs)]
+    return [*inputs, ("y", op.batch * op.m * op.n, op.y_dtype)]
+
+
+@dataclass(frozen=True)
+class Operands:
+    """Elements of both operands, for the ``step`` of a block of a product in tiles like ``tile``:
+    what lies outside of the matrices is 0."""
+
+    op: MatmulOp
+    tile: Tile
+    at: tuple[Any, Any, Any]
+    step: Any
+
+    def _inside(self, k: Any, value: Any) -> Any:
+        if self.op.k % self.tile.k == 0:
+            return value
+        return tirx.if_then_else(k < self.op.k, value, tirx.const(0, value.dtype))
+
+    def _depth(self, k: Any) -> tuple[Any, Any]:
+        """Place of ``k`` in the depth of the product, and the nearest one inside."""
+        k = self.step * self.tile.k + k
+        return k, tirx.min(k, self.op.k - 1) if self.op.k % self.tile.k else k
+
+    @property
+    def packed(self) -> Any:
+        """Where the step begins in weights that are packed by ``tiles``."""
+        steps = -(-self.op.k // self.tile.k)
+        return (self.at[1] * steps + self.step) * (self.tile.k * self.tile.bm)
+
+    def right(self, k: Any, column: Any, value: Callable[[Any], Any]) -> Any:
+        """``value`` at the offset of row ``k``, ``column`` of the right operand's tile."""
+        op, column = self.op, self.at[1] * self.tile.bm + column
+        batch = self.at[2] if op.b_batched else 0
+        safe = tirx.min(column, op.n - 1) if op.n % self.tile.bm else column
+        k, inner = self._depth(k)
+        return self._inside(k, value((batch * op.k + inner) * op.n + safe))
+
+    def left(self, row: Any, k: Any, value: Callable[[Any], Any]) -> Any:
+        """``value`` at the offset of ``row``, column ``k`` of the left operand's tile."""
+        op, row = self.op, self.at[0] * self.tile.bn + row
+        batch = self.at[2] if op.a_batched else 0
+        safe = tirx.min(row, op.m - 1) if op.m % self.tile.bn else row
+        k, inner = self._depth(k)
+        return self._inside(k, value((batch * op.m + safe) * op.k + inner))
 
 
 def emit(op: MatmulOp, knobs: Knobs) -> Any:
-    tile, name = Tile.of(knobs), "dense" if op.constant else "matmul"
-    return kernel(name, arguments_of(op), lambda *buffers: _emit(op, tile, buffers))
+    return emitted(op, Tile.of(knobs), _fill, product)
 
 
-def _emit(op: MatmulOp, tile: Tile, buffers: Sequence[Any]) -> None:
-    a, *rest, y = buffers
+def emitted(
+    op: MatmulOp, tile: Tile, fill: Callable[..., None], multiply: Callable[..., None],
+    prefix: str = "",
+) -> Any:  # fmt: skip
+    """The kernel; its name has a ``prefix`` where weights are packed by ``tiles``. ``fill(operands, a, b, left, right, thread)`` brings
+    a step of both to shared memory, weights ``left``; ``multiply`` is called as ``tile.product``.
+    """
+    name = prefix + ("dense" if op.constant else "matmul")
+
+    def body(a: Any, *rest: Any) -> None:
+        def step(at: Any, step: Any, left: Any, right: Any, thread: Any) -> None:
+            fill(Operands(op, tile, at, step), a, rest[0], left, right, thread)
+
+        blocks = (-(-op.m // tile.bn), -(-op.n // tile.bm), op.batch)
+        multiply(tile, blocks, -(-op.k // tile.k), step, _finish(op, tile, rest))
+
+    rows, columns = (-(-op.k // tile.k) * tile.k, -(-op.n // tile.bm) * tile.bm)
+    elements = rows * columns if prefix else op.k * op.n
+    return kernel(name, arguments_of(op, elements), body)
+
+
+def _fill(operands: Operands, a: Any, b: Any, left: Any, right: Any, thread: Any) -> None:
+    """Both as float32."""
+    tile = operands.tile
+
+    def weight(i: Any) -> None:
+        at = i // tile.bm, i % tile.bm
+        store(left, i, operands.right(*at, lambda offset: row_values(b, offset, 1)), 1)
+
+    def activation(i: Any) -> None:
+        row, k = i // tile.k, i % tile.k
+        value = operands.left(row, k, lambda offset: read(a, offset, 1))
+        store(right, k * tile.bn + row, value, 1)
+
+    spread(tile.k * tile.bm, tile.threads, thread, weight)
+    spread(tile.k * tile.bn, tile.threads, thread, activation)
+
+
+def _finish(op: MatmulOp, tile: Tile, buffers: Sequence[Any]) -> Callable[..., None]:
+    """What ``product`` does with sums; ``buffers`` are those behind the left operand."""
+    *rest, y = buffers
     weights, rest = rest[: op.weights.arrays], rest[op.weights.arrays :]
     bias, residuals = (rest[0], rest[1:]) if op.bias else (None, rest)
-
-    def inside(index: Any, extent: int, step: int, value: Any) -> Any:
-        return value if extent % step == 0 else tirx.if_then_else(index < extent, value, float32(0))
-
-    def fill(at: Any, step: Any, left: Any, right: Any, thread: Any) -> None:
-        def weight(i: Any) -> None:
-            k, column = step * tile.k + i // tile.bm, at[1] * tile.bm + i % tile.bm
-            batch = at[2] if op.b_batched else 0
-            safe = tirx.min(column, op.n - 1) if op.n % tile.bm else column
-            row = tirx.min(k, op.k - 1) if op.k % tile.k else k
-            value = row_values(weights[0], (batch * op.k + row) * op.n + safe, 1)
-            store(left, i, inside(k, op.k, tile.k, value), 1)
-
-        def activation(i: Any) -> None:
-            k, row = step * tile.k + i % tile.k, at[0] * tile.bn + i // tile.k
-            batch = at[2] if op.a_batched else 0
-            safe = tirx.min(row, op.m - 1) if op.m % tile.bn else row
-            column = tirx.min(k, op.k - 1) if op.k % tile.k else k
-            value = a[(batch * op.m + safe) * op.k + column]
-            store(right, i % tile.k * tile.bn + i // tile.k, inside(k, op.k, tile.k, value), 1)
-
-        spread(tile.k * tile.bm, tile.threads, thread, weight)
-        spread(tile.k * tile.bn, tile.threads, thread, activation)
 
     def done(at: Any, channel: Any, pixel: Any, sums: Any) -> None:
         vector = Registers(1, LANES)
@@ -103,13 +176,12 @@ def _emit(op: MatmulOp, tile: Tile, buffers: Sequence[Any]) -> None:
                 value = scaled(op.weights, weights, column, vector.lane(0, lane), 1)
                 value = value if bias is None else value + bias[column]
                 operands = [
-                    r[place if kind == "full" else column]
+                    read(r, place if kind == "full" else column, 1)
                     for r, kind in zip(residuals, op.residuals, strict=True)
                 ]
-                store(y, place, apply(op.epilogue, value, 1, operands), 1)
+                write(y, place, apply(op.epilogue, value, 1, operands), 1)
 
-    blocks = (-(-op.m // tile.bn), -(-op.n // tile.bm), op.batch)
-    product(tile, blocks, -(-op.k // tile.k), fill, done)
+    return done
 
 
 TEMPLATE = KernelTemplate(

@@ -21,6 +21,7 @@ from edgepipe.target import Target
 
 #: Channels of a step: as many products as a sum of halves takes before it is settled.
 DEPTH = 32
+ACCUMULATOR = "float16 up to 16 terms, float32"
 
 
 def matches(op: Op, target: Target) -> str | None:
@@ -79,15 +80,16 @@ def _inputs(window: Window, source: Any, at: Any, step: Any, right: Any, thread:
     spread(window.per_step * tile.bn, tile.threads, thread, visit)
 
 
-def _product(
+def product(
     shape: Tile, blocks: tuple[int, int, int], steps: int, fill: Callable[..., None],
-    finish: Callable[..., None], after: Callable[[Any, int], None],
+    finish: Callable[..., None], after: Callable[[Any, int], None] = tile.nothing,
 ) -> None:  # fmt: skip
+    """As ``tile.product``, with words of pairs in shared memory, ``k / 2`` rows of each operand."""
     rows = replace(shape, k=shape.k // PAIR)
     tile.product(rows, blocks, steps, fill, finish, after, "uint32", pairs.fma, pairs.settle)
 
 
-PAIRS = Operands(_weights, _inputs, _product)
+PAIRS = Operands(_weights, _inputs, product)
 
 TEMPLATE = KernelTemplate(
     name="pair_conv",
@@ -99,5 +101,5 @@ TEMPLATE = KernelTemplate(
     executed=executed,
     rank=1,
     arithmetic="float16",
-    accumulator="float16 up to 16 terms, float32",
+    accumulator=ACCUMULATOR,
 )

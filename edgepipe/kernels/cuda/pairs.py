@@ -26,14 +26,25 @@ PAIR, WORDS = 2, LANES // 2
 CODE_SCALE = 128.0
 
 
-def unfit(op: Any, target: Target) -> str | None:
-    """Why ``op`` is not computed in pairs of halves on ``target``: "" where that is no question."""
+def faster(target: Target) -> bool:
+    """Whether ``target`` multiplies halves in pairs faster than float32."""
     assert target.cuda is not None
-    if op.x.dtype != "float16" or target.cuda.peak_gflops_f16 <= target.cuda.peak_gflops_f32:
+    return target.cuda.peak_gflops_f16 > target.cuda.peak_gflops_f32
+
+
+def readable(format: WeightFormat) -> bool:
+    """Whether weights in ``format`` become pairs of halves without loss."""
+    return format.kind in ("float16", "int8") and not format.group
+
+
+def unfit(op: Any, target: Target) -> str | None:
+    """Why a convolution is not computed in pairs of halves on ``target``: "" where that is no
+    question."""
+    if op.x.dtype != "float16" or not faster(target):
         return ""
     if op.x.lanes != LANES or op.y.lanes != LANES:
         return "not in NCHW4c"
-    return None if op.weights.kind in ("float16", "int8") and not op.weights.group else ""
+    return None if readable(op.weights) else ""
 
 
 def fma(a: Any, b: Any, c: Any) -> Any:
@@ -56,6 +67,12 @@ def settle(total: Any, word: Any) -> Any:
     return total + (low(word) + high(word))
 
 
+def joined(first: Any, second: Any) -> Any:
+    """Two halves as one word."""
+    bits = [tirx.Cast("uint32", tirx.reinterpret("uint16", half)) for half in (first, second)]
+    return bits[0] | (bits[1] << tirx.const(16, "uint32"))
+
+
 def words(buffer: Any, offset: Any) -> Any:
     """Four consecutive halves or codes as two words; codes times 1 / ``CODE_SCALE``."""
     value = load(buffer, offset, LANES)
@@ -66,14 +83,14 @@ def words(buffer: Any, offset: Any) -> Any:
 
 
 def unpacked(value: Any) -> Any:
-    """A local buffer with the two words of ``words``."""
+    """A local buffer with two words, as of ``words``."""
     held = T.alloc_buffer((WORDS,), "uint32", scope="local")
     store(held, 0, value, WORDS)
     return held
 
 
 def scales(format: WeightFormat, vectors: list[np.ndarray]) -> list[np.ndarray]:
-    """Vectors of a convolution, with what ``words`` took from codes given back to their scales."""
+    """Vectors behind weights, with what ``words`` took from codes given back to their scales."""
     if not format.coded:
         return vectors
     first, *rest = vectors

@@ -20,6 +20,7 @@ from edgepipe.kernels.cuda.threads import (
     reduced,
     shared,
     when,
+    write,
 )
 from edgepipe.kernels.ops import GlobalPoolOp, LayerNormOp, Op, SoftmaxOp
 from edgepipe.kernels.output import signature
@@ -72,34 +73,38 @@ def _add(a: Any, b: Any) -> Any:
 
 
 def _softmax(op: SoftmaxOp, x: Any, y: Any) -> None:
+    """Exponents are computed twice rather than kept: what is stored may be a half."""
     with launch((op.rows,), THREADS) as (row, _, _, thread):
         memory, base = shared(THREADS), row * op.n
-        peak = _gather(memory, thread, op.n, -3.4e38, lambda i: x[base + i], tirx.max)
+        peak = _gather(memory, thread, op.n, -3.4e38, lambda i: read(x, base + i, 1), tirx.max)
 
-        def exponent(i: Any) -> None:
-            store(y, base + i, math.exp(x[base + i] - peak, 1), 1)
+        def exponent(i: Any) -> Any:
+            return math.exp(read(x, base + i, 1) - peak, 1)
 
-        _strided(op.n, thread, exponent)
-        total = _gather(memory, thread, op.n, 0, lambda i: y[base + i], _add)
-        _strided(op.n, thread, lambda i: store(y, base + i, y[base + i] / total, 1))
+        total = _gather(memory, thread, op.n, 0, exponent, _add)
+        _strided(op.n, thread, lambda i: write(y, base + i, exponent(i) / total, 1))
 
 
 def _layer_norm(op: LayerNormOp, buffers: Sequence[Any]) -> None:
-    x, scale, *bias, y = buffers
+    source, scale, *bias, y = buffers
     with launch((op.rows,), THREADS) as (row, _, _, thread):
         memory, base, factor = shared(THREADS), row * op.n, float32(1 / op.n)
-        mean = _gather(memory, thread, op.n, 0, lambda i: x[base + i], _add) * factor
+
+        def x(i: Any) -> Any:
+            return read(source, base + i, 1)
+
+        mean = _gather(memory, thread, op.n, 0, x, _add) * factor
 
         def squared(i: Any) -> Any:
-            return (x[base + i] - mean) * (x[base + i] - mean)
+            return (x(i) - mean) * (x(i) - mean)
 
         variance = _gather(memory, thread, op.n, 0, squared, _add) * factor
         inverse = Registers(1, 1)
         inverse[0] = float32(1) / tirx.sqrt(variance + float32(op.epsilon))
 
         def normalise(i: Any) -> None:
-            value = (x[base + i] - mean) * inverse[0] * scale[i]
-            store(y, base + i, value + bias[0][i] if bias else value, 1)
+            value = (x(i) - mean) * inverse[0] * scale[i]
+            write(y, base + i, value + bias[0][i] if bias else value, 1)
 
         _strided(op.n, thread, normalise)
 
@@ -131,13 +136,13 @@ def emit(op: _Op, knobs: Knobs) -> Any:
         inputs = signature(op, [("x", op.x.elements, op.x.dtype)])
         return kernel(name, inputs, lambda *buffers: _global_pool(op, buffers))
     elements = op.rows * op.n
-    arguments = [("x", elements, "float32")]
+    arguments = [("x", elements, op.x_dtype)]
     if isinstance(op, SoftmaxOp):
-        arguments.append(("y", elements, "float32"))
+        arguments.append(("y", elements, op.y_dtype))
         return kernel("softmax", arguments, lambda x, y: _softmax(op, x, y))
     arguments.append(("scale", op.n, "float32"))
     arguments += [("bias", op.n, "float32")] if op.bias else []
-    arguments.append(("y", elements, "float32"))
+    arguments.append(("y", elements, op.y_dtype))
     return kernel("layer_norm", arguments, lambda *buffers: _layer_norm(op, buffers))
 
 

@@ -16,7 +16,7 @@ from tvm.script.ir_builder import tirx as T
 
 from edgepipe.kernels.builder import load
 from edgepipe.kernels.cuda.threads import LANES, WARP, barrier, launch, shared, zeros
-from edgepipe.kernels.cuda.tile import Tile, spread
+from edgepipe.kernels.cuda.tile import Tile, nothing, spread
 
 #: The first compute capability with tensor cores, and with those of bytes.
 LEAST_SM, LEAST_BYTES_SM = 70, 72
@@ -71,11 +71,11 @@ CHOICES = (
 )
 
 
-def choose(m: int, n: int, processors: int) -> TensorTile:
+def choose(m: int, n: int, processors: int, batch: int = 1) -> TensorTile:
     """Little padding, and work for every processor."""
 
     def cost(tile: TensorTile) -> float:
-        blocks = -(-m // tile.bm) * -(-n // tile.bn)
+        blocks = -(-m // tile.bm) * -(-n // tile.bn) * batch
         waves = -(-blocks // (4 * processors))
         return waves * tile.bm * tile.bn * (1 + 16 / tile.tm + 16 / tile.tn)
 
@@ -96,7 +96,7 @@ def product(
     steps: int,
     fill: Callable[[tuple[Any, Any, Any], Any, Any, Any, Any], None],
     finish: Callable[[tuple[Any, Any, Any], Any, Any, Any], None],
-    after: Callable[[Any, int], None],
+    after: Callable[[Any, int], None] = nothing,
     operands: Operands = HALVES,
 ) -> None:
     """As ``tile.product``; ``fill`` brings what ``operands`` says."""

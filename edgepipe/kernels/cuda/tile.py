@@ -83,13 +83,17 @@ def choose(m: int, n: int, batch: int, processors: int) -> Tile:
     return min(CHOICES, key=lambda t: (cost(t), CHOICES.index(t)))
 
 
+def nothing(thread: Any, threads: int) -> None:
+    """What follows a product that has no border to fill."""
+
+
 def product(
     tile: Tile,
     blocks: tuple[int, int, int],
     steps: int,
     fill: Callable[[tuple[Any, Any, Any], Any, Any, Any, Any], None],
     finish: Callable[[tuple[Any, Any, Any], Any, Any, Any], None],
-    after: Callable[[Any, int], None] = lambda thread, threads: None,
+    after: Callable[[Any, int], None] = nothing,
     dtype: str = "float32",
     multiply_add: Callable[[Any, Any, Any], Any] = lambda a, b, c: c + a * b,
     settle: Callable[[Any, Any], Any] | None = None,
