@@ -30,7 +30,6 @@ from edgepipe.lowering.elementwise import attribute, constant
 from edgepipe.lowering.groups import Group, nchw, shape_of
 from edgepipe.lowering.weights import format_of, stored
 
-
 HALF = "float16"
 
 

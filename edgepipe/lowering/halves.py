@@ -30,7 +30,7 @@ _MOVES = frozenset(
 _SHIFTS = frozenset({"Add", "Div", "Mul", "Sub"})
 _PLAIN = frozenset({"matmul", "rows"})
 _LARGEST = float(np.finfo(np.float16).max)
-_SMALLEST = float(np.finfo(np.float16).tiny)
+_PRECISION = float(np.finfo(np.float16).eps)
 
 
 def store(graph: ir.Graph, groups: list[Group], context: Context) -> None:
@@ -74,9 +74,12 @@ def _follows(node: ir.Node) -> bool:
 
 
 def _fits(array: np.ndarray) -> bool:
-    """Whether ``array`` as halves loses no more than the last bits."""
-    size = np.abs(array[array != 0])
-    return array.dtype == np.float32 and bool(((size >= _SMALLEST) & (size <= _LARGEST)).all())
+    """Whether ``array`` as halves loses no more than their last bit, as a whole."""
+    if array.dtype != np.float32 or (np.abs(array) > _LARGEST).any():
+        return False
+    exact = array.astype(np.float64)
+    error = np.linalg.norm(exact - array.astype(np.float16))
+    return bool(error <= _PRECISION * np.linalg.norm(exact))
 
 
 def _stays(value: ir.Value, chosen: set[ir.Value], inside: dict[ir.Node, Group]) -> bool:

@@ -87,7 +87,7 @@ class Operands:
     def _inside(self, k: Any, value: Any) -> Any:
         if self.op.k % self.tile.k == 0:
             return value
-        return tirx.if_then_else(k < self.op.k, value, tirx.const(0, value.dtype))
+        return tirx.if_then_else(k < self.op.k, value, tirx.const(0, str(value.ty.dtype)))
 
     def _depth(self, k: Any) -> tuple[Any, Any]:
         """Place of ``k`` in the depth of the product, and the nearest one inside."""
@@ -125,8 +125,10 @@ def emitted(
     op: MatmulOp, tile: Tile, fill: Callable[..., None], multiply: Callable[..., None],
     prefix: str = "",
 ) -> Any:  # fmt: skip
-    """The kernel; its name has a ``prefix`` where weights are packed by ``tiles``. ``fill(operands, a, b, left, right, thread)`` brings
-    a step of both to shared memory, weights ``left``; ``multiply`` is called as ``tile.product``.
+    """The kernel; its name has a ``prefix`` where weights are packed by ``tiles``.
+
+    ``fill(operands, a, b, left, right, thread)`` brings a step of both to shared memory, that of
+    weights ``left``; ``multiply`` is called as ``tile.product``.
     """
     name = prefix + ("dense" if op.constant else "matmul")
 

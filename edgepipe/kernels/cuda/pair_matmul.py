@@ -1,4 +1,4 @@
-"""Row-major matrix products in pairs of halves: a pair is two neighbours of the depth; see ``pairs``."""
+"""Row-major matrix products in pairs of halves, neighbours of the depth; see ``pairs``."""
 
 from __future__ import annotations
 
