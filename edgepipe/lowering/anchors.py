@@ -108,7 +108,7 @@ def pool(node: ir.Node, blocked: Blocked, target: Target) -> str | None:
         return ""
     if not blocked(node.inputs[0]):
         return "its input is not in the blocked layout"
-    if len(node.outputs) > 1 and node.outputs[1].uses():
+    if any(value.uses() or value.is_graph_output() for value in node.outputs[1:]):
         return "its indices are used"
     if str(attribute(node, "auto_pad", "NOTSET")) not in ("NOTSET", "VALID"):
         return "auto_pad is not resolved"

@@ -21,7 +21,9 @@ def run(edit: Editor) -> int:
 
 
 def _replace(edit: Editor, node: ir.Node) -> bool:
-    if node.attributes.get_int("training_mode", 0) or any(v.uses() for v in node.outputs[1:]):
+    if node.attributes.get_int("training_mode", 0) or any(
+        v.uses() or v.is_graph_output() for v in node.outputs[1:]
+    ):
         raise Unsupported(
             "BatchNormalization in training mode",
             where=f"node '{node.name}'",

@@ -133,6 +133,16 @@ def test_concat_of_part_filled_blocks_stays_plain_and_says_why(context: Context)
     assert any("multiple of 8" in n.text for n in context.notes)
 
 
+@pytest.mark.parametrize("read", ["i", "j"])
+def test_a_pool_whose_indices_are_wanted_is_left_to_tvm(context: Context, read: str) -> None:
+    """Also where nothing but the graph's output wants them."""
+    body = f"a = {CONV}(x, w)\ny, i = MaxPool <kernel_shape=[2,2], strides=[2,2]> (a)"
+    body += "\nj = Neg(i)" if read == "j" else ""
+    outputs = f"float[1,16,4,4] y, int64[1,16,4,4] {read}"
+    assert "MaxPool" in kinds(lowered(network(body, X, outputs, w=W), context))
+    assert any("its indices are used" in n.text for n in context.notes)
+
+
 def test_dense_layer_with_bias_and_activation(context: Context) -> None:
     model = network("a = Gemm <transB=1> (x, w, b)\ny = Relu(a)", "float[4,16] x",
                     "float[4,10] y", w=(10, 16), b=(10,))  # fmt: skip

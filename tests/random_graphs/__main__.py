@@ -30,12 +30,15 @@ def main() -> None:
     seeds = range(arguments.seed, arguments.seed + arguments.count)
     print(f"seeds {seeds.start} … {seeds.stop - 1}", flush=True)
     started, verdicts, reasons = time.monotonic(), Counter[tuple[str, str, str]](), Counter[str]()
+    examples: dict[str, str] = {}
     for (seed, recipe, target), status, detail in run(trials_of(seeds, arguments.wasm_every)):
         verdicts[recipe, target, status] += 1
         if sum(verdicts.values()) % PROGRESS == 0:
             print(f"{sum(verdicts.values())} trials, up to seed {seed}", flush=True)
         if status == "refused":
-            reasons[re.sub(r"'[^']*'|\d+", "…", detail)] += 1
+            reason = re.sub(r"'[^']*'|\d+", "…", detail)
+            reasons[reason] += 1
+            examples.setdefault(reason, f"seed {seed} {recipe} {target}")
         elif status != "right":
             print(f"{status:8} seed {seed} {recipe} {target}: {detail}", flush=True)
             if arguments.save is not None and status in ("wrong", "crashed"):
@@ -45,7 +48,7 @@ def main() -> None:
     for (recipe, target, status), count in sorted(verdicts.items(), key=_order):
         print(f"{recipe:10} {target:10} {status:8} {count}")
     for reason, count in reasons.most_common():
-        print(f"{count:6} refused: {reason}")
+        print(f"{count:6} refused: {reason} ({examples[reason]})")
     print(f"{sum(verdicts.values())} trials in {time.monotonic() - started:.0f} s")
 
 

@@ -26,7 +26,7 @@ def maximum(t: Translation, step: Step) -> None:
     windows = Windows.of(node, tuple(node.attributes.get_ints("kernel_shape")))
     if set(windows.dilations) != {1}:
         raise unsupported(node, "it is dilated")
-    if len(node.outputs) > 1 and node.outputs[1].uses():
+    if any(value.uses() or value.is_graph_output() for value in node.outputs[1:]):
         raise unsupported(node, "its indices are read")
     x = t.read(node.inputs[0], channels_last=True)
     x, padding = padded(t, step, x, windows, LOWEST)
