@@ -78,7 +78,17 @@ def conv_transpose(node: ir.Node, blocked: Blocked, target: Target) -> str | Non
         return "its padding is not explicit"
     if any(p < 0 for p in ints(node, "pads", ())) or 0 in _shape(node.outputs[0]):
         return "negative padding or an empty result"
+    if not all(_meets(node, axis) for axis in range(2)):
+        return "no output sees an input"
     return None
+
+
+def _meets(node: ir.Node, axis: int) -> bool:
+    """Whether a tap of a ConvTranspose lies on an input for any output along a spatial axis."""
+    stride, dilation = (ints(node, name, (1, 1))[axis] for name in ("strides", "dilations"))
+    pad, taps = ints(node, "pads", (0,) * 4)[axis], _shape(node.inputs[1])[2 + axis]
+    outputs = range(min(stride, _shape(node.outputs[0])[2 + axis]))
+    return any((o + pad - tap * dilation) % stride == 0 for o in outputs for tap in range(taps))
 
 
 def bilinear(node: ir.Node, blocked: Blocked, target: Target) -> str | None:

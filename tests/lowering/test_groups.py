@@ -133,6 +133,19 @@ def test_concat_of_part_filled_blocks_stays_plain_and_says_why(context: Context)
     assert any("multiple of 8" in n.text for n in context.notes)
 
 
+def test_a_transposed_convolution_of_biases_alone_is_left_to_tvm(context: Context) -> None:
+    """Dilation and stride may miss every input where the pads leave a single output."""
+    body = (
+        "y = ConvTranspose <kernel_shape=[1,4], dilations=[1,2], strides=[1,2], pads=[0,3,0,3]> "
+        "(x, w, b)"
+    )
+    x, y = "float[1,16,8,1] x", "float[1,16,8,1] y"
+    assert kinds(lowered(network(body, x, y, w=(16, 16, 1, 4), b=(16,)), context)) == [
+        "ConvTranspose"
+    ]
+    assert any("no output sees an input" in n.text for n in context.notes)
+
+
 @pytest.mark.parametrize("read", ["i", "j"])
 def test_a_pool_whose_indices_are_wanted_is_left_to_tvm(context: Context, read: str) -> None:
     """Also where nothing but the graph's output wants them."""
