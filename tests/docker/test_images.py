@@ -137,3 +137,39 @@ def test_the_script_tells_what_it_wants(repository: Path) -> None:
     ]:
         done = subprocess.run([script, *arguments], capture_output=True, text=True, check=False)
         assert done.returncode == 2 and message in done.stderr
+
+
+ANSWERS = """#!/bin/sh
+case "$*" in
+info*) echo "$RUNTIMES" ;;
+"image inspect edgepipe-jetson:latest") ;;
+run*) echo "$*" ;;
+*) exit 1 ;;
+esac
+"""
+
+
+@pytest.mark.parametrize(
+    ("runtimes", "arguments", "code", "message"),
+    [
+        ("io.containerd.runc.v2 nvidia runc ", ["--runs", "7"], 0,
+         "run --rm --runtime nvidia edgepipe-jetson:latest --runs 7"),
+        ("runc ", [], 2, "no runtime 'nvidia'"),
+        ("nvidia ", ["--tag", "other"], 2, "no image edgepipe-jetson:other"),
+        (None, [], 2, "no docker that answers"),
+    ],
+)  # fmt: skip
+def test_the_script_for_the_board_runs_the_image_or_says_what_is_missing(
+    repository: Path, tmp_path: Path, runtimes: str | None, arguments: list[str], code: int,
+    message: str,
+) -> None:  # fmt: skip
+    docker = tmp_path / "docker"
+    docker.write_text(ANSWERS if runtimes else "#!/bin/sh\nexit 1\n", encoding="utf-8")
+    docker.chmod(0o755)
+    environment = {**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    done = subprocess.run(
+        [str(repository / "docker/run-jetson"), *arguments], capture_output=True, text=True,
+        env=environment | {"RUNTIMES": runtimes or ""}, check=False,
+    )  # fmt: skip
+    assert done.returncode == code
+    assert message in (done.stderr if code else done.stdout)
