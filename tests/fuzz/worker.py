@@ -14,6 +14,7 @@ import os
 import resource
 import signal
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -75,6 +76,7 @@ class Desk:
         for place in (self.source, self.out, self.temporary):
             place.mkdir(exist_ok=True)
         os.environ |= {"TMPDIR": str(self.temporary), "MPLCONFIGDIR": str(folder / "fonts")}
+        tempfile.tempdir = None  # it may be known already
         os.chdir(self.out)
         from edgepipe.codegen import link
         from tests.fuzz import kinds
