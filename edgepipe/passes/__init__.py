@@ -36,6 +36,7 @@ PASSES = (
     "fuse_affine",
     "fuse_input",
     "fuse_pad",
+    "resize",
     "matmul",
     "reshape",
     "identity",
