@@ -13,10 +13,10 @@ from kernels import reference
 from kernels.test_templates import conv_op
 
 from cuda.emulation import Emulated
-from cuda.test_cuda_templates import check, drawn, stored
+from cuda.test_cuda_templates import check, drawn, stored, transposed_op
 from edgepipe.codegen.cuda import toolkit
 from edgepipe.codegen.cuda.device import build_source
-from edgepipe.kernels.cuda import pair_conv, pair_depthwise
+from edgepipe.kernels.cuda import pair_conv, pair_conv_transpose, pair_depthwise
 from edgepipe.kernels.integer_ops import Limits, QConvOp
 from edgepipe.kernels.layout import Blocked
 from edgepipe.kernels.ops import ConvOp, ConvTransposeOp, MatmulOp
@@ -31,18 +31,22 @@ HALVES = Blocked(1, 200, 7, 7, 4, dtype="float16")
 CODES = Blocked(1, 200, 7, 7, 200, dtype="int8")
 
 
-def weights_of(op: ConvOp, values: np.random.Generator) -> tuple[list[np.ndarray], np.ndarray]:
+def weights_of(op: Any, values: np.random.Generator) -> tuple[list[np.ndarray], np.ndarray]:
     """What a template packs, weights as ``op`` stores them, and the weights in float64."""
-    inputs = op.x.c // op.groups
-    w = values.standard_normal((op.y.c, inputs, *op.kernel))
+    transposed = isinstance(op, ConvTransposeOp)
+    inputs = op.x.c if transposed else op.x.c // op.groups
+    shape = (op.x.c, op.y.c) if transposed else (op.y.c, inputs)
+    w = values.standard_normal((*shape, *op.kernel))
     w *= np.sqrt(2 / (inputs * op.kernel[0] * op.kernel[1]))
     b = values.standard_normal(op.y.c).astype(np.float32)
     if not op.weights.coded:
         stored = w.astype(np.float16)
         return [stored, b], stored.astype(np.float64)
-    scale = (np.abs(w).max((1, 2, 3)) / 127).astype(np.float32)
-    codes = np.rint(w / scale[:, None, None, None]).astype(np.int8)
-    return [codes, scale, b], codes * scale[:, None, None, None].astype(np.float64)
+    axis = 1 if transposed else 0
+    others = tuple(i for i in range(4) if i != axis)
+    scale = (np.abs(w).max(others, keepdims=True) / 127).astype(np.float32)
+    codes = np.rint(w / scale).astype(np.int8)
+    return [codes, scale.reshape(-1), b], codes * scale.astype(np.float64)
 
 
 def pair_ops() -> list[Any]:
@@ -52,7 +56,11 @@ def pair_ops() -> list[Any]:
     deep = ConvOp(Blocked(1, 400, 3, 5, 4), Blocked(1, 24, 3, 5, 4), (1, 1))
     wide = ConvOp(Blocked(1, 8, 6, 7, 4, (2, 2, 2, 2)), Blocked(1, 8, 6, 7, 4), (5, 5),
                   offset=(2, 2), groups=8)  # fmt: skip
-    ops = [op for op in ops if op.x.lanes == 4] + [deep, wide]
+    image = ConvOp(Blocked(1, 3, 9, 8, 1, (1, 1, 1, 1)), Blocked(1, 22, 5, 4, 4), (3, 3), (2, 2),
+                   offset=(1, 1))  # fmt: skip
+    turned = [transposed_op(rng) for _ in range(2)]
+    turned.append(dataclasses.replace(turned[0], x=dataclasses.replace(turned[0].x, c=40, lanes=4)))
+    ops = [op for op in ops if op.x.lanes == 4] + [deep, wide, image, *turned]
     return [dataclasses.replace(stored(op, "float16"), weights=WeightFormat(kind))
             for op in ops for kind in ("float16", "int8")]  # fmt: skip
 
@@ -60,11 +68,14 @@ def pair_ops() -> list[Any]:
 def test_pairs_of_halves(tmp_path: Path) -> None:
     values, ops = np.random.default_rng(1), pair_ops()
     kernels = Emulated(ops, TX2, tmp_path)
-    assert {t.name for t, _ in kernels.chosen} == {"pair_conv", "pair_depthwise"}
+    names = {"pair_conv", "pair_depthwise", "pair_conv_transpose"}
+    assert {t.name for t, _ in kernels.chosen} == names
     for op in ops:
         x = drawn(values, op.x)
         weights, w = weights_of(op, values)
-        plain = reference.conv(x, w, weights[-1], op)
+        transposed = isinstance(op, ConvTransposeOp)
+        convolve = reference.conv_transpose if transposed else reference.conv
+        plain = convolve(x, w, weights[-1], op)
         check(op, kernels, plain, [op.x.pack(x)], weights, values)
 
 
@@ -86,13 +97,15 @@ def test_pairs_assemble_without_spills(sm: int, isa: str) -> None:
     board = dataclasses.replace(TX2, cuda=dataclasses.replace(TX2.cuda, sm=sm, ptx_isa=isa))
     functions = {}
     for i, op in enumerate(pair_ops()):
-        template = pair_depthwise.TEMPLATE if op.groups == op.x.c else pair_conv.TEMPLATE
+        template = pair_conv_transpose.TEMPLATE
+        if isinstance(op, ConvOp):
+            template = pair_depthwise.TEMPLATE if op.groups == op.x.c else pair_conv.TEMPLATE
         functions[f"k{i}"] = template.emit(op, template.default(op, board))
     assert board.cuda is not None
     ptx = toolkit.to_ptx(build_source(functions, board).source, board.cuda)
     assert "fma.rn.f16x2" in ptx and f".version {isa}\n" in ptx
     _, resources = toolkit.to_cubin(ptx, board.cuda)
-    assert len(resources) == len(functions)
+    assert set(functions) <= set(resources)  # phases are kernels of their own
     assert not any(found.spill_bytes for found in resources.values())
 
 

@@ -14,7 +14,7 @@ from edgepipe.kernels.cuda.threads import LANES, fill_border
 from edgepipe.kernels.cuda.tile import Tile, choose, settings
 from edgepipe.kernels.cuda.weights import arguments, packed, unsupported
 from edgepipe.kernels.cuda.window import Operands, Window
-from edgepipe.kernels.ops import ConvOp, Op
+from edgepipe.kernels.ops import ConvOp, ConvTransposeOp, Op
 from edgepipe.kernels.output import signature
 from edgepipe.kernels.template import KernelTemplate, Knobs
 from edgepipe.kernels.weights import grown
@@ -47,7 +47,7 @@ def window_of(op: ConvOp, tile: Tile) -> Window:
     )
 
 
-def padded(op: ConvOp, vectors: Sequence[np.ndarray]) -> list[np.ndarray]:
+def padded(op: ConvOp | ConvTransposeOp, vectors: Sequence[np.ndarray]) -> list[np.ndarray]:
     """Scales and bias with a zero for every channel past the real ones."""
     size = op.y.blocks * LANES
     return [grown(np.asarray(v, np.float32).reshape(-1), size) for v in vectors]

@@ -13,14 +13,14 @@ import numpy as np
 
 from edgepipe.kernels.builder import kernel
 from edgepipe.kernels.cuda import window
+from edgepipe.kernels.cuda.conv import padded
 from edgepipe.kernels.cuda.threads import LANES, fill_border
 from edgepipe.kernels.cuda.tile import Tile, choose, settings
 from edgepipe.kernels.cuda.weights import arguments, packed, unsupported
-from edgepipe.kernels.cuda.window import Window
+from edgepipe.kernels.cuda.window import Operands, Window
 from edgepipe.kernels.ops import ConvTransposeOp, Op
 from edgepipe.kernels.output import signature
 from edgepipe.kernels.template import KernelTemplate, Knobs
-from edgepipe.kernels.weights import grown
 from edgepipe.target import Target
 
 
@@ -84,20 +84,28 @@ def executed(op: ConvTransposeOp, knobs: Knobs) -> int:
 def pack(op: ConvTransposeOp, knobs: Knobs, arrays: Sequence[np.ndarray]) -> list[np.ndarray]:
     """``w[ci, co, kh, kw]``, scales where there are codes, ``b[co]`` → tiles of every phase."""
     weight, *vectors = arrays
+    return [packed(op.weights, tiles(op, knobs, weight)), *padded(op, vectors)]
+
+
+def tiles(op: ConvTransposeOp, knobs: Knobs, weight: np.ndarray) -> np.ndarray:
+    """``w[ci, co, kh, kw]`` → the tiles of every phase, flat."""
     turned = weight.transpose(1, 0, 2, 3)
     parts = [
         phase.pack(turned[:, :, down][:, :, :, across])
         for phase, down, across in _phases(op, knobs)
         if down
     ]
-    size = op.y.blocks * LANES
-    return [
-        packed(op.weights, np.concatenate(parts)),
-        *(grown(np.asarray(v, np.float32).reshape(-1), size) for v in vectors),
-    ]
+    return np.concatenate(parts)
 
 
 def emit(op: ConvTransposeOp, knobs: Knobs) -> Any:
+    return emitted(op, knobs)
+
+
+def emitted(
+    op: ConvTransposeOp, knobs: Knobs, operands: Operands | None = None, prefix: str = ""
+) -> Any:
+    """The kernel, its name behind ``prefix``; ``operands`` as in ``window.emit``."""
     phases, channels = [phase for phase, _, _ in _phases(op, knobs)], op.y.blocks * LANES
     inputs = [
         ("x", op.x.elements, op.x.dtype),
@@ -111,9 +119,9 @@ def emit(op: ConvTransposeOp, knobs: Knobs) -> Any:
 
         for phase in phases:
             after = border if phase is phases[-1] else lambda thread, threads: None
-            window.emit(phase, buffers, after)
+            window.emit(phase, buffers, after, operands)
 
-    return kernel("conv_transpose", signature(op, inputs), body)
+    return kernel(prefix + "conv_transpose", signature(op, inputs), body)
 
 
 TEMPLATE = KernelTemplate(

@@ -8,13 +8,14 @@ from typing import Any
 
 import numpy as np
 
-from edgepipe.kernels.builder import store
+from edgepipe.kernels.builder import load, store
 from edgepipe.kernels.cuda import conv, pairs, tile
 from edgepipe.kernels.cuda.pairs import PAIR, WORDS
 from edgepipe.kernels.cuda.threads import LANES
 from edgepipe.kernels.cuda.tile import Tile, spread
 from edgepipe.kernels.cuda.weights import packed
-from edgepipe.kernels.cuda.window import Operands, Window, vector_offset
+from edgepipe.kernels.cuda.window import Operands, Window, scalar_offset, vector_offset
+from edgepipe.kernels.layout import Blocked
 from edgepipe.kernels.ops import ConvOp, Op
 from edgepipe.kernels.template import KernelTemplate, Knobs
 from edgepipe.target import Target
@@ -29,10 +30,13 @@ def matches(op: Op, target: Target) -> str | None:
 
 
 def default(op: ConvOp, target: Target) -> Knobs:
-    knobs = conv.default(op, target)
-    # Half the depth where the channels of a tap end in the first half of a step.
-    short = 0 < op.x.c // op.groups % DEPTH <= DEPTH // 2
-    return {**knobs, "k": DEPTH // 2 if short else DEPTH}
+    return {**conv.default(op, target), "k": depth(op.x, op.x.c // op.groups)}
+
+
+def depth(x: Blocked, channels: int) -> int:
+    """The depth of a step: half of it where the channels of a tap end in its first half."""
+    short = x.lanes > 1 and 0 < channels % DEPTH <= DEPTH // 2
+    return DEPTH // 2 if short else DEPTH
 
 
 def knobs(op: ConvOp, target: Target) -> list[Knobs]:
@@ -48,9 +52,13 @@ def pack(op: ConvOp, knobs: Knobs, arrays: Sequence[np.ndarray]) -> list[np.ndar
     ``[group][tile][step][k/2][bm][2]``, padded vectors."""
     weight, *vectors = arrays
     product = conv.window_of(op, Tile.of(knobs))
-    rows = product.pack(weight).reshape(-1, PAIR, product.tile.bm)
-    tiles = packed(op.weights, rows.transpose(0, 2, 1)).reshape(-1)
+    tiles = packed(op.weights, paired(product.pack(weight), product.tile))
     return [tiles, *conv.padded(op, pairs.scales(op.weights, vectors))]
+
+
+def paired(tiles: np.ndarray, tile: Tile) -> np.ndarray:
+    """``[…][k][bm]`` → ``[…][k/2][bm][2]``, flat."""
+    return tiles.reshape(-1, PAIR, tile.bm).transpose(0, 2, 1).reshape(-1)
 
 
 def emit(op: ConvOp, knobs: Knobs) -> Any:
@@ -70,6 +78,9 @@ def _weights(window: Window, buffer: Any, first: Any, left: Any, thread: Any) ->
 def _inputs(window: Window, source: Any, at: Any, step: Any, right: Any, thread: Any) -> None:
     """``k / 4`` channel blocks of every pixel at one tap, as two rows of pairs each."""
     tile = window.tile
+    if window.scalar:
+        _image(window, source, at, step, right, thread)
+        return
 
     def visit(i: Any) -> None:
         pixel, part = i % tile.bn, i // tile.bn
@@ -78,6 +89,18 @@ def _inputs(window: Window, source: Any, at: Any, step: Any, right: Any, thread:
             store(right, (part * WORDS + word) * tile.bn + pixel, held[word], 1)
 
     spread(window.per_step * tile.bn, tile.threads, thread, visit)
+
+
+def _image(window: Window, source: Any, at: Any, step: Any, right: Any, thread: Any) -> None:
+    """``k / 2`` pairs of the rows that ``scalar_offset`` counts."""
+    tile = window.tile
+
+    def visit(i: Any) -> None:
+        pixel, word = i % tile.bn, i // tile.bn
+        places = [scalar_offset(window, at, step, pixel, word * PAIR + j) for j in range(PAIR)]
+        store(right, i, pairs.joined(*(load(source, place, 1) for place in places)), 1)
+
+    spread(tile.k * tile.bn // PAIR, tile.threads, thread, visit)
 
 
 def product(

@@ -42,9 +42,8 @@ def pack(op: MatmulOp, knobs: Knobs, arrays: Sequence[np.ndarray]) -> list[np.nd
         return list(arrays)
     weight, *vectors = arrays
     shape = Tile.of(knobs)
-    rows = matmul.tiles(weight, shape).reshape(-1, PAIR, shape.bm).transpose(0, 2, 1)
     return [
-        packed(op.weights, rows).reshape(-1),
+        packed(op.weights, pair_conv.paired(matmul.tiles(weight, shape), shape)),
         *(np.ascontiguousarray(v, np.float32) for v in pairs.scales(op.weights, vectors)),
     ]
 

@@ -38,11 +38,11 @@ def readable(format: WeightFormat) -> bool:
 
 
 def unfit(op: Any, target: Target) -> str | None:
-    """Why a convolution is not computed in pairs of halves on ``target``: "" where that is no
-    question."""
+    """Why a convolution or a transposed one is not computed in pairs of halves on ``target``: ""
+    where that is no question."""
     if op.x.dtype != "float16" or not faster(target):
         return ""
-    if op.x.lanes != LANES or op.y.lanes != LANES:
+    if op.x.lanes not in (1, LANES) or op.y.lanes != LANES:
         return "not in NCHW4c"
     return None if readable(op.weights) else ""
 

@@ -231,18 +231,22 @@ def vector_offset(window: Window, at: Any, step: Any, pixel: Any, part: Any) -> 
 
 def _scalars(window: Window, source: Any, at: Any, step: Any, right: Any, thread: Any) -> None:
     """Rows of an image with few channels: channel, tap row, tap column of every k."""
-    x, tile, taps = window.op.x, window.tile, window.taps
-    (_, kw), (dy, dx) = window.kernel, window.dilations
-    rows = window.inputs * taps
+    tile = window.tile
 
     def visit(i: Any) -> None:
-        pixel, part = i % tile.bn, i // tile.bn
-        n, row, column = window.corner(at, pixel)
-        k = step * tile.k + part
-        if rows % tile.k:
-            k = tirx.min(k, rows - 1)  # its weights are zero
-        channel, tap = k // taps, k % taps
-        place = x.offset(n, channel, row + tap // kw * dy, column + tap % kw * dx)
+        place = scalar_offset(window, at, step, i % tile.bn, i // tile.bn)
         store(right, i, read(source, place, 1), 1)
 
     spread(tile.k * tile.bn, tile.threads, thread, visit)
+
+
+def scalar_offset(window: Window, at: Any, step: Any, pixel: Any, part: Any) -> Any:
+    """Where row ``part`` of a step lies, for a pixel of the tile."""
+    x, tile, taps = window.op.x, window.tile, window.taps
+    (_, kw), (dy, dx) = window.kernel, window.dilations
+    n, row, column = window.corner(at, pixel)
+    k = step * tile.k + part
+    if window.inputs * taps % tile.k:
+        k = tirx.min(k, window.inputs * taps - 1)  # its weights are zero
+    channel, tap = k // taps, k % taps
+    return x.offset(n, channel, row + tap // kw * dy, column + tap % kw * dx)
