@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from edgepipe import (
     bundle,
@@ -143,12 +143,10 @@ def tune(
     context = Context(target, chosen, progress=progress, notes=notes)
     tvm_alone.load()
     from edgepipe import lowering
-    from edgepipe import tuning as stage
-    from edgepipe.tuning import search
 
-    graph, _, _ = _graph(source, calibration, context)
-    lowering.describe_kernels(graph, context)
-    return search.tune(stage.tasks(graph.graph, context), target, tuning, progress)
+    found: list[Record] = []
+    lowering.lower(_graph(source, calibration, context)[0], context, _tuner(tuning, context, found))
+    return found
 
 
 def _graph(
@@ -184,12 +182,20 @@ def _records(given: str | Path | None, notes: list[Note]) -> Records:
     return found
 
 
-def _tuner(plan: Plan, context: Context) -> Callable[[ir.Graph], Records]:
-    def tune(graph: ir.Graph) -> Records:
+def _tuner(
+    plan: Plan, context: Context, found: list[Record] | None = None
+) -> Callable[[Any], Records]:
+    """What ``lowering.lower`` is to call; records are added to ``found``, too."""
+
+    def tune(subject: Any) -> Records:
         from edgepipe import tuning as stage
         from edgepipe.tuning import search
 
-        search.tune(stage.tasks(graph, context), context.target, plan, context.progress)
-        return tuning_records.merged([context.records, tuning_records.read(plan.file)])
+        tasks = stage.tasks(subject, context)
+        new = search.tune(tasks, context.target, plan, context.progress) if tasks else []
+        if found is not None:
+            found.extend(new)
+        given = tuning_records.read(plan.file) if plan.file.exists() else tuning_records.NO_RECORDS
+        return tuning_records.merged([context.records, given])
 
     return tune

@@ -216,6 +216,7 @@ def _check_graph(graph: onnx.GraphProto, version: int, where: str) -> None:
         check_tensor(tensor, where)
     for node in graph.node:
         check_node(node, version, where)
+        node.ClearField("device_configurations")  # how to share it among devices: there is one
     for what, names in (
         ("input", [i.name for i in graph.input]),
         ("output", [o.name for o in graph.output]),

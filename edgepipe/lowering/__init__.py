@@ -48,11 +48,12 @@ def describe_kernels(model: ir.Model, context: Context) -> None:
 
 
 def lower(
-    model: ir.Model, context: Context, tune: Callable[[ir.Graph], Records] | None = None
+    model: ir.Model, context: Context, tune: Callable[[Any], Records] | None = None
 ) -> Program:
     """Lower ``model`` (static shapes, canonical ONNX) for ``context.target``.
 
-    ``tune`` is given the graph with its kernel nodes and returns the records to go by.
+    ``tune`` is given the graph with its kernel nodes, then the IRModule of what they leave, and
+    returns the records to go by.
     Raises Unsupported, naming the op, for what edgepipe does not compile.
     """
     import tvm
@@ -60,7 +61,7 @@ def lower(
 
     from edgepipe.lowering import pace
     from edgepipe.lowering.emit import Emitter
-    from edgepipe.lowering.schedule import schedule_default
+    from edgepipe.lowering.schedule import schedule_rest
     from edgepipe.lowering.to_relax import to_relax
 
     names = tuple(v.name or "" for v in model.graph.inputs if not v.is_initializer())
@@ -86,7 +87,9 @@ def lower(
                 transform.DeadCodeElimination(),
             ]
         )(module)
-    module = schedule_default(module, context.target)
+    if tune is not None:
+        context = replace(context, records=tune(module))
+    module = schedule_rest(module, context)
     context.dump("lowering-02-kernels.txt", module.script)
     return Program(module, emitter.audits, emitter.variants, names, outputs)
 

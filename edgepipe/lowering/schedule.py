@@ -24,8 +24,9 @@ from typing import Any
 import tvm
 from tvm import s_tir, tirx
 
+from edgepipe.context import Context
 from edgepipe.kernels.builder import MARK
-from edgepipe.lowering import schedule_cuda
+from edgepipe.lowering import schedule_cuda, traces
 from edgepipe.lowering.blocks import (
     Block,
     contiguous,
@@ -34,7 +35,6 @@ from edgepipe.lowering.blocks import (
     read_blocks,
     vectorizable,
 )
-from edgepipe.target import Target
 
 #: Outputs of one reduction held in registers: vectors per tile.
 _TILE_VECTORS = 4
@@ -42,19 +42,22 @@ _TILE_VECTORS = 4
 _SHORTEST_VECTOR = 3
 
 
-def schedule_default(mod: Any, target: Target) -> Any:
-    """Schedule every PrimFunc of ``mod`` (IRModule) that has no template; returns a new module."""
-    functions = {}
+def schedule_rest(mod: Any, context: Context) -> Any:
+    """Schedule every PrimFunc of ``mod`` (IRModule) that has no template, as a tuning record says
+    or by default; returns a new module."""
+    functions, target = {}, context.target
     steps = (_inline, schedule_cuda.bind) if target.kind == "cuda" else _CPU
     for var, function in mod.functions.items():
-        if isinstance(function, tirx.PrimFunc) and not _is_done(function):
-            functions[var] = schedule_function(function, target.simd.lanes_f32, steps)
+        if isinstance(function, tirx.PrimFunc) and not is_done(function):
+            tuned = traces.recorded(var.name_hint, function, context)
+            functions[var] = tuned or schedule_function(function, target.simd.lanes_f32, steps)
         else:
             functions[var] = function
     return tvm.IRModule(functions, attrs=mod.attrs)
 
 
-def _is_done(function: Any) -> bool:
+def is_done(function: Any) -> bool:
+    """Whether a PrimFunc is scheduled: by a template, or as TVM says."""
     attrs = function.attrs
     return attrs is not None and ("edgepipe.template" in attrs or "tirx.is_scheduled" in attrs)
 

@@ -1,4 +1,5 @@
-"""Search of kernel templates' settings, by measuring them.
+"""Search of what makes kernels fast, by measuring them: settings of templates, and schedules by
+MetaSchedule's rules of what no template executes.
 
 ``tasks`` lists the operators of a network; ``search.tune`` measures settings of each through the
 builder and runner interfaces of TVM's MetaSchedule and appends what it found to a file of records
@@ -7,14 +8,20 @@ builder and runner interfaces of TVM's MetaSchedule and appends what it found to
 
 from __future__ import annotations
 
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import onnx_ir as ir
 
-from edgepipe import records
 from edgepipe.context import Context
+
+if TYPE_CHECKING:
+    from edgepipe.target import Target
+
+#: Of each setting that was measured, its ratio to the default; None where it failed.
+Ratios = Sequence[float | None]
 
 
 @dataclass(frozen=True)
@@ -28,36 +35,43 @@ class Plan:
     seed: int = 0
 
 
-@dataclass(frozen=True)
-class Task:
-    """An operator of a network, ``count`` times in it, and the template that executes it."""
-
-    template: Any
-    op: Any
-    count: int
+class Task(Protocol):
+    """An operator of a network and what there is to choose. A setting is what ``draw`` yields."""
 
     @property
-    def macs(self) -> int:
-        """Multiply-accumulates per inference."""
-        return self.count * int(getattr(self.op, "macs", 0))
+    def name(self) -> str:
+        """Of the template, or what stands for it in records."""
+
+    @property
+    def version(self) -> int:
+        """Records of another version are stale."""
+
+    @property
+    def key(self) -> Any:
+        """The operator, as ``records.op_key`` takes it."""
+
+    def size(self, target: Target) -> int | None:
+        """How many settings there are; None where nobody knows."""
+
+    def draw(
+        self, target: Target, trials: int, seed: int, batch: int
+    ) -> Generator[Sequence[Any], Ratios, None]:
+        """Yields ``trials`` settings or all there are, some at a time, and is sent their ratios."""
+
+    def pair(self, target: Target, setting: Any) -> Any:
+        """IRModule of the default kernel and that with ``setting``, see ``candidate.SYMBOLS``."""
+
+    def plain(self, target: Target, setting: Any | None) -> dict[str, Any]:
+        """A setting, None for the default, as a record has it."""
 
 
-def tasks(graph: ir.Graph, context: Context) -> list[Task]:
-    """What there is to choose in ``graph`` (after ``lowering.describe_kernels``), most work first.
+def tasks(subject: ir.Graph | Any, context: Context) -> list[Task]:
+    """What there is to choose in a graph (after ``lowering.describe_kernels``), most work first, or
+    in the IRModule of what templates leave (see ``lowering.lower``)."""
+    if isinstance(subject, ir.Graph):
+        from edgepipe.tuning import knobs
 
-    Operators that differ only in data, such as quantization ranges, are one task.
-    """
-    from edgepipe.kernels.template import select
+        return list(knobs.tasks(subject, context))
+    from edgepipe.tuning import rules
 
-    found: dict[tuple[str, str], Task] = {}
-    for node in graph.all_nodes():
-        kernel = node.meta.get("kernel")
-        if kernel is None:
-            continue
-        template, _ = select(kernel.op, context.target)
-        if template is None or not template.settings(kernel.op, context.target):
-            continue
-        key = template.name, records.op_key(kernel.op)
-        count = found[key].count + 1 if key in found else 1
-        found[key] = Task(template, kernel.op, count)
-    return sorted(found.values(), key=lambda task: -task.macs)
+    return list(rules.tasks(subject, context))

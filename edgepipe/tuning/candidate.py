@@ -17,18 +17,17 @@ from tvm.s_tir.meta_schedule.builder import BuilderInput, BuilderResult, PyBuild
 from edgepipe.codegen import driver, link
 from edgepipe.codegen.primfunc import buffer_bytes, build_object
 from edgepipe.errors import EdgepipeError
-from edgepipe.kernels.template import KernelTemplate, Knobs
 from edgepipe.target import Target
 
 #: Symbols of the kernel of the default rule and of the candidate.
 SYMBOLS = ("candidate_0", "candidate_1")
 
 
-def pair(template: KernelTemplate, op: Any, default: Knobs, knobs: Knobs) -> Any:
-    """IRModule of the two kernels."""
+def pair(default: Any, candidate: Any) -> Any:
+    """IRModule of the two PrimFuncs."""
     functions = {
-        symbol: template.emit(op, chosen).with_attr("global_symbol", symbol)
-        for symbol, chosen in zip(SYMBOLS, (default, knobs), strict=True)
+        symbol: function.with_attr("global_symbol", symbol)
+        for symbol, function in zip(SYMBOLS, (default, candidate), strict=True)
     }
     return tvm.IRModule(functions)
 

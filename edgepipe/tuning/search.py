@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import random
 import statistics
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
@@ -16,12 +15,10 @@ from tvm.s_tir.meta_schedule.builder import BuilderInput
 from tvm.s_tir.meta_schedule.runner import RunnerInput
 
 from edgepipe import records
-from edgepipe.kernels.template import Knobs
-from edgepipe.lowering.emit import plain
 from edgepipe.records import Record
 from edgepipe.target import Target
 from edgepipe.tuning import Plan, Task, meters
-from edgepipe.tuning.candidate import Builder, pair
+from edgepipe.tuning.candidate import Builder
 
 #: A setting has to save this share, every time it is measured.
 LEAST_GAIN = 0.02
@@ -40,9 +37,9 @@ def tune(
     with _session(target, plan) as session:
         results = []
         for number, task in enumerate(tasks, 1):
-            record = known.find(task.template.name, task.op, target)
+            record = known.find(task.name, task.key, target)
             if record is None or not _serves(record, task, plan, session):
-                what = f"{task.template.name} {number} of {len(tasks)}"
+                what = f"{task.name} {number} of {len(tasks)}"
                 record = session.tune(task, what, progress)
                 records.append(plan.file, record)
             results.append(record)
@@ -50,35 +47,9 @@ def tune(
 
 
 def _serves(record: Record, task: Task, plan: Plan, session: Session) -> bool:
-    same = record.version == task.template.version and record.unit == session.meter.unit
-    space = task.template.settings(task.op, session.target)
-    return same and record.trials >= min(plan.trials, len(space))
-
-
-def draw(space: Sequence[Knobs], default: Knobs, trials: int, seed: str) -> list[Knobs]:
-    """``trials`` settings without the default: the nearest to it for a half, the rest at random.
-
-    The same ``seed`` draws the same.
-    """
-    others = [knobs for knobs in space if plain(knobs) != plain(default)]
-    generator = random.Random(seed)
-    generator.shuffle(others)
-    others.sort(key=lambda knobs: _distance(knobs, default))
-    near = others[: (trials + 1) // 2]
-    rest = others[len(near) :]
-    return near + generator.sample(rest, min(trials - len(near), len(rest)))
-
-
-def _distance(one: Knobs, other: Knobs) -> float:
-    """Relative differences of numbers; a quarter for anything else that differs."""
-    total = 0.0
-    for name, value in one.items():
-        base = other[name]
-        if type(value) is int and type(base) is int:
-            total += abs(value - base) / max(value, base, 1)
-        else:
-            total += 0.25 * (value != base)
-    return total
+    same = record.version == task.version and record.unit == session.meter.unit
+    size = task.size(session.target)
+    return same and record.trials >= (plan.trials if size is None else min(plan.trials, size - 1))
 
 
 @contextlib.contextmanager
@@ -101,67 +72,69 @@ class Session:
     builder: Any
 
     def tune(self, task: Task, what: str, progress: Callable[[str], None]) -> Record:
-        """The record of one operator; its default knobs where nothing is clearly faster."""
-        template, op = task.template, task.op
-        default, space = template.default(op, self.target), template.settings(op, self.target)
-        seed = f"{self.plan.seed} {template.name} {records.op_key(op)}"
-        drawn = draw(space, default, self.plan.trials, seed)
-        progress(f"measuring {what}: {len(drawn)} of {len(space)} settings")
-        seen: list[tuple[float, float, Knobs]] = []
-        size = _BATCH * self.meter.boards
-        for start in range(0, len(drawn), size):
-            seen += self._measured(task, default, drawn[start : start + size])
+        """The record of one operator; its default where nothing is clearly faster."""
+        plan, size = self.plan, task.size(self.target)
+        count = plan.trials if size is None else min(plan.trials, size - 1)
+        progress(
+            f"measuring {what}: {count} {'schedules' if size is None else f'of {size} settings'}"
+        )
+        seen: list[tuple[float, float, Any]] = []
+        drawing = task.draw(self.target, plan.trials, plan.seed, _BATCH * self.meter.boards)
+        drawn = next(drawing, None)
+        while drawn is not None:
+            found = self._measured(task, drawn)
+            seen += [(*f, one) for f, one in zip(found, drawn, strict=True) if f is not None]
+            try:
+                drawn = drawing.send([None if f is None else f[0] for f in found])
+            except StopIteration:
+                drawn = None
         seen.sort(key=lambda entry: entry[0])
-        ratio, value, knobs = self._confirmed(task, default, seen[:FINALISTS])
+        ratio, value, setting = self._confirmed(task, seen[:FINALISTS])
         value = value or min((v / r for r, v, _ in seen), default=0.0)
         return Record(
-            template=template.name, version=template.version, op=records.op_key(op),
-            features=records.features(self.target), knobs=plain(knobs), ratio=round(ratio, 4),
-            value=float(f"{value:.6g}"), unit=self.meter.unit,
-            measured_on=self.meter.measured_on, trials=len(drawn), seed=self.plan.seed,
+            template=task.name, version=task.version, op=records.op_key(task.key),
+            features=records.features(self.target), knobs=task.plain(self.target, setting),
+            ratio=round(ratio, 4), value=float(f"{value:.6g}"), unit=self.meter.unit,
+            measured_on=self.meter.measured_on, trials=count, seed=plan.seed,
         )  # fmt: skip
 
     def _confirmed(
-        self, task: Task, default: Knobs, best: Sequence[tuple[float, float, Knobs]]
-    ) -> tuple[float, float, Knobs]:
+        self, task: Task, best: Sequence[tuple[float, float, Any]]
+    ) -> tuple[float, float, Any | None]:
         """The best that gains every time it is measured, by its worst; ratio 1 for the default."""
-        found = (1.0, 0.0, default)
-        for ratio, value, knobs in best:
-            worst = ratio
-            if worst > 1 - LEAST_GAIN:
+        chosen: tuple[float, float, Any | None] = (1.0, 0.0, None)
+        for ratio, value, setting in best:
+            if ratio > 1 - LEAST_GAIN:
                 break
             again = 0 if self.meter.unit == "instructions" else AGAIN
-            repeated = self._measured(task, default, [knobs] * again)
+            repeated = [f for f in self._measured(task, [setting] * again) if f is not None]
             if len(repeated) < again:
                 continue
-            worst = max([ratio, *(r for r, _, _ in repeated)])
-            if worst <= 1 - LEAST_GAIN and worst < found[0]:
-                found = worst, min([value, *(v for _, v, _ in repeated)]), knobs
-        return found
+            worst = max([ratio, *(r for r, _ in repeated)])
+            if worst <= 1 - LEAST_GAIN and worst < chosen[0]:
+                chosen = worst, min([value, *(v for _, v in repeated)]), setting
+        return chosen
 
-    def _measured(
-        self, task: Task, default: Knobs, settings: Sequence[Knobs]
-    ) -> list[tuple[float, float, Knobs]]:
-        """Ratio to the default, value and knobs of each setting that could be measured."""
-        modules = [pair(task.template, task.op, default, knobs) for knobs in settings]
+    def _measured(self, task: Task, settings: Sequence[Any]) -> list[tuple[float, float] | None]:
+        """Ratio to the default and value of each setting; None where it could not be measured."""
+        modules = [task.pair(self.target, setting) for setting in settings]
         # MetaSchedule's interface wants a target; the builder knows the real one.
         llvm = tvm.target.Target({"kind": "llvm"})
         built = self.builder.build([BuilderInput(module, llvm) for module in modules])
-        there = [
-            (knobs, str(result.artifact_path))
-            for knobs, result in zip(settings, built, strict=True)
-            if result.error_msg is None
-        ]
-        futures = self.meter.run([RunnerInput(path, "cpu", []) for _, path in there])
-        measured = []
-        for (knobs, path), future in zip(there, futures, strict=True):
-            result = future.result()
-            Path(path).unlink(missing_ok=True)
-            if result.error_msg is None:
-                values = [float(v) for v in result.run_secs]
-                ratio, value = compare(values[::2], values[1::2])
-                measured.append((ratio, value * self.scale, knobs))
-        return measured
+        paths = [str(b.artifact_path) if b.error_msg is None else None for b in built]
+        futures = iter(self.meter.run([RunnerInput(path, "cpu", []) for path in paths if path]))
+        found: list[tuple[float, float] | None] = []
+        for path in paths:
+            result = next(futures).result() if path else None
+            if path:
+                Path(path).unlink(missing_ok=True)
+            if result is None or result.error_msg is not None:
+                found.append(None)
+                continue
+            values = [float(v) for v in result.run_secs]
+            ratio, value = compare(values[::2], values[1::2])
+            found.append((ratio, value * self.scale))
+        return found
 
     @property
     def scale(self) -> float:

@@ -24,7 +24,8 @@ from edgepipe.kernels.ops import ConvOp
 from edgepipe.kernels.template import select
 from edgepipe.kernels.weights import WeightFormat
 from edgepipe.target import Target
-from edgepipe.tuning import Plan, Task, candidate, meters, search
+from edgepipe.tuning import Plan, candidate, meters, search
+from edgepipe.tuning.knobs import Kernel
 
 pytestmark = pytest.mark.slow
 
@@ -72,9 +73,9 @@ def gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Target:
     return Target.load("cuda")
 
 
-def task(target: Target) -> Task:
+def task(target: Target) -> Kernel:
     template, _ = select(CONV, target)
-    return Task(template, CONV, 1)
+    return Kernel(template, CONV, 1)
 
 
 @pytest.mark.needs_cuda_toolkit
@@ -83,7 +84,7 @@ def test_a_candidate_launches_both_kernels(
 ) -> None:
     template, _ = select(CONV, gpu)
     assert template is not None
-    module = candidate.pair(template, CONV, *template.settings(CONV, gpu)[:2])
+    module = candidate.pair(*(template.emit(CONV, k) for k in template.settings(CONV, gpu)[:2]))
     path, log = tmp_path / "candidate", tmp_path / "log"
     path.write_bytes(candidate.build(module, gpu, "PROGRAM"))
     path.chmod(0o755)

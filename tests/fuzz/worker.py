@@ -27,9 +27,10 @@ MEMORY_BYTES = 2 << 30
 #: More CPU time than this is a hang: seconds by the clock say more of what else the machine does.
 HANG_S = 10.0
 _ADDRESS_SPACE = 24 << 30
-#: Compilers, what the check of a new bundle runs it in, and matplotlib's search for fonts.
+#: Compilers, what the check of a new bundle runs it in, a bundle's own program, and matplotlib's
+#: search for fonts.
 _PROGRAMS = ("zig", "ptxas", "node", "chromium", "qemu-aarch64-static", "qemu-arm-static",
-             "qemu-aarch64", "qemu-arm", "fc-list")  # fmt: skip
+             "qemu-aarch64", "qemu-arm", "bench", "fc-list")  # fmt: skip
 _CALLS = ("socket.connect", "pickle.find_class", "os.system", "os.exec", "os.posix_spawn")
 _WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
 _CHANGES = ("os.mkdir", "os.rename", "os.remove", "os.rmdir", "os.symlink", "os.link", "os.chmod",
@@ -79,10 +80,12 @@ class Desk:
         tempfile.tempdir = None  # it may be known already
         os.chdir(self.out)
         from edgepipe.codegen import link
-        from tests.fuzz import kinds
+        from tests.fuzz import kinds, seeds
 
         self.clear, self.wide = kinds.clear, wide
         self.make = kinds.CONTROLS[kind] if kind in kinds.CONTROLS else kinds.KINDS[kind][0]
+        if wide and kind in ("onnx", "compile"):
+            seeds.conformance()
         self.make(Random(0), self.source, self.out, wide)  # imports and templates, before the clock
         if kind in ("compile", "target"):
             kinds.cli.main(["compile", "digits", "--target", "x86-64-v3",

@@ -12,9 +12,12 @@ import onnxruntime
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from edgepipe import importer
+from edgepipe import importer, passes
+from edgepipe.context import Context
 from edgepipe.errors import UserError
 from edgepipe.importer.source import Source, identifier
+from edgepipe.recipe import Recipe
+from edgepipe.target import Target
 
 from .graphs import dense, externalise, model, relu, save, value, weight
 
@@ -104,6 +107,15 @@ def test_initializers_listed_as_inputs_are_no_inputs(tmp_path: Path) -> None:
     assert [v.name for v in source.model.graph.inputs] == ["x"]
     session = onnxruntime.InferenceSession(source.proto_bytes())
     assert [i.name for i in session.get_inputs()] == ["x"]
+
+
+def test_shares_of_devices_are_left_out(tmp_path: Path) -> None:
+    """onnx-ir does not write those without a name, and what is a function is written."""
+    node = helper.make_node("HardSwish", ["x"], ["y"])
+    node.device_configurations.add()
+    source = importer.load(save(model([node], [value("x", (4,))], [value("y", (4,))]), tmp_path))
+    assert not next(iter(source.model.graph)).device_configurations
+    passes.run(source.model, Context(Target.load("host"), Recipe()))
 
 
 def test_scalar_and_integer_inputs(tmp_path: Path) -> None:

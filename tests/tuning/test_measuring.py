@@ -21,7 +21,8 @@ from edgepipe.kernels.template import select
 from edgepipe.runners import rpc
 from edgepipe.runners._base import Address
 from edgepipe.target import Target
-from edgepipe.tuning import Plan, Task, boards, candidate, meters, search
+from edgepipe.tuning import Plan, boards, candidate, meters, search
+from edgepipe.tuning.knobs import Kernel
 
 SIZES = [("float32", 64)]
 #: Kernels in C: what every way of measuring is given instead of a template's.
@@ -142,7 +143,7 @@ def test_several_boards_behind_a_tracker(tmp_path: Path) -> None:
         op = ConvOp(Blocked(1, 8, 9, 9, 8), Blocked(1, 16, 9, 9, 8), (1, 1))
         template, _ = select(op, host)
         plan = Plan(2, tmp_path / "r.jsonl", name)
-        (record,) = search.tune([Task(template, op, 1)], host, plan, lambda line: None)
+        (record,) = search.tune([Kernel(template, op, 1)], host, plan, lambda line: None)
         assert record.measured_on == f"rpc:127.0.0.1:{tracker}"
         with pytest.raises(UserError, match="no board 'shelf'"):
             meters.meter(host, f"rpc:127.0.0.1:{tracker},key=shelf")
@@ -180,7 +181,7 @@ def test_a_tuned_bundle_computes_the_same(tmp_path: Path) -> None:
     assert results[0].tobytes() == results[1].tobytes()
 
 
-def _tasks(target: Target) -> list[Task]:
+def _tasks(target: Target) -> list[Kernel]:
     from edgepipe import importer, lowering, passes, tuning
     from edgepipe.context import Context
     from edgepipe.recipe import Recipe

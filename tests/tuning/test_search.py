@@ -14,8 +14,9 @@ from edgepipe.kernels.ops import ConvOp
 from edgepipe.kernels.template import select
 from edgepipe.lowering.emit import plain
 from edgepipe.target import Target
-from edgepipe.tuning import Plan, Task, meters, search
-from edgepipe.tuning.search import Session, compare, draw
+from edgepipe.tuning import Plan, meters, search
+from edgepipe.tuning.knobs import Kernel, draw
+from edgepipe.tuning.search import Session, compare
 
 HOST = Target.load("host")
 LANES = HOST.simd.lanes_f32
@@ -23,9 +24,9 @@ OP = ConvOp(Blocked(1, 32, 9, 9, LANES), Blocked(1, 32, 9, 9, LANES), (1, 1))
 SPACE = [{"a": a, "b": b} for a in range(8) for b in (True, False)]
 
 
-def task(op: ConvOp = OP) -> Task:
+def task(op: ConvOp = OP) -> Kernel:
     template, _ = select(op, HOST)
-    return Task(template, op, 1)
+    return Kernel(template, op, 1)
 
 
 class FakeMeter:
@@ -48,13 +49,12 @@ def faked(monkeypatch: pytest.MonkeyPatch) -> Any:
     asked: list[dict[str, Any]] = []
 
     def install(answer: Any) -> list[dict[str, Any]]:
-        def measured(self: Session, task: Task, default: Any, settings: Any) -> Any:
-            found = []
+        def measured(self: Session, task: Kernel, settings: Any) -> Any:
+            found: list[tuple[float, float] | None] = []
             for knobs in settings:
                 asked.append(knobs)
                 ratio = answer(knobs, sum(k == knobs for k in asked))
-                if ratio is not None:
-                    found.append((ratio, 100 * ratio, knobs))
+                found.append(None if ratio is None else (ratio, 100 * ratio))
             return found
 
         monkeypatch.setattr(Session, "_measured", measured)
