@@ -219,7 +219,8 @@ class Flattener:
             weights=Blob(tuple(self.weights.pieces)),
             audit=tuple(
                 replace(
-                    _with_traffic(_audit(c, audits), c), pieces=pieces.get(symbols[c.function], 1)
+                    _with_traffic(_audit(c, audits, self.program.tuned), c),
+                    pieces=pieces.get(symbols[c.function], 1),
                 )
                 for c in calls
             ),
@@ -249,7 +250,9 @@ def _with_traffic(audit: KernelAudit, call: RawCall) -> KernelAudit:
     return replace(audit, weight_bytes=weights, activation_bytes=activations)
 
 
-def _audit(call: RawCall, audits: dict[str, list[KernelAudit]]) -> KernelAudit:
+def _audit(
+    call: RawCall, audits: dict[str, list[KernelAudit]], tuned: dict[str, str]
+) -> KernelAudit:
     entries = audits.get(call.function)
     if entries:
         return entries.pop(0)
@@ -261,6 +264,7 @@ def _audit(call: RawCall, audits: dict[str, list[KernelAudit]]) -> KernelAudit:
         arithmetic="int8" if integer else "as in the model",
         accumulator="int32" if integer else "as in the model",
         macs=0,
+        tuned=tuned.get(call.function, ""),
     )
 
 

@@ -23,13 +23,14 @@ class Program:
     """``module["main"]`` is a list of ``call_tir`` and reshapes; every PrimFunc is scheduled.
 
     ``audits`` holds, per template kernel, one entry per call in call order. ``variants`` has the
-    PrimFuncs that differ in a variant of the target. ``inputs`` and
-    ``outputs`` are the ONNX names in order.
+    PrimFuncs that differ in a variant of the target, ``tuned`` whose record scheduled a function.
+    ``inputs`` and ``outputs`` are the ONNX names in order.
     """
 
     module: Any
     audits: dict[str, list[KernelAudit]]
     variants: dict[str, dict[str, Any]]
+    tuned: dict[str, str]
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
 
@@ -89,9 +90,9 @@ def lower(
         )(module)
     if tune is not None:
         context = replace(context, records=tune(module))
-    module = schedule_rest(module, context)
+    module, tuned = schedule_rest(module, context)
     context.dump("lowering-02-kernels.txt", module.script)
-    return Program(module, emitter.audits, emitter.variants, names, outputs)
+    return Program(module, emitter.audits, emitter.variants, tuned, names, outputs)
 
 
 def _as_reshapes() -> dict[str, Any]:

@@ -42,18 +42,22 @@ _TILE_VECTORS = 4
 _SHORTEST_VECTOR = 3
 
 
-def schedule_rest(mod: Any, context: Context) -> Any:
+def schedule_rest(mod: Any, context: Context) -> tuple[Any, dict[str, str]]:
     """Schedule every PrimFunc of ``mod`` (IRModule) that has no template, as a tuning record says
-    or by default; returns a new module."""
+    or by default; returns a new module, and whose record by the names of functions."""
     functions, target = {}, context.target
+    tuned: dict[str, str] = {}
     steps = (_inline, schedule_cuda.bind) if target.kind == "cuda" else _CPU
     for var, function in mod.functions.items():
         if isinstance(function, tirx.PrimFunc) and not is_done(function):
-            tuned = traces.recorded(var.name_hint, function, context)
-            functions[var] = tuned or schedule_function(function, target.simd.lanes_f32, steps)
+            name = var.name_hint
+            found, origin = traces.recorded(name, function, context) or (None, "")
+            if found is not None:
+                tuned[name] = origin
+            functions[var] = found or schedule_function(function, target.simd.lanes_f32, steps)
         else:
             functions[var] = function
-    return tvm.IRModule(functions, attrs=mod.attrs)
+    return tvm.IRModule(functions, attrs=mod.attrs), tuned
 
 
 def is_done(function: Any) -> bool:

@@ -71,9 +71,9 @@ def apply(function: Any, trace: list[Any]) -> Any:
     return bare if kept is None else bare.with_attr("global_symbol", kept)
 
 
-def recorded(name: str, function: Any, context: Context) -> Any | None:
-    """``function`` by the record of ``context`` that is about it, if it is better than the default
-    schedule; a record that does not fit is noted and left out."""
+def recorded(name: str, function: Any, context: Context) -> tuple[Any, str] | None:
+    """``function`` by the record of ``context`` that is about it, and whose that is; None where the
+    default schedule is better. A record that does not fit is noted and left out."""
     record = context.records.find(NAME, key(name, function), context.target)
     if record is None or not record.knobs:
         return None
@@ -81,11 +81,8 @@ def recorded(name: str, function: Any, context: Context) -> Any | None:
     why = f"made for version {record.version}, this is {VERSION}"
     if record.version == VERSION:
         try:
-            found = apply(function, record.knobs["trace"])
+            return apply(function, record.knobs["trace"]), origin
         except Exception as error:
             why = f"it does not fit ({type(error).__name__})"
-        else:
-            context.note(STAGE, name, f"scheduled by a tuning record of {origin}")
-            return found
     context.note(STAGE, name, f"stale tuning record of {origin} left out: {why}")
     return None

@@ -98,6 +98,9 @@ def test_every_schedule_computes_the_same(grouped: Path, tmp_path: Path) -> None
         tuned = bundle(grouped, tmp_path / str(number), [record(task, trace)])
         np.testing.assert_allclose(tuned.run(inputs, "local")["y"], wanted, rtol=1e-5, atol=1e-6)
         assert code(tuned) != code(plain), "the record changed nothing"
+        assert [k["tuned"] for k in tuned.manifest["kernels"] if k["kernel"] == "conv"] == [
+            f"{number}.jsonl"
+        ]
 
 
 @pytest.mark.slow
