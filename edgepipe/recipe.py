@@ -197,8 +197,9 @@ class Recipe:
         return found[1], found[2], found[3]
 
     def _check_sparsity(self) -> None:
-        """Integer kernels run over blocks, those of float32 over any pattern."""
-        if self.sparsity is None or self.format == "fp32":
+        """Integer kernels run over blocks, those of float32 over any pattern, and all over fewer
+        channels."""
+        if self.sparsity is None or self.sparsity.channels or self.format == "fp32":
             return
         if not self.integer:
             raise UserError(

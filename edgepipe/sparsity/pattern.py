@@ -2,7 +2,7 @@
 
 ``N:M`` keeps N of M neighbouring input channels, ``N:MvV`` the same ones for V neighbouring output
 channels, ``S%`` prunes S per cent of a layer's weights wherever they are smallest, ``S%b1x4`` S per
-cent of its blocks of four input channels.
+cent of its blocks of four input channels. ``cS%`` removes S per cent of the channels themselves.
 """
 
 from __future__ import annotations
@@ -13,12 +13,15 @@ from dataclasses import dataclass
 from edgepipe.errors import UserError
 
 #: What a pattern may look like, for messages.
-KNOWN = "N:M such as 2:4, N:MvV such as 1:4v32, S% such as 80%, S%b1x4 such as 80%b1x4"
+KNOWN = (
+    "N:M such as 2:4, N:MvV such as 1:4v32, S% such as 80%, S%b1x4 such as 80%b1x4, "
+    "cS% such as c40%"
+)
 #: Largest M of N:M, and largest V.
 LARGEST = 64
 
 _GROUPED = re.compile(r"([1-9]\d*):([1-9]\d*)(?:v([1-9]\d*))?")
-_SHARE = re.compile(r"([1-9]\d?(?:\.\d{1,2})?)%(b1x4)?")
+_SHARE = re.compile(r"(c?)([1-9]\d?(?:\.\d{1,2})?)%(b1x4)?")
 #: Instead of a pattern where a network is trained on: what is zero stays zero.
 KEPT = "kept"
 #: Input channels of a block of ``b1x4``.
@@ -28,7 +31,8 @@ BLOCK = 4
 @dataclass(frozen=True)
 class Pattern:
     """``kept`` of ``of`` input channels, by groups of ``shared`` output channels; or, where ``of``
-    is 0, ``percent`` of all weights pruned, by blocks of ``block`` input channels.
+    is 0, ``percent`` of all weights pruned, by blocks of ``block`` input channels, or of all
+    ``channels`` removed.
     ``Pattern.parse(str(p)) == p``."""
 
     kept: int = 0
@@ -36,13 +40,15 @@ class Pattern:
     shared: int = 1
     percent: float = 0.0
     block: int = 1
+    channels: bool = False
 
     @classmethod
     def parse(cls, text: str, where: str) -> Pattern:
         """Raises UserError naming ``where`` and what is known."""
         grouped, share = _GROUPED.fullmatch(text), _SHARE.fullmatch(text)
-        if share is not None:
-            return cls(percent=float(share[1]), block=BLOCK if share[2] else 1)
+        if share is not None and not (share[1] and share[3]):
+            block = BLOCK if share[3] else 1
+            return cls(percent=float(share[2]), block=block, channels=bool(share[1]))
         if grouped is None:
             raise UserError(f"unknown sparsity '+{text}'", where=where, fix=f"known: {KNOWN}")
         kept, of, shared = int(grouped[1]), int(grouped[2]), int(grouped[3] or 1)
@@ -61,5 +67,6 @@ class Pattern:
 
     def __str__(self) -> str:
         if not self.of:
-            return f"{self.percent:g}%" + (f"b1x{self.block}" if self.block > 1 else "")
+            share = "c" * self.channels + f"{self.percent:g}%"
+            return share + (f"b1x{self.block}" if self.block > 1 else "")
         return f"{self.kept}:{self.of}" + (f"v{self.shared}" if self.shared > 1 else "")

@@ -11,7 +11,9 @@ from edgepipe.sparsity.pattern import Pattern
 from edgepipe.sparsity.pruning import mask, refit
 
 
-@pytest.mark.parametrize("text", ["2:4", "1:8", "4:8v16", "1:4v32", "80%", "62.5%", "80%b1x4"])
+@pytest.mark.parametrize(
+    "text", ["2:4", "1:8", "4:8v16", "1:4v32", "80%", "62.5%", "80%b1x4", "c40%"]
+)
 def test_a_pattern_is_read_back(text: str) -> None:
     pattern = Pattern.parse(text, "here")
     assert str(pattern) == text and Pattern.parse(str(pattern), "here") == pattern
@@ -20,11 +22,32 @@ def test_a_pattern_is_read_back(text: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["", "4:2", "4:4", "0:4", "2:4v0", "2:4v65", "100%", "0%", "x", "80%b1x3", "2:4b1x4"]
+    "text",
+    [
+        "",
+        "4:2",
+        "4:4",
+        "0:4",
+        "2:4v0",
+        "2:4v65",
+        "100%",
+        "0%",
+        "x",
+        "80%b1x3",
+        "2:4b1x4",
+        "c",
+        "c40",
+        "c40%b1x4",
+    ],
 )
 def test_an_impossible_pattern_is_refused(text: str) -> None:
     with pytest.raises(UserError, match=r"^--recipe: .*(known: N:M|N is below M)"):
         Recipe.parse(f"fp32+{text}")
+
+
+@pytest.mark.parametrize("format", ["fp32", "fp16", "w8a8", "w4a8", "w8a16", "w4g32"])
+def test_every_format_takes_fewer_channels(format: str) -> None:
+    assert str(Recipe.parse(f"{format}+c40%")) == f"{format}+c40%"
 
 
 @pytest.mark.parametrize("format", ["w8a16", "fp16", "w4g32"])

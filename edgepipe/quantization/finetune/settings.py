@@ -64,8 +64,12 @@ class FinetuneSettings:
                 raise UserError(
                     f"unknown {field} '{value}'", where=field, fix=did_you_mean(value, known)
                 )
-        if self.sparsity not in ("", KEPT):
-            Pattern.parse(self.sparsity, "sparsity")
+        if self.sparsity not in ("", KEPT) and Pattern.parse(self.sparsity, "sparsity").channels:
+            raise UserError(
+                f"'{self.sparsity}' removes channels, which no training does",
+                where="sparsity",
+                fix="prune first (edgepipe.prune.run), then train the smaller network as it is",
+            )
         for field, low, high in (
             ("epochs", 0, 10_000),
             ("batch", 1, 1 << 16),

@@ -21,6 +21,7 @@ from edgepipe.quantization.finetune.examples import Examples, steps_per_epoch
 from edgepipe.quantization.finetune.masks import Masks
 from edgepipe.quantization.finetune.network import Network
 from edgepipe.quantization.finetune.settings import FinetuneSettings
+from edgepipe.quantization.graph import Array
 
 Progress = Callable[[str], None]
 
@@ -105,7 +106,7 @@ def _step(
     settings: FinetuneSettings,
 ) -> float:
     arrays, labels = examples.batch(step, settings)
-    inputs = {name: torch.from_numpy(array) for name, array in arrays.items()}
+    inputs = {name: _tensor(array) for name, array in arrays.items()}
     outputs = network(inputs)
     loss = outputs[0].new_zeros(())
     if labels is not None and settings.distillation < 1.0:
@@ -125,6 +126,12 @@ def _step(
     loss.backward()
     optimizer.step()
     return float(loss.detach())
+
+
+def _tensor(array: Array) -> torch.Tensor:
+    """Images with their channels innermost: convolutions are up to a third faster."""
+    tensor = torch.from_numpy(array)
+    return tensor.contiguous(memory_format=torch.channels_last) if array.ndim == 4 else tensor
 
 
 def _to_labels(
