@@ -21,12 +21,11 @@ def macs(node: ir.Node) -> int:
 def scores(layer: Layer, gram: Gram | None) -> Array:
     """What each weight is worth, float64 [outputs, inputs, taps]: its square, times that of its
     input where ``gram`` knows it (Wanda)."""
-    found = layer.matrix(layer.weight)[0].astype(np.float64) ** 2
+    found: Array = layer.matrix(layer.weight)[0].astype(np.float64) ** 2
     if gram is not None:
         found = found * (np.diagonal(gram.hessian[0]) + gram.mean_x[0] ** 2)
     taps = int(np.prod(layer.weight_shape[2:]))
-    found = found.reshape(layer.outputs, -1, taps)
-    return found
+    return found.reshape(layer.outputs, -1, taps)
 
 
 def kept(layer: Layer, pattern: Pattern, gram: Gram | None) -> Array:
