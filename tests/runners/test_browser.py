@@ -11,6 +11,7 @@ from pathlib import Path
 
 import browsing
 import handmade
+import naming
 import numpy as np
 import pytest
 from selenium.webdriver.support.ui import WebDriverWait
@@ -129,6 +130,22 @@ def test_the_page_measures_and_checks_itself(made: Made) -> None:
     assert 0 < result["min_ms"] <= result["p50_ms"] <= result["p90_ms"] <= result["p99_ms"]
     assert result["inferences_per_timing"] > 1  # 0.1 ms clock, microseconds per inference
     assert "handmade, fp32" in text and "ok:" in text and "WRONG" not in text
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("x", "y"), naming.STRANGE)
+def test_names_on_the_page_are_only_names(tmp_path: Path, x: str, y: str) -> None:
+    made = naming.named(tmp_path / "b", x, y)
+    with browsing.served(made.path) as address, browsing.chromium() as driver:
+        driver.get(f"{address}/bench.html?run")
+        WebDriverWait(driver, 60).until(lambda d: driver.execute_script("return window.result"))
+        text = driver.execute_script("return document.body.innerText")
+        errors = [e for e in driver.get_log("browser") if e["level"] == "SEVERE"]
+        scripts = driver.execute_script("return document.scripts.length")
+        driver.get(f"{address}/bench.html")
+        assert scripts == driver.execute_script("return document.scripts.length")
+    assert not errors
+    assert "ok:" in text and "WRONG" not in text
 
 
 @pytest.mark.slow

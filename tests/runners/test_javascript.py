@@ -9,16 +9,15 @@ import re
 import subprocess
 import threading
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import handmade
+import naming
 import numpy as np
 import pytest
 
 from edgepipe.bundle import Bundle
-from edgepipe.onnx_parts import OnnxParts
 from edgepipe.runners import node
 from edgepipe.target import Target
 
@@ -193,39 +192,10 @@ def test_no_module_has_imports(made: Made, name: str) -> None:
     assert result == [0] * len(modules) and len(modules) >= 2
 
 
-#: Of an object's own machinery, and what ends a literal or a comment in C, JavaScript or HTML:
-#: pairs of an input and an output.
-STRANGE = (
-    ("__proto__", "constructor"),
-    ("toString", "__proto__"),
-    ("valueOf", "hasOwnProperty"),
-    ("a\"b'c`${x}", "line\nbreak\u2028\u2029"),
-    ("*/ // @prefix@ \\", "</script><!--"),
-    ("größe→日本😀", "length"),
-)
-
-
-def named(path: Path, x: str, y: str) -> Bundle:
-    """The handmade model for WebAssembly, one input called ``x`` and one output ``y``."""
-    plan, target = handmade.plan("net"), Target.load("wasm-simd")
-    plan = replace(
-        plan,
-        inputs=(replace(plan.inputs[0], name=x), plan.inputs[1]),
-        outputs=(replace(plan.outputs[0], name=y), plan.outputs[1]),
-    )
-    source = handmade.source()
-    proto = source.reference.proto()
-    proto.graph.input[0].name = proto.graph.node[0].input[0] = x
-    proto.graph.output[0].name = proto.graph.node[2].output[0] = y
-    source = replace(source, reference=OnnxParts(proto.SerializeToString(), {}))
-    kernels, context = handmade.objects(target, "net"), handmade.context(target)
-    return handmade.write(path, source, plan, kernels, context, "net")
-
-
 @pytest.mark.slow
-@pytest.mark.parametrize(("x", "y"), STRANGE)
+@pytest.mark.parametrize(("x", "y"), naming.STRANGE)
 def test_names_are_only_names(tmp_path: Path, x: str, y: str) -> None:
-    made = named(tmp_path / "b", x, y)
+    made = naming.named(tmp_path / "b", x, y)
     values = {x: np.ones((1, handmade.COUNT), np.float32), N: np.array(21)}
     exact = handmade.expected({X: values[x], N: values[N]})[Y]
     got = made.run(values, runner="node")  # through bench.mjs
