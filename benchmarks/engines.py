@@ -47,7 +47,7 @@ class Place:
 
 
 PLACES = [
-    Place("host", "host", "local", "fp32", (LITERT, "ort", "openvino")),
+    Place("host", "host", "local", "fp32", (LITERT, "ort", "openvino", "ncnn")),
     Place("host", "host", "local", "w8a8", (LITERT, "ort", "openvino")),
     Place("browser", "wasm-simd", "browser", "fp32", (LITERT_JS, "ort-web")),
     Place("browser", "wasm-relaxed", "browser", "fp32", (LITERT_JS, "ort-web")),
@@ -95,7 +95,7 @@ def measure(name: str, model: str, place: Place, folder: Path, runs: int) -> Ben
 
 def main() -> int:
     options = arguments(__doc__, models="mobilenet-v1,mobilenet-v2", places="all", runs="200")
-    head("Latency beside other engines, one thread each", "ai-edge-litert", "openvino")
+    head("Latency beside other engines, one thread each", "ai-edge-litert", "openvino", "ncnn")
     print("ratio: median over the fastest engine's in the same run; below 1 edgepipe is faster\n")
     rows, results, failed = [], [], False
     with bundle_folder(options.out) as folder:

@@ -55,6 +55,11 @@ def _has_cuda_toolkit() -> str | None:
     return None if found else "NVIDIA's wheels are not installed: pip install 'edgepipe[cuda]'"
 
 
+def _has_ncnn() -> str | None:
+    missing = [name for name in ("ncnn", "pnnx") if importlib.util.find_spec(name) is None]
+    return f"{missing[0]} is not installed" if missing else None
+
+
 def _has_aarch64_libc() -> str | None:
     there = Path("/usr/aarch64-linux-gnu/lib/ld-linux-aarch64.so.1").exists()
     emulated = shutil.which("qemu-aarch64-static") is not None
@@ -81,6 +86,7 @@ PROBES: dict[str, Callable[[], str | None]] = {
     "needs_atheris": _has_module("atheris"),
     "needs_litert": _has_module("ai_edge_litert"),
     "needs_openvino": _has_module("openvino"),
+    "needs_ncnn": _has_ncnn,
     "needs_cuda_toolkit": _has_cuda_toolkit,
     "needs_aarch64_libc": _has_aarch64_libc,
     "needs_shared": _has_shared,

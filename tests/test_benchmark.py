@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import dense
 import numpy as np
@@ -165,3 +166,37 @@ def test_openvino(quantized: Bundle) -> None:
     result = bench(quantized, runs=5, against=("openvino", "ort"))
     assert [p.engine.split()[0] for p in result.peers] == ["OpenVINO"] * 2 + ["ONNX"] * 2
     assert all(p.snr_db is not None and p.snr_db > 20 for p in result.peers)
+
+
+@pytest.mark.needs_ncnn
+def test_ncnn(quantized: Bundle, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)
+    (peer,) = bench(quantized, runs=5, against=("ncnn",)).peers
+    assert peer.engine.startswith("ncnn ") and peer.median_ms > 0
+    assert peer.snr_db is not None and peer.snr_db > 20  # it computes in float32, the bundle not
+    assert not list(tmp_path.iterdir())  # pnnx writes seven files where it runs
+
+
+@pytest.mark.slow
+@pytest.mark.needs_ncnn
+def test_ncnn_computes_the_original_and_says_what_it_cannot(tmp_path: Path) -> None:
+    built = _of_one_size(tmp_path, [helper.make_node("Relu", ["x"], ["y"])], "relu", n=1)
+    (engine,) = peers.engines(peers.Case(built, threads=2), "ncnn", "local")
+    (x,), (y,) = (part.values() for part in built.golden())
+    assert np.array_equal(engine.outputs()["y"].reshape(y.shape), np.maximum(x, 0))
+    pool = helper.make_node("MaxPool", ["x"], ["y"], kernel_shape=[3, 3], pads=[1, 1, 1, 1])
+    two = _of_one_size(tmp_path, [pool], "two", n=2)
+    with pytest.raises(UserError, match="one sample at a time, the model 2"):
+        bench(two, runs=5, against=("ncnn",))
+    nodes = [helper.make_node("Hardmax", ["x"], ["y"])]
+    with pytest.raises(UserError, match="ncnn has no layer for Hardmax"):
+        bench(_of_one_size(tmp_path, nodes, "hardmax", n=1), runs=5, against=("ncnn",))
+
+
+def _of_one_size(folder: Path, nodes: list[Any], name: str, n: int) -> Bundle:
+    """Nodes from "x" to "y", images of 3 channels."""
+    ends = [helper.make_tensor_value_info(e, 1, [n, 3, 4, 5]) for e in "xy"]
+    graph = helper.make_graph(nodes, "net", ends[:1], ends[1:])
+    opset = [helper.make_opsetid("", 17)]
+    save(helper.make_model(graph, opset_imports=opset, ir_version=8), folder / f"{name}.onnx")
+    return pipeline.compile(folder / f"{name}.onnx", target="host", output=folder / name)

@@ -296,6 +296,7 @@ HEAVY: dict[str, set[str]] = {
     "flatbuffers": {"interchange"},
     "ai_edge_litert": {"peers"},
     "openvino": {"peers"},
+    "ncnn": {"peers"},
 }
 
 #: Never imported at the top of a module: optional, or slow before the first word is printed.

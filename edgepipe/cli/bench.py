@@ -23,7 +23,7 @@ def add_arguments(parser: Parser) -> None:
     parser.add_argument(
         "--against",
         metavar="PEER,…",
-        help="engines to measure in turn with it: ort (default), litert, openvino, for wasm "
+        help="engines to measure in turn with it: ort (default), litert, openvino, ncnn, for wasm "
         "ort-web, litert-js; none",
     )
     parser.add_argument(

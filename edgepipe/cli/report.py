@@ -21,8 +21,12 @@ _MARK = "<!-- edgepipe report -->"
 def add_arguments(parser: Parser) -> None:
     """Declare the options of ``edgepipe report``."""
     add_measuring(parser)
-    parser.add_argument("--against", metavar="PEER,…", help="engines to measure in turn with them, "
-                        "where these run here: ort (default), litert, openvino; none")  # fmt: skip
+    parser.add_argument(
+        "--against",
+        metavar="PEER,…",
+        help="engines to measure in turn with them, where these run here: ort (default), litert, "
+        "openvino, ncnn; none",
+    )
     parser.add_argument("-o", "--output", metavar="FILE.html", required=True, help="the page")
 
 
