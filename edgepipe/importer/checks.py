@@ -211,6 +211,11 @@ def check_tensor(tensor: onnx.TensorProto, where: str) -> None:
 def _check_graph(graph: onnx.GraphProto, version: int, where: str) -> None:
     if graph.sparse_initializer:
         raise Unsupported("sparse initializers are not supported", where=where, fix="store dense")
+    for value in (*graph.input, *graph.output, *graph.value_info):
+        kind = value.type.tensor_type.elem_type
+        if kind not in onnx.TensorProto.DataType.values():
+            raise UserError(f"'{value.name}' has elements of type {kind}, which is none",
+                            where=where, fix="export the model again")  # fmt: skip
     attributes = (a for node in graph.node for a in node.attribute)
     for tensor in (*graph.initializer, *(t for a in attributes for t in (a.t, *a.tensors))):
         check_tensor(tensor, where)

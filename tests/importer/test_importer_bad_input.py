@@ -126,6 +126,10 @@ FILES: dict[str, tuple[Callable[[Path], Path], tuple[str, ...]]] = {
         _changed(lambda m: m.graph.node[0].attribute.append(helper.make_attribute("alpha", 1.0))),
         ("alpha",),
     ),
+    "no type of elements": (
+        _changed(lambda m: setattr(m.graph.output[0].type.tensor_type, "elem_type", -1)),
+        ("has elements of type -1, which is none",),
+    ),
     "word that means nothing": (
         _changed(
             lambda m: m.graph.node[0].CopyFrom(
