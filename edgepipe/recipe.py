@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,9 @@ FORMATS = ("fp32", "fp16", "w8a8", "w4a8", "w4a4", "w8a16", "w4a16")
 GROUPED = ("w8gN", "w4gN")
 #: Smallest and largest N of ``wBgN``.
 GROUP_SIZES = (2, 1024)
+#: How amounts of zeros follow from the one that is asked for, and what a search spends.
+AMOUNTS = ("uniform", "erk", "search")
+BUDGETS = ("macs", "bytes", "latency")
 #: Override that leaves a node as it is in the float model.
 FLOAT = "float"
 
@@ -44,7 +47,9 @@ class Settings:
     """What a recipe file says beyond the format; None leaves the format's default.
 
     The fields mean what they mean in ``edgepipe.quantization.QuantConfig``; ``activations`` is
-    "symmetric" or "asymmetric".
+    "symmetric" or "asymmetric". ``amounts`` (of AMOUNTS) of a sparsity ``S%``: the same in every
+    layer, by the shapes of layers, or searched within what ``budget`` (of BUDGETS) uniform ones
+    take.
     """
 
     overrides: tuple[Override, ...] = ()
@@ -55,6 +60,8 @@ class Settings:
     activations: str | None = None
     max_samples: int | None = None
     allow_float_fallback: bool = False
+    amounts: str | None = None
+    budget: str | None = None
 
     def to_json(self) -> dict[str, Any]:
         """The fields that differ from their defaults, as ``from_json`` takes them."""
@@ -101,6 +108,8 @@ _TYPES: dict[str, tuple[Any, str]] = {
     "activations": (str, '"symmetric" or "asymmetric"'),
     "max_samples": (int, "a whole number"),
     "allow_float_fallback": (bool, "true or false"),
+    "amounts": (str, "a string"),
+    "budget": (str, "a string"),
 }
 
 
@@ -118,7 +127,9 @@ class Recipe:
         self._check_sparsity()
         for override in self.settings.overrides:
             self._check_override(override)
-        if self.settings != Settings() and not self.quantizes:
+        self._check_amounts()
+        plain = replace(self.settings, amounts=None, budget=None)
+        if plain != Settings() and not self.quantizes:
             raise UserError(
                 f"{self.format} has no further settings",
                 where="recipe file",
@@ -214,6 +225,33 @@ class Recipe:
                 where="--recipe",
                 fix=f"use {self.format}+{share}%b1x4, or fp32+{self.sparsity}",
             )
+
+    def _check_amounts(self) -> None:
+        """Amounts by layer are of patterns that have them, and a budget is what a search has."""
+        settings, sparsity = self.settings, self.sparsity
+        for key, value, known in (
+            ("amounts", settings.amounts, AMOUNTS), ("budget", settings.budget, BUDGETS)
+        ):  # fmt: skip
+            if value is not None and value not in known:
+                raise UserError(
+                    f"unknown {key} '{value}'", where="recipe file", fix=did_you_mean(value, known)
+                )
+        shares = sparsity is not None and not sparsity.of and not sparsity.channels
+        if settings.amounts is not None and not shares:
+            raise UserError(
+                f"'amounts' are of patterns S% and S%b1x4, not of {self}", where="recipe file",
+                fix="for example format = \"fp32+80%\"",
+            )  # fmt: skip
+        if settings.budget is not None and settings.amounts != "search":
+            raise UserError(
+                "a budget is what a search spends", where="recipe file",
+                fix='set amounts = "search" too',
+            )  # fmt: skip
+        if settings.budget == "latency" and self.format != "fp32":
+            raise UserError(
+                f"latency is estimated for fp32, not {self.format}", where="recipe file",
+                fix='use budget = "macs" or "bytes"',
+            )  # fmt: skip
 
     def _check_override(self, override: Override) -> None:
         """An override may change bits, not whether activations are integers."""

@@ -133,6 +133,9 @@ MAY_IMPORT: dict[str, set[str]] = {
         "context",
         "errors",
         "importer",
+        # What a layer costs with zeros is what the compiler will choose kernels by.
+        "lowering.groups",
+        "lowering.sparsity",
         "quantization.executor",
         "quantization.gram",
         "quantization.graph",
@@ -140,6 +143,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "quantization.placement",
         "quantize",
         "sparsity",
+        "target",
     },
     "emitted": {"context", "errors", "interchange", "quantize", "recipe"},
     "pipeline": {

@@ -23,6 +23,7 @@ from edgepipe.lowering.describe import four_dims, kernel_op
 from edgepipe.lowering.elementwise import attribute, constant
 from edgepipe.lowering.groups import Group
 from edgepipe.lowering.weights import stored
+from edgepipe.target import Target
 
 STAGE = "lowering.sparsity"
 #: Weights with fewer zeros than this are dense to every form.
@@ -106,16 +107,25 @@ def _look_at(group: Group, context: Context) -> Choice | None:
         return None
     if weight.ndim == 3:
         weight = weight[:, :, None]
-    target, lanes = context.target, context.target.simd.lanes_f32
+    found, forms = estimates(group, weight, context.target)
+    return Choice.best(zeros, found, forms)
+
+
+def estimates(
+    group: Group, weight: np.ndarray, target: Target
+) -> tuple[dict[str, int], list[Sparse]]:
+    """Vector instructions of a convolution by form, with the nonzeros of ``weight`` [co, ci, kh,
+    kw], "dense" among them; and the sparse forms."""
+    lanes = target.simd.lanes_f32
     op = _as_op(group, lanes)
-    estimates = {"dense": sparse_cost.dense(op, target)}
+    found = {"dense": sparse_cost.dense(op, target)}
     candidates = [shared(weight, w) for w in sparse_shared.widths(target, op.y.c)]
     forms = [min(candidates, key=lambda f: sparse_cost.shared(op, f, target))]
-    estimates["shared"] = sparse_cost.shared(op, forms[0], target)
+    found["shared"] = sparse_cost.shared(op, forms[0], target)
     if op.strides == (1, 1):
         forms.append(rows(weight))
-        estimates["rows"] = sparse_cost.rows(_as_op(group, 1), forms[1], target)
-    return Choice.best(zeros, estimates, forms)
+        found["rows"] = sparse_cost.rows(_as_op(group, 1), forms[1], target)
+    return found, forms
 
 
 def _as_op(group: Group, lanes: int) -> ConvOp:

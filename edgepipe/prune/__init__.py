@@ -2,7 +2,7 @@
 graph.
 
 Files: ``layers`` (one layer's weights), ``walk`` (moments of all, in one pass), ``coupling``,
-``channel_rules`` and ``channels`` (whole channels).
+``channel_rules`` and ``channels`` (whole channels), ``amounts`` and ``cost`` (how much of which).
 """
 
 from __future__ import annotations
@@ -79,8 +79,8 @@ def _weights(
     model: ir.Model, dense: ir.Model, samples: Samples | None, context: Context
 ) -> dict[str, Any]:
     """Zeros in the layers of ``model``; what the manifest says of them."""
+    from edgepipe.prune import amounts, walk
     from edgepipe.prune import layers as single
-    from edgepipe.prune import walk
     from edgepipe.quantization.layers import Layer, prunable
 
     pattern = context.recipe.sparsity
@@ -94,6 +94,7 @@ def _weights(
             + context.recipe.format,
         )
     _check_finite(layers)
+    patterns = amounts.patterns(model, layers, samples, context)
     zeros, macs = {}, {}
     walked = (
         ((node, None) for node in layers)
@@ -103,7 +104,7 @@ def _weights(
     for number, (node, gram) in enumerate(walked, 1):
         context.progress(f"pruning layer {number} of {len(layers)}")
         name = node.name or f"{node.op_type}_{number}"
-        stays = single.kept(Layer.of(node), pattern, gram)
+        stays = single.kept(Layer.of(node), patterns[node], gram)
         zeros[name] = single.set_weight(node, stays, gram)
         macs[name] = single.macs(node)
     before = _macs(dense)

@@ -1,0 +1,76 @@
+"""Amounts by layer, from a recipe to zeros."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+
+from edgepipe import passes, prune
+from edgepipe.context import Context
+from edgepipe.data import Samples
+from edgepipe.errors import UserError
+from edgepipe.importer import load
+from edgepipe.prune import cost
+from edgepipe.quantization.layers import Layer, prunable
+from edgepipe.recipe import Recipe
+from edgepipe.sparsity.amounts import erk
+from edgepipe.target import Target
+from tests.prune.test_channels import Network, canonical, residual
+
+
+def plain(n: Network) -> ir.Model:
+    """Convolutions of other shapes each."""
+    y = n.conv(n.conv(n.conv("x", 8, 3, 3), 32, 8, 3), 16, 32)
+    return n.model(n.conv(y, 32, 16, 3), 1, 32, 8, 8)
+
+
+def pruned(
+    path: Path, data: bool = True, model: Callable[[Network], ir.Model] = residual, **settings: str
+) -> tuple[ir.Model, prune.Pruned]:
+    """A network at ``fp32+70%``."""
+    ir.save(model(Network()), path)
+    random = np.random.default_rng(1)
+    x = random.standard_normal((16, 1, 3, 8, 8), dtype=np.float32)
+    samples = Samples("x", len(x), lambda: ({"x": a} for a in x))
+    context = Context(Target.load("x86-64-v3"), Recipe.read("fp32+70%", settings))
+    source = load(path)
+    graph = passes.run(source.model, context)
+    model, facts = prune.run(graph, source, samples if data else None, context)
+    assert facts is not None
+    return model, facts
+
+
+def spent(model: ir.Model, budget: str) -> float:
+    target = Target.load("x86-64-v3")
+    layers = prunable(model.graph, blocks=False)
+    masks = [Layer.of(n).matrix(Layer.of(n).weight)[0] != 0 for n in layers]
+    return sum(cost.of(n, m, budget, target) for n, m in zip(layers, masks, strict=True))
+
+
+@pytest.mark.parametrize("budget", ["macs", "bytes", "latency"])
+def test_a_search_spends_what_uniform_amounts_do(budget: str, tmp_path: Path) -> None:
+    uniform, _ = pruned(tmp_path / "n.onnx")
+    model, facts = pruned(tmp_path / "n.onnx", amounts="search", budget=budget)
+    assert spent(model, budget) <= 1.01 * spent(uniform, budget)
+    assert len({round(z, 2) for z in facts.manifest["zeros"].values()}) > 1
+    # Positive control: with every weight it takes more.
+    dense = canonical(residual(Network()))
+    assert spent(uniform, budget) < 0.95 * spent(dense, budget)
+
+
+def test_erk_prunes_layers_by_their_shapes(tmp_path: Path) -> None:
+    model, facts = pruned(tmp_path / "n.onnx", data=False, model=plain, amounts="erk")
+    shapes = [Layer.of(n).weight_shape for n in prunable(model.graph, blocks=False)]
+    wanted = erk(shapes, 70.0)
+    assert max(wanted) - min(wanted) > 10
+    found = [100 * zeros for zeros in facts.manifest["zeros"].values()]
+    np.testing.assert_allclose(found, wanted, atol=0.2)
+
+
+def test_a_search_without_data_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="give --calibration, or use amounts"):
+        pruned(tmp_path / "n.onnx", data=False, amounts="search")
