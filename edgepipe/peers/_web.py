@@ -80,8 +80,8 @@ class Web:
         shapes = [{"name": n, "shape": v.shape, "file": f"input{i}.bin"}
                   for i, (n, v) in enumerate(values.items())]  # fmt: skip
         files = {f"input{i}.bin": v.tobytes() for i, v in enumerate(values.values())}
-        files |= {"model.bin": self.model, "index.html": _PAGE,
-                  "web.mjs": Path(__file__).with_name("web.mjs").read_bytes()}  # fmt: skip
+        files |= {"model.bin": self.model, "index.html": _PAGE}
+        files |= {p.name: p.read_bytes() for p in Path(__file__).parent.glob("*.mjs")}
         modules = self.folder.parents[len(Path(_name(self.folder)).parts) - 1]
         files["job.json"] = json.dumps({**job, "engine": self.kind, "inputs": shapes,
                                         "modules": modules.as_uri()}).encode()  # fmt: skip

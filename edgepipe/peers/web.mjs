@@ -42,6 +42,11 @@ const ENGINES = {
       });
     };
   },
+
+  async tfjs(model, inputs, modules) {
+    const { open } = await import("./tfjs.mjs");
+    return open(model, inputs, modules, node);
+  },
 };
 
 async function main() {
