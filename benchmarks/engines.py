@@ -49,11 +49,11 @@ class Place:
 PLACES = [
     Place("host", "host", "local", "fp32", (LITERT, "ort", "openvino", "ncnn")),
     Place("host", "host", "local", "w8a8", (LITERT, "ort", "openvino")),
-    Place("browser", "wasm-simd", "browser", "fp32", (LITERT_JS, "ort-web")),
-    Place("browser", "wasm-relaxed", "browser", "fp32", (LITERT_JS, "ort-web")),
+    Place("browser", "wasm-simd", "browser", "fp32", (LITERT_JS, "tfjs", "ort-web")),
+    Place("browser", "wasm-relaxed", "browser", "fp32", (LITERT_JS, "tfjs", "ort-web")),
     Place("browser", "wasm-simd", "browser", "w8a8", (LITERT_JS, "ort-web")),
     Place("browser", "wasm-relaxed", "browser", "w8a8", (LITERT_JS, "ort-web")),
-    Place("node", "wasm-simd", "node", "fp32", ("ort-web",)),
+    Place("node", "wasm-simd", "node", "fp32", ("ort-web", "tfjs")),
     Place("node", "wasm-simd", "node", "w8a8", ("ort-web",)),
 ]
 

@@ -43,6 +43,22 @@ export const loadAndCompile = async (url) => {
   } };
 };
 """
+TFJS = """
+const tensor = (data, shape) => ({ shape, values: data, data: async () => data, dispose() {} });
+const tf = {
+  tensor,
+  env: () => ({ set(flag, on) { tf.oneThread = flag.includes("MULTITHREAD") && !on; } }),
+  setBackend: async (name) => name === "wasm" && tf.oneThread,
+  tidy: (compute) => compute(),
+  relu(x) {
+    if (x.shape.join() !== "1,3,4,2") throw new Error(`shape ${x.shape}`);
+    return tensor(x.values.map((v) => Math.max(v, 0)), x.shape);
+  },
+  wasm: { setWasmPaths(path) { tf.oneThread &&= path.endsWith("/tfjs-backend-wasm/dist/"); } },
+};
+if (typeof module === "undefined") globalThis.tf = tf;
+else module.exports = tf;
+"""
 
 
 @pytest.fixture(scope="module")
@@ -57,13 +73,20 @@ def relu(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
 
 @pytest.fixture
 def npm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A project folder, the current one, with both packages."""
+    """A project folder, the current one, with all packages."""
     for name, files in {
         "onnxruntime-web": {"dist/ort.node.min.mjs": ORT, "dist/ort.wasm.min.mjs": ORT},
         "@litertjs/core": {"dist/index.js": LITERT},
-    }.items():
+        "@tensorflow/tfjs-core": {
+            "dist/tf-core.min.js": TFJS, "package.json": '{"main": "dist/tf-core.min.js"}',
+        },
+        "@tensorflow/tfjs-backend-wasm": {
+            "dist/tf-backend-wasm.min.js": "",
+            "package.json": '{"version": "9.8", "main": "dist/tf-backend-wasm.min.js"}',
+        },
+    }.items():  # fmt: skip
         package = tmp_path / "node_modules" / name
-        for file, text in {**files, "package.json": '{"version": "9.8", "type": "module"}'}.items():
+        for file, text in {"package.json": '{"version": "9.8", "type": "module"}', **files}.items():
             (package / file).parent.mkdir(parents=True, exist_ok=True)
             (package / file).write_text(text)
     (tmp_path / "project").mkdir()
@@ -87,19 +110,34 @@ def test_ort_web_in_node(relu: Bundle, npm: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.needs_node
+def test_tfjs_in_node(relu: Bundle, npm: Path) -> None:
+    (peer,) = bench(relu, runner="node", runs=5, against=("tfjs",)).peers
+    assert peer.engine == "TensorFlow.js 9.8, wasm" and peer.median_ms > 0
+    assert peer.snr_db == np.inf
+    engine = npm / "@tensorflow/tfjs-core/dist/tf-core.min.js"
+    engine.write_text(TFJS.replace("Math.max(v, 0)", "Math.max(v, 0.5)"))
+    (peer,) = bench(relu, runner="node", runs=5, against=("tfjs",)).peers
+    assert peer.snr_db is not None and peer.snr_db < 20
+    engine.write_text(TFJS.replace('name === "wasm"', "false"))
+    with pytest.raises(EdgepipeError, match="the wasm backend of tfjs does not start"):
+        bench(relu, runner="node", runs=5, against=("tfjs",))
+
+
+@pytest.mark.slow
 @pytest.mark.needs_browser
-def test_both_in_a_browser(relu: Bundle, npm: Path) -> None:
+def test_all_in_a_browser(relu: Bundle, npm: Path) -> None:
     file = npm.parent / "net.tflite"
     file.write_text("a tflite file")
-    against = ("ort-web", f"litert-js={file}")
+    against = ("ort-web", "tfjs", f"litert-js={file}")
     result = bench(relu, runner="browser", runs=5, against=against)
     assert [p.engine for p in result.peers] == [
-        "onnxruntime-web 9.8", "LiteRT.js 9.8, net.tflite",
+        "onnxruntime-web 9.8", "TensorFlow.js 9.8, wasm", "LiteRT.js 9.8, net.tflite",
     ]  # fmt: skip
-    assert [p.snr_db for p in result.peers] == [np.inf, np.inf]
+    assert [p.snr_db for p in result.peers] == [np.inf] * 3
     file.write_text("something else")
     with pytest.raises(EdgepipeError, match="a model of 'something else'"):
-        bench(relu, runner="browser", runs=5, against=against[1:])
+        bench(relu, runner="browser", runs=5, against=against[2:])
 
 
 @pytest.mark.needs_node
@@ -111,3 +149,5 @@ def test_what_is_missing_is_named(
         bench(relu, runner="node", runs=5, against=("ort-web",))
     with pytest.raises(UserError, match="runs as 'browser' does"):
         bench(relu, runner="node", runs=5, against=("litert-js",))
+    with pytest.raises(UserError, match="npm install @tensorflow/tfjs-core @tensorflow/tfjs-back"):
+        bench(relu, runner="node", runs=5, against=("tfjs",))

@@ -24,7 +24,7 @@ def add_arguments(parser: Parser) -> None:
         "--against",
         metavar="PEER,…",
         help="engines to measure in turn with it: ort (default), litert, openvino, ncnn, for wasm "
-        "ort-web, litert-js; none",
+        "ort-web, litert-js, tfjs; none",
     )
     parser.add_argument(
         "--per-op",

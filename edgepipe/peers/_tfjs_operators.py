@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from edgepipe.peers._tfjs_products import conv, gemm, limits, matmul, padding
+
 if TYPE_CHECKING:
     from edgepipe.peers._tfjs_graph import TfjsGraph
 
@@ -49,24 +51,14 @@ def _elementwise(graph: TfjsGraph, node: Any, op: str, **options: Any) -> None:
 
 
 def _clip(graph: TfjsGraph, node: Any, _: dict[str, Any]) -> str:
-    limits = _limits(graph, node)
-    if limits is None:
+    ends = limits(graph, node)
+    if ends is None:
         return "with computed limits"
-    if limits == (0, 6):
+    if ends == (0, 6):
         _elementwise(graph, node, "relu6")
     else:
-        _elementwise(graph, node, "clip", low=limits[0], high=limits[1])
+        _elementwise(graph, node, "clip", low=ends[0], high=ends[1])
     return ""
-
-
-def _limits(graph: TfjsGraph, node: Any) -> tuple[float, float] | None:
-    found = []
-    for i, default in ((1, -3.4e38), (2, 3.4e38)):
-        name = node.input[i] if len(node.input) > i else ""
-        if name and name not in graph.constants:
-            return None
-        found.append(float(graph.constants[name].item()) if name else default)
-    return found[0], found[1]
 
 
 def _hard_sigmoid(graph: TfjsGraph, node: Any, given: dict[str, Any]) -> str:
@@ -104,92 +96,8 @@ def _beside_last(graph: TfjsGraph, name: str) -> str:
     return graph.channels_last(f"{name}:wide")
 
 
-def _activation(graph: TfjsGraph, name: str) -> tuple[str, str]:
-    """The activation that follows ``name`` and can be part of it, and where it ends."""
-    node = graph.sole_consumer(name)
-    kind = {"Relu": "relu", "Sigmoid": "sigmoid"}.get(node.op_type if node else "", "")
-    if node is not None and node.op_type == "Clip" and _limits(graph, node) == (0, 6):
-        kind = "relu6"
-    if not kind:
-        return "linear", name
-    graph.done.add(node.output[0])
-    return kind, node.output[0]
-
-
-def _pads(given: dict[str, Any]) -> Any:
-    """"valid", "same", explicit ones, or None for what TensorFlow.js does not know."""
-    mode = given.get("auto_pad", b"NOTSET")
-    if mode != b"NOTSET":
-        return {b"SAME_UPPER": "same", b"VALID": "valid"}.get(mode)
-    top, left, bottom, right = given.get("pads") or (0, 0, 0, 0)
-    if not top + left + bottom + right:
-        return "valid"
-    return [[0, 0], [top, bottom], [left, right], [0, 0]]
-
-
-def _conv(graph: TfjsGraph, node: Any, given: dict[str, Any]) -> str:
-    weight = graph.constants.get(node.input[1])
-    if weight is None or weight.ndim != 4:
-        return "with computed weights" if weight is None else f"over {weight.ndim - 2} axes"
-    pads, group = _pads(given), given.get("group", 1)
-    depthwise = group == graph.shapes[node.input[0]][1] and group > 1
-    if pads is None or (group > 1 and not depthwise):
-        return f"with {group} groups" if pads is not None else "with pads on the lower side"
-    if depthwise:
-        kernel = weight.reshape(group, -1, *weight.shape[2:]).transpose(2, 3, 0, 1)
-    else:
-        kernel = weight.transpose(2, 3, 1, 0)
-    inputs = [graph.channels_last(node.input[0]), graph.constant(f"{node.input[1]}:k", kernel)]
-    if len(node.input) > 2 and node.input[2]:
-        inputs.append(graph.as_stated(node.input[2]))
-    activation, output = _activation(graph, node.output[0])
-    graph.call("depthwise" if depthwise else "conv", inputs, output, activation=activation,
-               pad=pads, strides=list(given.get("strides", (1, 1))),
-               dilations=list(given.get("dilations", (1, 1))))  # fmt: skip
-    graph.last.add(output)
-    return ""
-
-
-def _gemm(graph: TfjsGraph, node: Any, given: dict[str, Any]) -> str:
-    weight = graph.constants.get(node.input[1])
-    if weight is None or given.get("transA") or given.get("alpha", 1) != 1:
-        return "with computed weights, transA or alpha"
-    weight = weight.T if given.get("transB") else weight
-    inputs = [graph.as_stated(node.input[0]), graph.constant(f"{node.input[1]}:k", weight)]
-    if len(node.input) > 2 and node.input[2]:
-        bias = graph.constants.get(node.input[2])
-        if bias is None or given.get("beta", 1) != 1 or bias.size not in (1, weight.shape[1]):
-            return "with such a bias"
-        spread = np.broadcast_to(bias.reshape(-1), weight.shape[1:])
-        inputs.append(graph.constant(f"{node.input[2]}:b", spread))
-    activation, output = _activation(graph, node.output[0])
-    graph.call("dense", inputs, output, activation=activation, shape=graph.shapes[output])
-    return ""
-
-
-def _matmul(graph: TfjsGraph, node: Any, _: dict[str, Any]) -> str:
-    left, right = node.input
-    output = node.output[0]
-    if right not in graph.constants or len(graph.shapes[right]) != 2:
-        if min(len(graph.shapes[name]) for name in node.input) < 2:
-            return "of a vector"
-        graph.call("matMul", [graph.as_stated(left), graph.as_stated(right)], output)
-        return ""
-    inputs = [graph.as_stated(left), graph.as_stated(right)]
-    add = graph.sole_consumer(output)
-    if add is not None and add.op_type == "Add":
-        bias = next(name for name in add.input if name != output)
-        if graph.shapes[bias] == graph.shapes[right][1:] and bias in graph.constants:
-            inputs.append(graph.as_stated(bias))
-            output = add.output[0]
-            graph.done.add(output)
-    activation, output = _activation(graph, output)
-    graph.call("dense", inputs, output, activation=activation, shape=graph.shapes[output])
-    return ""
-
-
 def _pool(graph: TfjsGraph, node: Any, given: dict[str, Any]) -> str:
-    pads, window = _pads(given), list(given["kernel_shape"])
+    pads, window = padding(given), list(given["kernel_shape"])
     name, average = graph.channels_last(node.input[0]), node.op_type == "AveragePool"
     if len(window) != 2 or pads is None or any(d != 1 for d in given.get("dilations", ())):
         return "with such windows or pads"
@@ -305,8 +213,8 @@ def _resize(graph: TfjsGraph, node: Any, given: dict[str, Any]) -> str:
 
 
 _OTHERS: dict[str, Callable[[TfjsGraph, Any, dict[str, Any]], str]] = {
-    "Clip": _clip, "HardSigmoid": _hard_sigmoid, "LeakyRelu": _leaky_relu, "Conv": _conv,
-    "Gemm": _gemm, "MatMul": _matmul, "MaxPool": _pool, "AveragePool": _pool,
+    "Clip": _clip, "HardSigmoid": _hard_sigmoid, "LeakyRelu": _leaky_relu, "Conv": conv,
+    "Gemm": gemm, "MatMul": matmul, "MaxPool": _pool, "AveragePool": _pool,
     "GlobalAveragePool": _reduce, "GlobalMaxPool": _reduce, "ReduceMean": _reduce,
     "ReduceMax": _reduce, "Reshape": _reshape, "Flatten": _reshape, "Squeeze": _reshape,
     "Unsqueeze": _reshape, "Transpose": _transpose, "Concat": _concat, "Softmax": _softmax,
