@@ -236,7 +236,7 @@ class Recipe:
                 raise UserError(
                     f"unknown {key} '{value}'", where="recipe file", fix=did_you_mean(value, known)
                 )
-        shares = sparsity is not None and not sparsity.of and not sparsity.channels
+        shares = sparsity is not None and not (sparsity.of or sparsity.channels or sparsity.auto)
         if settings.amounts is not None and not shares:
             raise UserError(
                 f"'amounts' are of patterns S% and S%b1x4, not of {self}", where="recipe file",

@@ -134,6 +134,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "errors",
         "importer",
         # What a layer costs with zeros is what the compiler will choose kernels by.
+        "kernels.sparse_shared",
         "lowering.groups",
         "lowering.sparsity",
         "quantization.executor",

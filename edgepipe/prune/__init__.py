@@ -95,7 +95,7 @@ def _weights(
         )
     _check_finite(layers)
     patterns = amounts.patterns(model, layers, samples, context)
-    zeros, macs = {}, {}
+    zeros, macs, names = {}, {}, {}
     walked = (
         ((node, None) for node in layers)
         if samples is None
@@ -104,12 +104,16 @@ def _weights(
     for number, (node, gram) in enumerate(walked, 1):
         context.progress(f"pruning layer {number} of {len(layers)}")
         name = node.name or f"{node.op_type}_{number}"
+        names[name] = node
         stays = single.kept(Layer.of(node), patterns[node], gram)
         zeros[name] = single.set_weight(node, stays, gram)
         macs[name] = single.macs(node)
     before = _macs(dense)
     left = before - round(sum(macs[name] * zeros[name] for name in macs))
-    return {"zeros": zeros, "macs": {"dense": before, "left": left}}
+    chosen = {}
+    if len(set(patterns.values())) > 1 or pattern.auto:
+        chosen["patterns"] = {name: str(patterns[node]) for name, node in names.items()}
+    return {**chosen, "zeros": zeros, "macs": {"dense": before, "left": left}}
 
 
 def _channels(

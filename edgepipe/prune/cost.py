@@ -31,3 +31,10 @@ def instructions(node: ir.Node, stays: Array, target: Target) -> dict[str, int]:
     weight = Layer.of(node).restore(stays.astype(np.float32))
     group = Group("conv", [node], [source], node.outputs[0], blocked=True)
     return sparsity.estimates(group, weight if weight.ndim == 4 else weight[:, :, None], target)[0]
+
+
+def shared_widths(node: ir.Node, target: Target) -> list[int]:
+    """Output channels that may share a pattern in the kernels of ``target``."""
+    from edgepipe.kernels import sparse_shared  # imports tvm
+
+    return sparse_shared.widths(target, Layer.of(node).outputs)

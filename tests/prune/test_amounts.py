@@ -29,14 +29,19 @@ def plain(n: Network) -> ir.Model:
 
 
 def pruned(
-    path: Path, data: bool = True, model: Callable[[Network], ir.Model] = residual, **settings: str
+    path: Path,
+    data: bool = True,
+    model: Callable[[Network], ir.Model] = residual,
+    recipe: str = "fp32+70%",
+    target: str = "x86-64-v3",
+    **settings: str,
 ) -> tuple[ir.Model, prune.Pruned]:
-    """A network at ``fp32+70%``."""
+    """A network, pruned by the recipe."""
     ir.save(model(Network()), path)
     random = np.random.default_rng(1)
     x = random.standard_normal((16, 1, 3, 8, 8), dtype=np.float32)
     samples = Samples("x", len(x), lambda: ({"x": a} for a in x))
-    context = Context(Target.load("x86-64-v3"), Recipe.read("fp32+70%", settings))
+    context = Context(Target.load(target), Recipe.read(recipe, settings))
     source = load(path)
     graph = passes.run(source.model, context)
     model, facts = prune.run(graph, source, samples if data else None, context)
@@ -74,3 +79,23 @@ def test_erk_prunes_layers_by_their_shapes(tmp_path: Path) -> None:
 def test_a_search_without_data_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="give --calibration, or use amounts"):
         pruned(tmp_path / "n.onnx", data=False, amounts="search")
+
+
+def test_auto_saves_the_time_that_is_asked_for(tmp_path: Path) -> None:
+    dense = canonical(plain(Network()))
+    model, facts = pruned(tmp_path / "n.onnx", model=plain, recipe="fp32+auto40%")
+    assert spent(model, "latency") <= 0.6 * spent(dense, "latency")
+    names = [n.name for n in prunable(model.graph, blocks=False)]
+    assert list(facts.manifest["patterns"]) == names
+    less, _ = pruned(tmp_path / "n.onnx", model=plain, recipe="fp32+auto20%")
+    assert spent(model, "latency") < spent(less, "latency") <= 0.8 * spent(dense, "latency")
+
+
+def test_time_that_cannot_be_saved_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"by estimate \d+ % can at most"):
+        pruned(tmp_path / "n.onnx", model=plain, recipe="fp32+auto99%")
+
+
+def test_zeros_save_no_time_on_a_gpu(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="GPUs have no sparse kernels"):
+        pruned(tmp_path / "n.onnx", recipe="fp32+auto", target="jetson-tx2")

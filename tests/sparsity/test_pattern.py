@@ -12,7 +12,7 @@ from edgepipe.sparsity.pruning import mask, refit
 
 
 @pytest.mark.parametrize(
-    "text", ["2:4", "1:8", "4:8v16", "1:4v32", "80%", "62.5%", "80%b1x4", "c40%"]
+    "text", ["2:4", "1:8", "4:8v16", "1:4v32", "80%", "62.5%", "80%b1x4", "c40%", "auto60%"]
 )
 def test_a_pattern_is_read_back(text: str) -> None:
     pattern = Pattern.parse(text, "here")
@@ -54,6 +54,12 @@ def test_every_format_takes_fewer_channels(format: str) -> None:
 def test_a_format_without_sparse_kernels_is_refused(format: str) -> None:
     with pytest.raises(UserError, match=r"use fp32\+2:4, or leave '\+2:4' out"):
         Recipe.parse(f"{format}+2:4")
+
+
+def test_auto_says_how_much() -> None:
+    assert str(Recipe.parse("fp32+auto")) == "fp32+auto50%"
+    with pytest.raises(UserError, match=r"use w8a8\+50%b1x4, or fp32\+auto50%$"):
+        Recipe.parse("w8a8+auto")
 
 
 def test_integers_are_sparse_by_blocks() -> None:

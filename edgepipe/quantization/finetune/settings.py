@@ -64,11 +64,15 @@ class FinetuneSettings:
                 raise UserError(
                     f"unknown {field} '{value}'", where=field, fix=did_you_mean(value, known)
                 )
-        if self.sparsity not in ("", KEPT) and Pattern.parse(self.sparsity, "sparsity").channels:
+        pattern = None
+        if self.sparsity not in ("", KEPT):
+            pattern = Pattern.parse(self.sparsity, "sparsity")
+        if pattern is not None and (pattern.channels or pattern.auto):
             raise UserError(
-                f"'{self.sparsity}' removes channels, which no training does",
+                f"no training reaches '{self.sparsity}'",
                 where="sparsity",
-                fix="prune first (edgepipe.prune.run), then train the smaller network as it is",
+                fix='prune first (edgepipe.prune.run), then train with sparsity "kept", or none '
+                "where channels went",
             )
         for field, low, high in (
             ("epochs", 0, 10_000),

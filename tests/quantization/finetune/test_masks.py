@@ -104,7 +104,8 @@ def test_an_interrupted_training_ends_with_the_same_bits(
 def test_what_cannot_be_is_refused() -> None:
     with pytest.raises(UserError, match="unknown sparsity"):
         FinetuneSettings(sparsity="half")
-    with pytest.raises(UserError, match="prune first"):
-        FinetuneSettings(sparsity="c40%")
+    for pattern in ("c40%", "auto"):
+        with pytest.raises(UserError, match="prune first"):
+            FinetuneSettings(sparsity=pattern)
     with pytest.raises(UserError, match=r"unknown pruning 'straigt'.*straight"):
         FinetuneSettings(sparsity="2:4", pruning="straigt")
