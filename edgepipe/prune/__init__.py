@@ -112,7 +112,10 @@ def _weights(
     left = before - round(sum(macs[name] * zeros[name] for name in macs))
     chosen = {}
     if len(set(patterns.values())) > 1 or pattern.auto:
-        chosen["patterns"] = {name: str(patterns[node]) for name, node in names.items()}
+        chosen["patterns"] = {
+            name: str(p) if (p := patterns[node]) != amounts.DENSE else "dense"
+            for name, node in names.items()
+        }
     return {**chosen, "zeros": zeros, "macs": {"dense": before, "left": left}}
 
 
