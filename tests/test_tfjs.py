@@ -82,6 +82,7 @@ CALLS: dict[str, Any] = {
     "reshape": lambda s, x: x.reshape(s["shape"]),
     "transpose": lambda s, x: x.transpose(s["axes"]),
     "concat": lambda s, *xs: np.concatenate(xs, s["axis"]),
+    "slice": lambda s, x: x[tuple(map(slice, s["begin"], np.add(s["begin"], s["size"])))],
     "softmax": lambda s, x: np.exp(x) / np.exp(x).sum(-1, keepdims=True),
 }
 
@@ -153,6 +154,22 @@ def test_products_after_a_flatten_and_over_tokens() -> None:
     proto = model(nodes, (1, 5, 6), a=weights(6, 8), b=weights(8))
     calls = check(proto, (1, 5, 6))
     assert calls == ["reshape", "dense", "reshape", "transpose", "matMul", "softmax"]
+
+
+def test_parts_are_cut_where_the_channels_are() -> None:
+    node, numbers = helper.make_node, np.array
+    nodes = [
+        node("Relu", ["x"], ["r"]),
+        node("Split", ["r", "sizes"], ["s", "t"], axis=1),
+        node("Slice", ["t", "from", "to", "width"], ["u"]),
+        node("Slice", ["s", "from", "to", "width"], ["v"]),
+        node("Concat", ["v", "u"], ["c"], axis=1),
+        node("Gather", ["c", "second"], ["y"], axis=2),
+    ]
+    proto = model(nodes, (1, 5, 4, 6), sizes=numbers([2, 3]), width=numbers([3]),
+                  second=numbers(-2), **{"from": numbers([-5]), "to": numbers([5])})  # fmt: skip
+    calls = check(proto, (1, 5, 4, 6))
+    assert calls == ["relu", *["slice"] * 4, "concat", "slice", "transpose", "reshape"]
 
 
 @pytest.mark.parametrize(

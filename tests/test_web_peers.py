@@ -4,6 +4,8 @@ comes back, and what is said where they fail."""
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,6 +15,7 @@ from edgepipe import pipeline
 from edgepipe.benchmark import bench
 from edgepipe.bundle import Bundle
 from edgepipe.errors import EdgepipeError, UserError
+from edgepipe.peers._web import Web
 
 ORT = """
 export const env = { wasm: {} };
@@ -107,6 +110,18 @@ def test_ort_web_in_node(relu: Bundle, npm: Path) -> None:
     engine.write_text(ORT.replace("1,2,3,4", "9"))
     with pytest.raises(EdgepipeError, match="failed in Node: Error: shape 1,2,3,4"):
         bench(relu, runner="node", runs=5, against=("ort-web",))
+
+
+@pytest.mark.needs_node
+def test_large_outputs_come_whole_from_node(npm: Path) -> None:
+    """A pipe holds 64 KB, and Node ends without waiting for its reader."""
+    text = ORT.replace("x.data.map((v) => Math.max(v, 0))", "new Float32Array(40000).fill(0.25)")
+    (npm / "onnxruntime-web/dist/ort.node.min.mjs").write_text(text)
+    outputs = [SimpleNamespace(name="y", shape=(40000,))]
+    case: Any = SimpleNamespace(runner="node", bundle=SimpleNamespace(outputs=outputs))
+    x = np.zeros((1, 2, 3, 4), np.float32)
+    web = Web(case, "ort-web", npm / "onnxruntime-web", bytes(20), {"x": x})
+    assert np.array_equal(web.engine("it", "").outputs()["y"], np.full(40000, 0.25))
 
 
 @pytest.mark.slow

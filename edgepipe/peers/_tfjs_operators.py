@@ -158,6 +158,51 @@ def _concat(graph: TfjsGraph, node: Any, given: dict[str, Any]) -> str:
     return ""
 
 
+def _part(graph: TfjsGraph, name: str, output: str, axis: int, start: int) -> None:
+    """The part of ``name`` from ``start`` on along ``axis``, as long as ``output``."""
+    last, shape = name in graph.last, graph.shapes[name]
+    begin, size = [0] * len(shape), list(shape)
+    begin[axis], size[axis] = start, graph.shapes[output][axis]
+    if last:
+        begin, size = ([row[axis] for axis in (0, 2, 3, 1)] for row in (begin, size))
+        graph.last.add(output)
+    graph.call("slice", [name if last else graph.as_stated(name)], output, begin=begin, size=size)
+
+
+def _slice(graph: TfjsGraph, node: Any, _: dict[str, Any]) -> str:
+    name, output, shape = node.input[0], node.output[0], graph.shapes[node.input[0]]
+    given = [graph.constants.get(row) for row in node.input[1:]]
+    starts, axes = given[0], given[2] if len(given) > 2 else None
+    steps = given[3] if len(given) > 3 else np.ones(1)
+    if starts is None or axes is None or steps is None or starts.size != 1 or np.any(steps != 1):
+        return "of several axes, in steps or from computed places"
+    axis, start = int(axes[0]) % len(shape), int(starts[0])
+    start = min(start, shape[axis]) if start >= 0 else max(start + shape[axis], 0)
+    _part(graph, name, output, axis, start)
+    return ""
+
+
+def _split(graph: TfjsGraph, node: Any, given: dict[str, Any]) -> str:
+    axis, start = given.get("axis", 0) % len(graph.shapes[node.input[0]]), 0
+    for output in node.output:
+        _part(graph, node.input[0], output, axis, start)
+        start += graph.shapes[output][axis]
+    return ""
+
+
+def _gather(graph: TfjsGraph, node: Any, given: dict[str, Any]) -> str:
+    """One index: a part of length 1."""
+    name, index = node.input[0], graph.constants.get(node.input[1])
+    if index is None or index.size != 1 or name in graph.constants:
+        return "of several or computed places"
+    shape, output = graph.shapes[name], node.output[0]
+    axis = given.get("axis", 0) % len(shape)
+    graph.shapes[f"{output}:one"] = tuple(1 if i == axis else n for i, n in enumerate(shape))
+    _part(graph, name, f"{output}:one", axis, int(index.item()) % shape[axis])
+    graph.call("reshape", [graph.as_stated(f"{output}:one")], output, shape=graph.shapes[output])
+    return ""
+
+
 def _softmax(graph: TfjsGraph, node: Any, given: dict[str, Any]) -> str:
     rank = len(graph.shapes[node.input[0]])
     axis, last = given.get("axis", -1) % rank, node.input[0] in graph.last
@@ -219,5 +264,5 @@ _OTHERS: dict[str, Callable[[TfjsGraph, Any, dict[str, Any]], str]] = {
     "ReduceMax": _reduce, "Reshape": _reshape, "Flatten": _reshape, "Squeeze": _reshape,
     "Unsqueeze": _reshape, "Transpose": _transpose, "Concat": _concat, "Softmax": _softmax,
     "LayerNormalization": _layer_norm, "BatchNormalization": _batch_norm, "Resize": _resize,
-    "Upsample": _resize,
+    "Upsample": _resize, "Slice": _slice, "Split": _split, "Gather": _gather,
 }  # fmt: skip

@@ -25,6 +25,7 @@ const OPS = {
   max: (tf, { axes, keep }) => (x) => tf.max(x, axes, keep),
   reshape: (tf, { shape }) => (x) => tf.reshape(x, shape),
   transpose: (tf, { axes }) => (x) => tf.transpose(x, axes),
+  slice: (tf, { begin, size }) => (x) => tf.slice(x, begin, size),
   concat: (tf, { axis }) => (...xs) => tf.concat(xs, axis),
   layerNorm: (tf, { epsilon }) => (x, scale, shift) => {
     const { mean, variance } = tf.moments(x, -1, true);

@@ -72,7 +72,7 @@ async function main() {
 const post = (name, body) => fetch(new URL(name, base), { method: "POST", body });
 try {
   const result = await main();
-  if (node) console.log(result);
+  if (node) await new Promise((written) => process.stdout.write(`${result}\n`, written));
   else await post("result", result);
 } catch (error) {
   if (node) console.error(String(error));
