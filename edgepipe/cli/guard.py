@@ -19,7 +19,7 @@ from typing import Any
 from edgepipe.cli import limits
 from edgepipe.errors import EdgepipeError, one_line
 
-INTERRUPTED = "interrupted; nothing was written"
+INTERRUPTED = limits.INTERRUPTED
 
 # Causes in the user's environment. Anything else the operating system says is a bug of ours,
 # since paths that users name are checked where they are opened.

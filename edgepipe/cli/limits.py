@@ -22,6 +22,7 @@ import psutil
 
 from edgepipe.errors import EdgepipeError, UserError
 
+INTERRUPTED = "interrupted; nothing was written"
 #: Comes to the process that works when it is at a limit; the system sends it for ``ulimit -t``.
 LIMIT: signal.Signals | None = getattr(signal, "SIGXCPU", None)
 #: Seconds that work has to put away what it has, once it is told to end.
@@ -126,7 +127,7 @@ def _watch(pid: int, limits: Limits, writer: int) -> int:
                 os.write(writer, told.encode())
                 return _finish(process, LIMIT or signal.SIGTERM, told)
     except KeyboardInterrupt:
-        return _finish(process, signal.SIGTERM, "interrupted; nothing was written")
+        return _finish(process, signal.SIGTERM, INTERRUPTED)
 
 
 def _finish(process: psutil.Process, number: signal.Signals, told: str) -> int:
