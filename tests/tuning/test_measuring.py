@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import shutil
-from contextlib import ExitStack
+import time
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
@@ -115,6 +116,18 @@ def test_ways_that_cannot_measure_kernels_are_told() -> None:
         meters.meter(Target.load("jetson-tx2"), "rpc")
 
 
+def registered(name: str, boards: int) -> None:
+    """Wait until the tracker of ``name`` has ``boards`` of its key; a minute at most."""
+    server = rpc.at(Address.parse(name)[1])
+    deadline = time.monotonic() + 60
+    found = 0
+    while found < boards and time.monotonic() < deadline:
+        time.sleep(0.1)
+        with suppress(UserError):  # none yet
+            found = server.count()
+    assert found == boards
+
+
 @pytest.mark.slow
 def test_several_boards_behind_a_tracker(tmp_path: Path) -> None:
     """Two boards take candidates at once; what is found is what one finds."""
@@ -126,6 +139,7 @@ def test_several_boards_behind_a_tracker(tmp_path: Path) -> None:
         for number in range(2):
             stack.enter_context(server("rpc_server", tmp_path / f"server{number}", *options))
         name = f"rpc:127.0.0.1:{tracker},key=desk,timeout=120"
+        registered(name, 2)  # a server listens before the tracker has heard of it
         meter = meters.meter(host, name)
         assert meter.boards == 2
         folder = tmp_path / "pairs"
