@@ -89,6 +89,11 @@ def api_symbols(prefix: str, threaded: bool = False) -> list[str]:
     return [f"{prefix}_{name}" for name in (*_API, *["run_part"] * threaded)]
 
 
+def wasm_symbols(prefix: str) -> list[str]:
+    """The functions that a WebAssembly module exports; model.mjs knows the rest."""
+    return [f"{prefix}_{name}" for name in ("arena_bytes", "init", "run", "step_count", "step")]
+
+
 _API = (
     "version", "weights_bytes", "arena_bytes", "input_count", "output_count",
     "input", "output", "init", "run", "step_count", "step",
@@ -127,6 +132,8 @@ def render(
         "calls": "\n".join(_call(i, call, plan.threads != 1) for i, call in enumerate(plan.calls)),
         "parameters": ", int part, int parts" if plan.threads != 1 else "",
         "whole": ", 0, 1" if plan.threads != 1 else "",
+        # ISO C has no empty arrays.
+        "first_weights": ", ".join(str(_first_weights(c)) for c in plan.calls) or "0",
         "meets": _meets(plan.calls),
         "threads": str(plan.threads),
         "most_threads": str(plan.most_threads),
@@ -229,6 +236,7 @@ def wasm_files(
         "variants": json.dumps(list(variants)),
         # Whether kernels sum 8-bit products, which not every engine does right.
         "dot_products": json.dumps(any(k.arithmetic.startswith("int8") for k in plan.audit)),
+        "arrays": ", ".join(f"{d}: {_TYPED_ARRAYS[d]}" for d in _dtypes(plan)),
         "inputs_json": _json_specs(plan.inputs),
         "outputs_json": _json_specs(plan.outputs),
         "input_types": _typescript(plan.inputs),
@@ -237,7 +245,19 @@ def wasm_files(
         "peak_buffers": json.dumps(peaks.buffers),
         "copy_bytes": str(peaks.copy_bytes),
     }
-    return {name: fill(name, values) for name in _WASM_FILES}
+    values["probes"] = fill("probes.mjs", values) if variants else "const PROBES = {};"
+    files = {name: fill(name, values) for name in _WASM_FILES}
+    return files | {"model.mjs": _compact(files["model.mjs"])}
+
+
+def _compact(script: str) -> str:
+    """``script`` without indentation and, but for the first ones, comments: pages download it.
+
+    Strings in it may not span lines, comments have lines of their own.
+    """
+    head, _, rest = script.partition("\n\n")
+    lines = (line.strip() for line in rest.splitlines())
+    return "\n".join([head, *(t for t in lines if t and not t.startswith(("//", "/**")))]) + "\n"
 
 
 _THREADS_USAGE = """ *
@@ -281,6 +301,11 @@ _TYPED_ARRAYS = {
     "int8": "Int8Array", "uint8": "Uint8Array", "int16": "Int16Array", "uint16": "Uint16Array",
     "int32": "Int32Array", "uint32": "Uint32Array",
 }  # fmt: skip
+
+
+def _dtypes(plan: Plan) -> list[str]:
+    """Of what a caller passes and gets."""
+    return sorted({t.dtype for t in (*plan.inputs, *plan.outputs)})
 
 
 def _json_specs(tensors: Sequence[TensorSpec]) -> str:
@@ -332,8 +357,8 @@ def _prototypes(calls: Sequence[Call]) -> list[str]:
 
 
 def _call(step: int, call: Call, threaded: bool) -> str:
-    strides = call.strides or (0,) * len(call.arguments)
-    arguments = [_argument(*pair) for pair in zip(call.arguments, strides, strict=True)]
+    strides, first = call.strides or (0,) * len(call.arguments), _first_weights(call)
+    arguments = [_argument(*pair, first) for pair in zip(call.arguments, strides, strict=True)]
     shared = call.pieces > 1
     called = f"{call.symbol}({', '.join(arguments + ['part', 'parts'] * shared)});"
     alone = "if (part == 0) " if threaded and not shared else ""
@@ -348,7 +373,13 @@ def _meets(calls: Sequence[Call]) -> str:
     return ", ".join(str(int(w)) for w in [*waits, False])
 
 
-def _argument(place: Place, stride: int = 0) -> str:
+def _first_weights(call: Call) -> int:
+    """Where in weights.bin those of ``call`` begin."""
+    offsets = [place.offset for place in call.arguments if place.space == "weights"]
+    return ALIGNMENT + min(offsets) if offsets else 0
+
+
+def _argument(place: Place, stride: int, first_weights: int) -> str:
     if stride:
         return f"(char *)arena + {place.offset} + (size_t)part * {stride}"
     if place.space == "input":
@@ -356,5 +387,5 @@ def _argument(place: Place, stride: int = 0) -> str:
     if place.space == "output":
         return f"(char *)outputs[{place.index}] + {place.offset}"
     if place.space == "weights":
-        return f"(char *)weights + {ALIGNMENT + place.offset}"
+        return f"(char *)weights + {ALIGNMENT + place.offset - first_weights}"
     return f"(char *)arena + {place.offset}"

@@ -193,10 +193,10 @@ def wasm(
     """Link ``model.wasm`` and one ``model.VARIANT.wasm`` per further variant of ``objects``, and
     ``peaks.wasm`` likewise from ``peaks``.
 
-    The modules import nothing; they export their memory, ``__heap_base`` and the API. Raises as
-    ``native`` does.
+    The modules import nothing; they export their memory, ``__heap_base`` and
+    ``driver.wasm_symbols``. Raises as ``native`` does.
     """
-    exports = [*driver.api_symbols(prefix), "__heap_base"]
+    exports = [*driver.wasm_symbols(prefix), "__heap_base"]
     with tempfile.TemporaryDirectory(prefix="edgepipe-link-") as name:
         work = Path(name)
         for file, text in sources.items():

@@ -55,6 +55,9 @@ def llvm_target(target: Target, extra_attributes: tuple[str, ...] = ()) -> Any:
     if target.kind == "wasm":
         # Its SLP vectoriser makes vectors of half that the WebAssembly backend never finishes.
         spec["cl-opt"].append("-vectorize-slp:bool=false")
+        # Kernels unroll by themselves where it pays. What LLVM unrolls besides is a quarter of
+        # the download, and V8 runs it no faster.
+        spec["cl-opt"].append("-unroll-threshold-aggressive:uint=0")
     try:
         llvm = tvm.target.Target({"kind": "llvm", "opt-level": 3, **spec})
         llvm_get_vector_width(llvm)  # it knows the triple: what comes next crashes otherwise

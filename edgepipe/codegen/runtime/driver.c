@@ -28,9 +28,12 @@ static int check(const void *const *inputs, void *const *outputs, const void *ar
     return @PREFIX@_OK;
 }
 
+/* Where the weights of each step begin: steps of one kind differ in that alone. */
+static const size_t first[] = {@first_weights@};
+
 static void execute(size_t step, const void *const *inputs, void *const *outputs,
                     void *arena@parameters@) {
-    const unsigned char *const weights = model_weights;
+    const unsigned char *const weights = model_weights + first[step];
     switch (step) {
 @calls@
     }
@@ -44,7 +47,7 @@ API size_t @prefix@_step_count(void) { return @step_count@u; }
 
 API int @prefix@_step(size_t index, const void *const *inputs, void *const *outputs, void *arena) {
     int status = check(inputs, outputs, arena);
-    if (status == @PREFIX@_OK) execute(index, inputs, outputs, arena@whole@);
+    if (status == @PREFIX@_OK && index < @step_count@u) execute(index, inputs, outputs, arena@whole@);
     return status;
 }
 

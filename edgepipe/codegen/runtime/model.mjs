@@ -5,48 +5,19 @@
 //   const { OUTPUT } = model.run({ INPUT: new Float32Array(...) });
 
 const ALIGNMENT = @alignment@;
-const PREFIX = "@prefix@";
-const STEP = "@prefix@_step";
 const VARIANTS = @variants@;
-const DOT_PRODUCTS = @dot_products@;
 const INPUTS = @inputs_json@;
 const OUTPUTS = @outputs_json@;
+const TENSORS = [...INPUTS, ...OUTPUTS];
+const ARRAYS = { @arrays@ };
 
-// float16 travels as its bits.
-const ARRAYS = {
-  bool: Uint8Array, int8: Int8Array, uint8: Uint8Array, int16: Int16Array, uint16: Uint16Array,
-  float16: Uint16Array, int32: Int32Array, uint32: Uint32Array, float32: Float32Array,
-  float64: Float64Array, int64: BigInt64Array, uint64: BigUint64Array,
-};
-
-// The smallest module that uses an extension: engines without it refuse the bytes, and some that
-// take them compute something else.
-const PROBES = {
-  // (func (export "f") (result i32) (i32x4.extract_lane 0 (i32x4.relaxed_dot_i8x16_i7x16_add_s
-  //   (splat -128) (splat 127) (i32 splat 1))))
-  relaxed: () => {
-    const vector = (...bytes) => [0xfd, 0x0c, ...new Array(16 / bytes.length).fill(bytes).flat()];
-    const body = [
-      0, ...vector(0x80), ...vector(0x7f), ...vector(1, 0, 0, 0), 0xfd, 0x93, 0x02, 0xfd, 0x1b, 0,
-      0x0b,
-    ];
-    const code = Uint8Array.from([
-      0, 0x61, 0x73, 0x6d, 1, 0, 0, 0, 1, 5, 1, 0x60, 0, 1, 0x7f, 3, 2, 1, 0,
-      7, 5, 1, 1, 0x66, 0, 0, 10, body.length + 2, 1, body.length, ...body,
-    ]);
-    if (!WebAssembly.validate(code)) return false;
-    const { f } = new WebAssembly.Instance(new WebAssembly.Module(code)).exports;
-    return !DOT_PRODUCTS || f() === 4 * -128 * 127 + 1;
-  },
-};
-
+@probes@
 const node = typeof process !== "undefined" && Boolean(process.versions?.node);
 
 async function folder(base) {
   if (base === undefined) return new URL("./", import.meta.url);
   let url;
-  if (base instanceof URL) url = new URL(base);
-  else if (/^[a-z][a-z0-9+.-]+:/i.test(base)) url = new URL(base);
+  if (base instanceof URL || /^[a-z][a-z0-9+.-]+:/i.test(base)) url = new URL(base);
   else if (node) url = (await import("node:url")).pathToFileURL(base);
   else url = new URL(base, globalThis.document?.baseURI ?? globalThis.location?.href);
   if (!url.pathname.endsWith("/")) url.pathname += "/";
@@ -66,74 +37,59 @@ async function compile(base) {
   for (const variant of VARIANTS) {
     if (!PROBES[variant]?.()) continue;
     const code = await bytes(`model.${variant}.wasm`, base);
-    if (WebAssembly.validate(code)) return { variant, module: await WebAssembly.compile(code) };
+    // An engine may refuse more than the probe asks for.
+    const module = await WebAssembly.compile(code).catch(() => null);
+    if (module) return { variant, module };
   }
   return { variant: "", module: await WebAssembly.compile(await bytes("model.wasm", base)) };
 }
 
-const count = (shape) => shape.reduce((product, extent) => product * extent, 1);
+const count = ({ shape }) => shape.reduce((product, extent) => product * extent, 1);
 const align = (address) => Math.ceil(address / ALIGNMENT) * ALIGNMENT;
 
 /** A loaded model. `run` is synchronous; one Model runs one inference at a time. */
 export class Model {
-  #memory;
   #exports;
-  #table; // address of the input pointers, followed by the output pointers
-  #arena;
-  #slots = new Map(); // "in:NAME" or "out:NAME" → { address, tensor }
-  #views = new Map();
+  // Addresses of the input pointers, of the output pointers and of the arena.
+  #buffers;
+  // Views of the inputs, then of the outputs.
+  #views;
 
   constructor({ variant, module }, weights) {
-    this.#exports = new WebAssembly.Instance(module, {}).exports;
-    this.#memory = this.#exports.memory;
+    this.#exports = new WebAssembly.Instance(module).exports;
+    const { memory, __heap_base } = this.#exports;
     this.inputs = structuredClone(INPUTS);
     this.outputs = structuredClone(OUTPUTS);
     this.variant = variant;
 
-    let end = align(this.#exports.__heap_base.value >>> 0);
+    let end = align(__heap_base.value >>> 0);
     const take = (size) => {
       const address = end;
       end = align(end + Math.max(size, 1));
       return address;
     };
     const blob = take(weights.length);
-    this.#arena = take(this.#call("arena_bytes"));
-    this.#table = take(4 * (INPUTS.length + OUTPUTS.length));
-    const pointers = [];
-    for (const [side, tensors] of [["in", INPUTS], ["out", OUTPUTS]])
-      for (const tensor of tensors) {
-        const address = take(count(tensor.shape) * ARRAYS[tensor.dtype].BYTES_PER_ELEMENT);
-        this.#slots.set(`${side}:${tensor.name}`, { address, tensor });
-        pointers.push(address);
-      }
-    const missing = end - this.#memory.buffer.byteLength;
-    if (missing > 0) this.#memory.grow(Math.ceil(missing / 65536));
-    new Uint8Array(this.#memory.buffer).set(weights, blob);
-    new Uint32Array(this.#memory.buffer, this.#table, pointers.length).set(pointers);
+    const arena = take(this.#call("arena_bytes"));
+    const table = take(4 * TENSORS.length);
+    this.#buffers = [table, table + 4 * INPUTS.length, arena];
+    const pointers = TENSORS.map((t) => take(count(t) * ARRAYS[t.dtype].BYTES_PER_ELEMENT));
+    const missing = end - memory.buffer.byteLength;
+    if (missing > 0) memory.grow(Math.ceil(missing / 65536));
+    // Growing detaches views, and nothing grows after this.
+    const { buffer } = memory;
+    new Uint8Array(buffer).set(weights, blob);
+    new Uint32Array(buffer, table).set(pointers);
+    this.#views = TENSORS.map((t, i) => new ARRAYS[t.dtype](buffer, pointers[i], count(t)));
     const status = this.#call("init", blob, weights.length);
     if (status !== 0) throw new Error(`weights.bin does not belong to this model (error ${status})`);
   }
 
   #call(name, ...values) {
-    return this.#exports[`${PREFIX}_${name}`](...values) >>> 0;
+    return this.#exports[`@prefix@_${name}`](...values) >>> 0;
   }
 
-  // Views are made once: only the constructor grows the memory, which detaches them.
-  #view(key) {
-    let view = this.#views.get(key);
-    if (!view) {
-      const { address, tensor } = this.#slots.get(key);
-      view = new ARRAYS[tensor.dtype](this.#memory.buffer, address, count(tensor.shape));
-      this.#views.set(key, view);
-    }
-    return view;
-  }
-
-  get #buffers() {
-    return [this.#table, this.#table + 4 * INPUTS.length, this.#arena];
-  }
-
-  #checked(status) {
+  #checked(name, ...values) {
+    const status = this.#call(name, ...values, ...this.#buffers);
     if (status !== 0) throw new Error(`inference failed (error ${status})`);
   }
 
@@ -144,7 +100,7 @@ export class Model {
 
   /** The kernel `index` of the inference that `run` did last, for profiles: repeatable in place. */
   step(index) {
-    this.#checked(this.#exports[STEP](index, ...this.#buffers));
+    this.#checked("step", index);
   }
 
   /** One inference: `{name: TypedArray}` in, `{name: TypedArray}` (fresh copies) out. */
@@ -152,10 +108,9 @@ export class Model {
     if (typeof values !== "object" || values === null)
       throw new TypeError("run takes an object {name: TypedArray}");
     const given = new Set(Object.keys(values));
-    for (const { name, shape, dtype } of INPUTS) {
+    INPUTS.forEach(({ name, shape, dtype }, i) => {
       if (!given.delete(name)) throw new TypeError(`input '${name}' is missing`);
-      const value = values[name];
-      const view = this.#view(`in:${name}`);
+      const [value, view] = [values[name], this.#views[i]];
       if (!(value instanceof view.constructor)) {
         const got = value?.constructor?.name ?? typeof value;
         throw new TypeError(`input '${name}' (${dtype}) must be a ${view.constructor.name}, got ${got}`);
@@ -165,14 +120,15 @@ export class Model {
         throw new RangeError(`input '${name}' must have ${want}, got ${value.length}`);
       }
       view.set(value);
-    }
+    });
     if (given.size) {
-      const known = INPUTS.map((tensor) => `'${tensor.name}'`).join(", ");
+      const known = INPUTS.map(({ name }) => `'${name}'`).join(", ");
       throw new TypeError(`unknown input '${[...given][0]}'; the model has ${known || "none"}`);
     }
-    this.#checked(this.#call("run", ...this.#buffers));
-    const results = Object.create(null); // a tensor may be called __proto__
-    for (const { name } of OUTPUTS) results[name] = this.#view(`out:${name}`).slice();
+    this.#checked("run");
+    // Without a prototype: a tensor may be called __proto__.
+    const results = Object.create(null);
+    OUTPUTS.forEach(({ name }, i) => (results[name] = this.#views[INPUTS.length + i].slice()));
     return results;
   }
 }
