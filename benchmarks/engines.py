@@ -58,12 +58,12 @@ PLACES = [
 ]
 
 
-def recipe_file(folder: Path, place: Place) -> str:
+def recipe_file(folder: Path, recipe: str) -> str:
     """Latency does not ask for accuracy: no methods, few samples."""
-    if place.recipe == "fp32":
+    if recipe == "fp32":
         return "fp32"
-    file = folder / f"{place.recipe}.toml"
-    file.write_text(f'format = "{place.recipe}"\nmethods = []\nmax_samples = 4\n', encoding="utf-8")
+    file = folder / f"{recipe}.toml"
+    file.write_text(f'format = "{recipe}"\nmethods = []\nmax_samples = 4\n', encoding="utf-8")
     return str(file)
 
 
@@ -79,7 +79,7 @@ def measure(name: str, model: str, place: Place, folder: Path, runs: int) -> Ben
     path = folder / f"{name}-{place.target}-{place.recipe}"
     if not path.exists():
         emit = () if place.recipe == "fp32" else ("--emit", "onnx")
-        words = ("--recipe", recipe_file(folder, place), *emit, "--no-check")
+        words = ("--recipe", recipe_file(folder, place.recipe), *emit, "--no-check")
         compiled = compile_apart(model, place.target, path, *words)
         if compiled.error:
             raise EdgepipeError(compiled.error)

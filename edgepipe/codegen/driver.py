@@ -256,8 +256,9 @@ def _compact(script: str) -> str:
     Strings in it may not span lines, comments have lines of their own.
     """
     head, _, rest = script.partition("\n\n")
-    lines = (line.strip() for line in rest.splitlines())
-    return "\n".join([head, *(t for t in lines if t and not t.startswith(("//", "/**")))]) + "\n"
+    lines = [line.strip() for line in rest.splitlines()]
+    kept = [t for t in lines if t and not t.startswith(("//", "/**"))]
+    return "\n".join([head, "", *kept, ""])
 
 
 _THREADS_USAGE = """ *

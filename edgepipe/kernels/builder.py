@@ -145,32 +145,29 @@ def pixels_from(
 
 
 def zero_border(layout: Blocked, buffer: Any) -> None:
-    """Write the border of ``layout``. Consumers read it as convolution padding."""
+    """Write the border of ``layout``. Consumers read it as convolution padding.
+
+    What lies behind a row and in front of the next one is one run.
+    """
     if not layout.padded:
         return
     top, left, bottom, right = layout.pads
-    run = min(layout.lanes, 16)  # codes have all channels in one block
-    runs, rest = divmod(layout.lanes, run)
 
-    def fill(at: Any, lanes: int) -> None:
-        store(buffer, at, splat(tirx.const(layout.zero, layout.dtype), lanes), lanes)
-
-    def strip(n: Any, block: Any, y: Any, x: int, width: int) -> None:
-        with loop(width) as i:
-            at = layout.offset(n, block, y, x + i)
-            with loop(runs) as r:
-                fill(at + r * run, run)
-            if rest:
-                fill(at + runs * run, rest)
+    def fill(at: Any, pixels: int) -> None:
+        run = min(layout.lanes, 16)  # codes have all channels in one block
+        runs, rest = divmod(pixels * layout.lanes, run)
+        value = tirx.const(layout.zero, layout.dtype)
+        with loop(runs) as r:
+            store(buffer, at + r * run, splat(value, run), run)
+        if rest:
+            store(buffer, at + runs * run, splat(value, rest), rest)
 
     with parallel(layout.n) as n, parallel(layout.blocks) as block:
-        for first, count in ((-top, top), (layout.h, bottom)):
-            if count:
-                with loop(count) as y:
-                    strip(n, block, first + y, -left, layout.cols)
-        if left or right:
-            with parallel(layout.h) as y:
-                if left:
-                    strip(n, block, y, -left, left)
-                if right:
-                    strip(n, block, y, layout.w, right)
+        if top or left:
+            fill(layout.offset(n, block, -top, -left), top * layout.cols + left)
+        if (left or right) and layout.h > 1:
+            with parallel(layout.h - 1) as y:
+                fill(layout.offset(n, block, y, layout.w), right + left)
+        if bottom or right:
+            last = layout.offset(n, block, layout.h - 1, layout.w)
+            fill(last, right + bottom * layout.cols)

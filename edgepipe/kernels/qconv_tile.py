@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 from tvm import tirx
+from tvm.script.ir_builder import tirx as T
 
 from edgepipe.kernels import dot
 from edgepipe.kernels.builder import (
@@ -17,7 +18,6 @@ from edgepipe.kernels.builder import (
     parallel,
     pixels_from,
     splat,
-    store,
     zero_border,
 )
 from edgepipe.kernels.dot import Dot
@@ -143,32 +143,16 @@ class Emission:
 
     def input_sums(self, n: Any) -> None:
         """What the offset of the weights adds to every pixel's sums, negated."""
-        lanes, parts = self.dot.lanes, self.dot.parts
-        offset = splat(tirx.const(self.knobs["offset"], f"int{8 * parts}"), 16 // parts)
-        # A register full at once, else four bytes, the same ones wherever they fit.
-        whole = self.g.steps % 4 == 0
-        count = 16 // parts if whole else 4
-        kw = 1 if self.g.merged else self.op.kernel[1]
-        with loop(self.rows) as row, loop(self.columns) as column:
-            acc = Registers(1, lanes, "int32")
-            acc[0] = splat(tirx.const(0, "int32"), lanes)
-            at = (n, 0, row, column)
-            with (
-                loop(self.op.kernel[0]) as ky,
-                loop(kw) as kx,
-                loop(self.g.steps * 4 // count) as s,
-            ):
-                place = self.input_offset(at, (0, ky, kx), 0) + s * count
-                if whole:
-                    codes = load(self.source, place, count)
-                    x = codes if parts == 1 else tirx.Cast(f"int16x{count}", codes)
-                else:
-                    x = self.dot.operand(self.source, place)
-                acc[0] = self.dot.accumulate(acc[0], x, offset)
-            total = acc.lane(0, 0)
-            for lane in range(1, lanes if whole else parts):
-                total = total + acc.lane(0, lane)
-            store(self.sums, row * self.columns + column, tirx.const(0, "int32") - total, 1)
+        (kh, _), kw = self.op.kernel, 1 if self.g.merged else self.op.kernel[1]
+        stride = self.input_offset((n, 0, 0, 0), (0, 0, 0), 1)
+        stride -= self.input_offset((n, 0, 0, 0), (0, 0, 0), 0)
+        with loop(self.rows) as row, loop(kh) as ky, loop(kw) as kx:
+            codes = self.source[self.input_offset((n, 0, row, 0), (0, ky, kx), 0)]
+            sums = self.sums[row * self.columns]
+            sizes = (self.columns, stride, self.g.steps * 4, -self.knobs["offset"], ky + kx)
+            words = [tirx.const(s, "int32") if isinstance(s, int) else s for s in sizes]
+            addresses = [tirx.address_of(place) for place in (codes, sums)]
+            T.evaluate(tirx.call_extern("int32", "edgepipe_add_codes", *addresses, *words))
 
     def register_tile(self, n: Any, tile: Any, row: Any, column_tile: Any) -> None:
         """Accumulate ``pixels`` x ``groups`` vectors, then requantise and store."""

@@ -14,6 +14,7 @@ import pytest
 from edgepipe import runners
 from edgepipe.blob import Blob
 from edgepipe.bundle import Bundle
+from edgepipe.codegen import link
 from edgepipe.codegen.plan import Call, Place, Plan, TensorSpec
 from edgepipe.target import Target
 
@@ -308,3 +309,41 @@ def test_double_and_half_precision(name: str, tmp_path: Path) -> None:
     with np.errstate(all="ignore"):
         narrow = (wide * np.float32(1.0007)).astype(np.float16)
     assert np.array_equal(got["half"], narrow, equal_nan=True)
+
+
+@pytest.mark.needs_wasmtime
+def test_sums_of_codes(tmp_path: Path) -> None:
+    """What integer kernels share in WebAssembly, beside NumPy: whole registers and what is left."""
+    import wasmtime
+
+    target, name = Target.load("wasm-relaxed"), "edgepipe_add_codes"
+    (tmp_path / "libmath.a").write_bytes(link.math_library(target))
+    link.zig("wasm-ld", "--no-entry", f"--export={name}", f"--undefined={name}",
+             "--export=__heap_base", "-o", "sums.wasm", "libmath.a", cwd=tmp_path)  # fmt: skip
+    store = wasmtime.Store()
+    module = wasmtime.Module.from_file(store.engine, str(tmp_path / "sums.wasm"))
+    exports = wasmtime.Instance(store, module, []).exports(store)
+    memory, base = exports["memory"], 1 << 17
+    memory.grow(store, 8)
+    draw = np.random.default_rng(3)
+    codes = draw.integers(-128, 128, 4096, np.int8)
+    memory.write(store, codes.tobytes(), base)
+
+    def sums(pixels: int, stride: int, count: int, more: int) -> np.ndarray:
+        exports[name](store, base, base + 8192, pixels, stride, count, -64, more)
+        return np.frombuffer(memory.read(store, base + 8192, base + 8192 + 4 * pixels), np.int32)
+
+    for pixels, stride, count in [
+        (1, 4, 4),
+        (7, 12, 12),
+        (5, 24, 24),
+        (3, 40, 36),
+        (2, 1280, 1280),
+    ]:
+        rows = [codes[i * stride : i * stride + count].astype(np.int64) for i in range(pixels)]
+        exact = -64 * np.array([row.sum() for row in rows])
+        assert np.array_equal(sums(pixels, stride, count, 0), exact)
+        assert np.array_equal(sums(pixels, stride, count, 1), 2 * exact)
+        memory.write(store, bytes([int(codes[count - 1]) + 1 & 255]), base + count - 1)
+        assert not np.array_equal(sums(pixels, stride, count, 0), exact)
+        memory.write(store, codes.tobytes(), base)

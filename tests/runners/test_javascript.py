@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import gzip
 import http.server
 import json
 import re
@@ -177,6 +178,21 @@ def test_module_is_small_and_imports_nothing_at_load(made: Made) -> None:
     text = made("wasm-simd").file("model.mjs").read_text()
     assert not re.search(r"^\s*import\b(?!\()", text, re.MULTILINE)
     assert made("wasm-simd").manifest["files"]["model.wasm"]["bytes"] < 2000
+
+
+def test_a_page_downloads_no_more_than_it_uses(made: Made) -> None:
+    text = made("wasm-relaxed").file("model.mjs").read_bytes()
+    assert len(gzip.compress(text, 9)) < 2400
+    code = text.partition(b"\n\n")[2]
+    assert b"class Model" in code and b"\n//" not in code
+    assert b"PROBES = {}" in made("wasm-simd").file("model.mjs").read_bytes()
+    exports = script(f"""
+        import {{ readFileSync }} from "node:fs";
+        const code = readFileSync({json.dumps(str(made("wasm-relaxed").file("model.wasm")))});
+        show(WebAssembly.Module.exports(new WebAssembly.Module(code)).map(({{ name }}) => name));
+    """)
+    api = ("arena_bytes", "init", "run", "step_count", "step")
+    assert sorted(exports) == sorted([*(f"net_{n}" for n in api), "memory", "__heap_base"])
 
 
 @pytest.mark.parametrize("name", ["wasm-simd", "wasm-relaxed"])

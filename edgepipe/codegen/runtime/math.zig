@@ -1,4 +1,4 @@
-//! C math functions for kernels, so that a bundle needs no libc and no libm.
+//! C math functions for kernels, so that a bundle needs no libc and no libm, and what kernels share.
 //!
 //! Zig's compiler-rt already has exp, exp2, log, log2, log10, sin, cos, tan, sqrt, fma, fmod, floor,
 //! ceil, round, trunc, fmin, fmax, memcpy, memset, memmove and the half conversions; this file adds
@@ -81,6 +81,7 @@ comptime {
     publish(&Binary(f64, powDouble).call, "pow");
     publish(&Unary(f32, erfSingle).call, "erff");
     publish(&Unary(f64, erfDouble).call, "erf");
+    if (@import("builtin").cpu.arch == .wasm32) publish(&addCodes, "edgepipe_add_codes");
     if (@import("builtin").cpu.arch == .arm) {
         publish(&long.floatdidf, "__floatdidf");
         publish(&long.floatundidf, "__floatundidf");
@@ -91,6 +92,49 @@ comptime {
         publish(&long.fixsfdi, "__fixsfdi");
         publish(&long.fixunssfdi, "__fixunssfdi");
     }
+}
+
+// `factor` times the sum of each pixel's codes, `bytes` of them (a multiple of four), to `sums`: added
+// to what is there where `more` is not 0. Pixels are `stride` bytes apart. One function for all
+// kernels, since each of their own would be downloaded.
+fn addCodes(
+    codes: [*]const i8,
+    sums: [*]i32,
+    pixels: i32,
+    stride: i32,
+    bytes: i32,
+    factor: i32,
+    more: i32,
+) callconv(.c) i32 {
+    var i: i32 = 0;
+    while (i < pixels) : (i += 1) {
+        const pixel = codes + @as(usize, @intCast(i * stride));
+        var wide: @Vector(4, i32) = @splat(0);
+        var k: i32 = 0;
+        while (k + 16 <= bytes) : (k += 16) {
+            const v: @Vector(16, i8) = pixel[@intCast(k)..][0..16].*;
+            wide += quarters(v);
+        }
+        while (k < bytes) : (k += 4) {
+            const v: @Vector(4, i8) = pixel[@intCast(k)..][0..4].*;
+            wide += v;
+        }
+        const slot = &sums[@intCast(i)];
+        slot.* = factor * @reduce(.Add, wide) + (if (more != 0) slot.* else 0);
+    }
+    return 0;
+}
+
+// Sums of four neighbours.
+fn quarters(v: @Vector(16, i8)) @Vector(4, i32) {
+    return asm (
+        \\ local.get %[v]
+        \\ i16x8.extadd_pairwise_i8x16_s
+        \\ i32x4.extadd_pairwise_i16x8_s
+        \\ local.set %[sums]
+        : [sums] "=r" (-> @Vector(4, i32)),
+        : [v] "r" (v),
+    );
 }
 
 // Conversions of 64-bit integers by the names LLVM uses for armv7 Linux; compiler-rt only has the
