@@ -124,7 +124,7 @@ class Emission:
         shared = parallel if self.sums is None else loop
         with shared(self.op.y.n) as n:
             if self.sums is not None:
-                self.input_sums(n)
+                self.input_sums(self.sums, n)
             if self.g.word:  # inputs that take putting together serve all channels
                 with (
                     shared(self.rows) as row,
@@ -141,17 +141,15 @@ class Emission:
                     self.register_tile(n, tile, row, column_tile)
         zero_border(self.op.y, self.target)
 
-    def input_sums(self, n: Any) -> None:
+    def input_sums(self, sums: Any, n: Any) -> None:
         """What the offset of the weights adds to every pixel's sums, negated."""
         (kh, _), kw = self.op.kernel, 1 if self.g.merged else self.op.kernel[1]
-        stride = self.input_offset((n, 0, 0, 0), (0, 0, 0), 1)
-        stride -= self.input_offset((n, 0, 0, 0), (0, 0, 0), 0)
+        first, second = (self.input_offset((0, 0, 0, 0), (0, 0, 0), i) for i in (0, 1))
         with loop(self.rows) as row, loop(kh) as ky, loop(kw) as kx:
             codes = self.source[self.input_offset((n, 0, row, 0), (0, ky, kx), 0)]
-            sums = self.sums[row * self.columns]
-            sizes = (self.columns, stride, self.g.steps * 4, -self.knobs["offset"], ky + kx)
+            addresses = [tirx.address_of(at) for at in (codes, sums[row * self.columns])]
+            sizes = (self.columns, second - first, self.g.steps * 4, -self.knobs["offset"], ky + kx)
             words = [tirx.const(s, "int32") if isinstance(s, int) else s for s in sizes]
-            addresses = [tirx.address_of(place) for place in (codes, sums)]
             T.evaluate(tirx.call_extern("int32", "edgepipe_add_codes", *addresses, *words))
 
     def register_tile(self, n: Any, tile: Any, row: Any, column_tile: Any) -> None:
