@@ -4,7 +4,8 @@ engines.py [--models mobilenet-v1,mobilenet-v2] [--places all] [--runs 200] [--j
 
 Places: host, browser (Chromium) and node, each in float32 and w8a8. Engines from npm are taken
 from the nearest node_modules above the working folder; .tflite files of the same architecture
-from ``peers`` beside the shared models (EDGEPIPE_SHARED). What is not there is said and left out.
+from ``peers`` beside the shared models (EDGEPIPE_SHARED), else those that quantized bundles have.
+What is not there is said and left out.
 Weights are He-initialised: for latency only.
 """
 
@@ -76,17 +77,20 @@ def tflite_file(name: str, recipe: str) -> Path | None:
 
 def measure(name: str, model: str, place: Place, folder: Path, runs: int) -> Benchmark:
     """Compile and measure. Raises EdgepipeError."""
-    path = folder / f"{name}-{place.target}-{place.recipe}"
+    path, file = folder / f"{name}-{place.target}-{place.recipe}", tflite_file(name, place.recipe)
+    engines = [e.format(file) if file else e.partition("=")[0] for e in place.engines]
+    if place.recipe == "fp32" and file is None:
+        engines = [e for e in engines if not e.startswith("litert")]
     if not path.exists():
-        emit = () if place.recipe == "fp32" else ("--emit", "onnx")
+        emit = ["--emit", "onnx"] if place.recipe != "fp32" else []
+        if emit and file is None:
+            emit += ["--emit", "tflite"]
         words = ("--recipe", recipe_file(folder, place.recipe), *emit, "--no-check")
         compiled = compile_apart(model, place.target, path, *words)
         if compiled.error:
             raise EdgepipeError(compiled.error)
-    file = tflite_file(name, place.recipe)
-    wanted = [e.format(file) for e in place.engines if file is not None or "{}" not in e]
     missing: list[str] = []
-    result = bench(Bundle.open(path), runner=place.runner, against=wanted, runs=runs, model=model,
+    result = bench(Bundle.open(path), runner=place.runner, against=engines, runs=runs, model=model,
                    missing=missing)  # fmt: skip
     for reason in missing:
         progress(f"{name} {place.name}: {reason}")

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from onnx import helper, save
 
-from edgepipe import pipeline
+from edgepipe import peers, pipeline
 from edgepipe.benchmark import bench
 from edgepipe.bundle import Bundle
 from edgepipe.errors import EdgepipeError, UserError
@@ -153,6 +153,26 @@ def test_all_in_a_browser(relu: Bundle, npm: Path) -> None:
     file.write_text("something else")
     with pytest.raises(EdgepipeError, match="a model of 'something else'"):
         bench(relu, runner="browser", runs=5, against=against[2:])
+
+
+@pytest.mark.slow
+@pytest.mark.needs_browser
+def test_first_results_from_memory(relu: Bundle, npm: Path) -> None:
+    """The engine's code is fetched before the clock starts: its address is asked for once."""
+    fetched = """
+      const [first, second] = [await fetch(`${env.wasm.wasmPaths}ort-wasm-simd-threaded.wasm`),
+        await fetch(`${env.wasm.wasmPaths}other.wasm`)];
+      if (await first.text() !== "code" || second.ok) throw new Error("not from memory");
+      return { async run"""
+    engine = npm / "onnxruntime-web/dist/ort.wasm.min.mjs"
+    engine.write_text(ORT.replace("return { async run", fetched, 1))
+    (npm / "onnxruntime-web/dist/ort-wasm-simd-threaded.wasm").write_text("code")
+    case = peers.Case(relu, runner="browser")
+    (made,) = peers.engines(case, "ort-web", "browser")
+    assert made.first_ms is not None and 0 < made.first_ms() < 60_000
+    (npm / "onnxruntime-web/dist/ort-wasm-simd-threaded.wasm").write_text("other code")
+    with pytest.raises(EdgepipeError, match="not from memory"):
+        made.first_ms()
 
 
 @pytest.mark.needs_node

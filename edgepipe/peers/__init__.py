@@ -36,11 +36,14 @@ Outputs = Mapping[str, Any]
 @dataclass(frozen=True)
 class Engine:
     """One engine with the model loaded. ``measure(runs, warmup)`` gives the median and the minimum
-    of one inference in ms, ``outputs()`` what it computes by the bundle's output names."""
+    of one inference in ms, ``outputs()`` what it computes by the bundle's output names.
+    ``first_ms()``, of engines in pages: from its code and the model in memory to the first result,
+    in a page of its own."""
 
     name: str
     measure: Callable[[int, int], tuple[float, float]]
     outputs: Callable[[], Outputs]
+    first_ms: Callable[[], float] | None = None
 
 
 @dataclass(frozen=True)

@@ -37,7 +37,8 @@ def package(name: str) -> Path | None:
 @dataclass(frozen=True)
 class Web:
     """The model ``model`` in the engine ``kind`` of web.mjs; ``inputs`` in the order of the file,
-    ``channels_last`` where its tensors with four axes are so."""
+    ``channels_last`` where its tensors with four axes are so. ``scripts`` are what web.mjs imports,
+    ``code`` the WebAssembly that they may fetch: patterns of files beside ``folder``'s own."""
 
     case: Case
     kind: str
@@ -45,11 +46,25 @@ class Web:
     model: bytes
     inputs: Mapping[str, Any]
     channels_last: bool = False
+    scripts: tuple[str, ...] = ()
+    code: str = "dist/*.wasm"
 
     def engine(self, title: str, form: str) -> Engine:
         """With its version in its name, and the ``form`` of the model."""
         version = json.loads((self.folder / "package.json").read_text(encoding="utf-8"))["version"]
-        return Engine(f"{title} {version}{form}", self._measure, self._outputs)
+        in_page = self.case.runner.partition(":")[0] == "browser"
+        first = self._first_ms if in_page else None
+        return Engine(f"{title} {version}{form}", self._measure, self._outputs, first)
+
+    def _first_ms(self) -> float:
+        modules = self._modules()
+        code = [f.relative_to(modules).as_posix() for f in sorted(self.folder.glob(self.code))]
+        job = {"runs": 0, "warmup": 1, "code": code, "scripts": self.scripts}
+        return float(self._run(job)["first_ms"])
+
+    def _modules(self) -> Path:
+        """The folder that the packages are in."""
+        return self.folder.parents[len(Path(_name(self.folder)).parts) - 1]
 
     def _measure(self, runs: int, warmup: int) -> tuple[float, float]:
         result = self._run({"runs": runs, "warmup": max(warmup, 20)})  # baseline code comes first
@@ -82,7 +97,7 @@ class Web:
         files = {f"input{i}.bin": v.tobytes() for i, v in enumerate(values.values())}
         files |= {"model.bin": self.model, "index.html": _PAGE}
         files |= {p.name: p.read_bytes() for p in Path(__file__).parent.glob("*.mjs")}
-        modules = self.folder.parents[len(Path(_name(self.folder)).parts) - 1]
+        modules = self._modules()
         files["job.json"] = json.dumps({**job, "engine": self.kind, "inputs": shapes,
                                         "modules": modules.as_uri()}).encode()  # fmt: skip
         if self.case.runner == "node":

@@ -19,5 +19,6 @@ def engines(case: Case) -> list[Engine]:
     folder = package("@litertjs/core")
     assert folder is not None
     path = tflite(case)
-    web = Web(case, "litert-js", folder, path.read_bytes(), case.inputs, channels_last=True)
+    web = Web(case, "litert-js", folder, path.read_bytes(), case.inputs, channels_last=True,
+              scripts=("@litertjs/core/dist/index.js",), code="wasm/*.wasm")  # fmt: skip
     return [web.engine("LiteRT.js", f", {path.name}")]

@@ -6,6 +6,8 @@ from edgepipe.peers import Case, Engine
 from edgepipe.peers._web import Web, package
 
 RUNNERS = ("node", "browser")
+_SCRIPTS = ("onnxruntime-web/dist/ort.wasm.min.mjs",)
+_CODE = "dist/ort-wasm-simd-threaded.wasm"
 
 
 def missing() -> str:
@@ -18,6 +20,8 @@ def engines(case: Case) -> list[Engine]:
     folder = package("onnxruntime-web")
     assert folder is not None
     return [
-        Web(case, "ort-web", folder, model, case.inputs).engine("onnxruntime-web", form)
+        Web(case, "ort-web", folder, model, case.inputs, scripts=_SCRIPTS, code=_CODE).engine(
+            "onnxruntime-web", form
+        )
         for form, model in case.onnx_forms().items()
     ]

@@ -21,5 +21,7 @@ def engines(case: Case) -> list[Engine]:
     folder = package(_PACKAGES[1])
     assert folder is not None
     model = graph_file(case.reference.source.proto_bytes())
-    web = Web(case, "tfjs", folder, model, case.inputs, channels_last=True)
+    scripts = ("tfjs-core/dist/tf-core.min.js", "tfjs-backend-wasm/dist/tf-backend-wasm.min.js")
+    web = Web(case, "tfjs", folder, model, case.inputs, channels_last=True,
+              scripts=tuple(f"@tensorflow/{s}" for s in scripts))  # fmt: skip
     return [web.engine("TensorFlow.js", ", wasm")]

@@ -66,7 +66,13 @@ class Browser:
         raw = json.loads(self._exchange(bundle, {"profile": runs}, {}))
         return {"emulated": False, **raw}
 
-    def _exchange(self, bundle: Bundle, job: dict[str, int], files: dict[str, bytes]) -> bytes:
+    def first_ms(self, bundle: Bundle) -> float:
+        """From a bundle's bytes in memory to its first result, in a page of its own: what a visitor
+        waits for behind the download."""
+        names = [n for n in bundle.manifest["files"] if n.endswith((".wasm", "weights.bin"))]
+        return float(json.loads(self._exchange(bundle, {"first": names}, {}))["first_ms"])
+
+    def _exchange(self, bundle: Bundle, job: dict[str, Any], files: dict[str, bytes]) -> bytes:
         bundle.verify()
         bundle.file("measure.mjs")
         files["index.html"] = _PAGE

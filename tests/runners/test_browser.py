@@ -20,7 +20,8 @@ import edgepipe
 from edgepipe.bundle import Bundle
 from edgepipe.errors import EdgepipeError, UserError
 from edgepipe.golden import npz_bytes
-from edgepipe.runners import _page
+from edgepipe.runners import _page, browser
+from edgepipe.runners._base import Address
 
 pytestmark = pytest.mark.needs_browser
 Made = Callable[[str], Bundle]
@@ -102,6 +103,20 @@ def test_an_error_in_the_page_is_told(made: Made, tmp_path: Path) -> None:
     bundle._verified.add("model.mjs")
     with pytest.raises(EdgepipeError, match=r"the page failed.*no luck"):
         bundle.run(handmade.inputs(), "browser")
+
+
+@pytest.mark.slow
+def test_a_first_inference(made: Made, tmp_path: Path) -> None:
+    runner = browser.at(Address())
+    assert 0 < runner.first_ms(made("wasm-relaxed")) < 60_000
+    folder = tmp_path / "broken"
+    shutil.copytree(made("wasm-relaxed").path, folder)
+    text = (folder / "model.mjs").read_text().replace('bytes("weights.bin"', 'bytes("wrights.bin"')
+    (folder / "model.mjs").write_text(text, encoding="utf-8")
+    bundle = Bundle.open(folder)
+    bundle._verified.add("model.mjs")
+    with pytest.raises(EdgepipeError, match=r"the page asked for .*wrights\.bin"):
+        runner.first_ms(bundle)
 
 
 def test_options_of_each_browser(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
