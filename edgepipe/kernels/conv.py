@@ -9,7 +9,8 @@ Weights with a scale per group are packed ``[tile][kh][kw][ci][blocks * lanes]``
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -114,6 +115,9 @@ def default(op: ConvOp, target: Target) -> Knobs:
         # LLVM's wasm back end sinks a multiply-add chain to its last link, across an unrolled
         # body, until nothing fits the registers: one loop over channels keeps the body small.
         "channel_loop": target.kind == "wasm",
+        # Divisions for addresses cost a third of the products; relaxed SIMD has half as many
+        # instructions in the body, and gains nothing by another loop.
+        "lane_loop": target.kind == "wasm" and not target.variants,
         "by_element": by_element,
         "fused": target.simd.fma and target.arch in ("aarch64", "arm"),
         "half": half_conversion(target),
@@ -261,10 +265,9 @@ class _Emission:
         if self.op.weights.group:
             self.accumulate_groups(acc, at)
         elif _taps_outside(self.op, self.knobs):
-            with loop(kh) as ky, loop(kw) as kx, loop(channels) as c:
-                where = (c // x_lanes, ky, kx)
-                number = (ky * kw + kx) * channels + c
-                self.multiply_add(acc, at, where, (number, 0), c % x_lanes)
+            with loop(kh) as ky, loop(kw) as kx, self.channels() as (block, lane):
+                number = (ky * kw + kx) * channels + block * x_lanes + lane
+                self.multiply_add(acc, at, (block, ky, kx), (number, 0), lane)
         elif self.knobs["channel_loop"]:
             with loop(channels * taps) as t:
                 where = (t // taps, t % taps // kw, t % kw)
@@ -278,6 +281,17 @@ class _Emission:
         else:
             with loop(self.ci_blocks) as block, loop(kh) as ky, loop(kw) as kx:
                 self.tap(acc, at, (block, ky, kx))
+
+    @contextmanager
+    def channels(self) -> Iterator[tuple[Any, Any]]:
+        """Block and lane of one input channel after another."""
+        lanes = self.op.x.lanes
+        if self.knobs.get("lane_loop"):  # records from before do not name it
+            with loop(self.ci_blocks) as block, loop(lanes) as lane:
+                yield block, lane
+        else:
+            with loop(self.ci_blocks * lanes) as channel:
+                yield channel // lanes, channel % lanes
 
     def accumulate_groups(self, acc: Registers, at: tuple[Any, ...]) -> None:
         """The same sum with a scale per tap and group, in the order taps, groups, channels."""

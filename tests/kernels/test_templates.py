@@ -31,6 +31,7 @@ from tests.kernels.harness import FLOOR_DB, Kernels, snr_db, target_with
 #: lanes, registers, and the knobs that another kind of target chooses
 VECTORS = [
     pytest.param(4, 16, {"channel_loop": True, "unroll": 1}, id="4x16-wasm"),
+    pytest.param(4, 16, {"channel_loop": True, "lane_loop": True, "unroll": 1}, id="4x16-lanes"),
     pytest.param(4, 32, {"by_element": True}, id="4x32-arm"),
     pytest.param(8, 16, {}, id="8x16"),
     pytest.param(16, 32, {}, id="16x32"),
