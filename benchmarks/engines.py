@@ -82,11 +82,15 @@ def measure(name: str, model: str, place: Place, folder: Path, runs: int) -> Ben
     if place.recipe == "fp32" and file is None:
         engines = [e for e in engines if not e.startswith("litert")]
     if not path.exists():
-        emit = ["--emit", "onnx"] if place.recipe != "fp32" else []
-        if emit and file is None:
-            emit += ["--emit", "tflite"]
-        words = ("--recipe", recipe_file(folder, place.recipe), *emit, "--no-check")
-        compiled = compile_apart(model, place.target, path, *words)
+        words = ["--recipe", recipe_file(folder, place.recipe), "--no-check"]
+        if place.recipe != "fp32":
+            words += ["--emit", "onnx"]
+        both = [*words, "--emit", "tflite"] if place.recipe != "fp32" and file is None else words
+        compiled = compile_apart(model, place.target, path, *both)
+        if "has no tflite form" in compiled.error:
+            progress(f"{name}: {compiled.error}")
+            engines = [e for e in engines if not e.startswith("litert")]
+            compiled = compile_apart(model, place.target, path, *words)
         if compiled.error:
             raise EdgepipeError(compiled.error)
     missing: list[str] = []
