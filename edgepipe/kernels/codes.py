@@ -23,7 +23,7 @@ from edgepipe.kernels.builder import (
 from edgepipe.kernels.dot import reinterpret
 from edgepipe.kernels.integer_ops import DequantizeOp, Limits, MoveOp, QuantizeOp
 from edgepipe.kernels.layout import Blocked
-from edgepipe.kernels.qelementwise import over_channels, width
+from edgepipe.kernels.qelementwise import over_channels, vector, width
 from edgepipe.kernels.requantize import cut, put, rounded
 from edgepipe.kernels.template import KernelTemplate, Knobs
 from edgepipe.target import Target
@@ -44,7 +44,7 @@ def default(op: Any, target: Target) -> Knobs:
             edges = [op.y.c]
         return {"lanes": min(map(width, edges)) if vectors else 1}
     codes, plain = (op.y, op.x) if isinstance(op, QuantizeOp) else (op.x, op.y)
-    lanes = min(width(codes.lanes), width(plain.lanes)) if codes.blocks == 1 else 1
+    lanes = vector([codes, plain]) if codes.blocks == 1 else 1
     pixels = 0
     image = plain.lanes == 1 and (codes.lanes == 4 or codes.lanes == codes.c == 1)
     if isinstance(op, QuantizeOp) and image:

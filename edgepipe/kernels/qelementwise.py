@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from tvm import tirx
@@ -12,6 +12,7 @@ from edgepipe.kernels.builder import (
     kernel,
     load,
     loop,
+    minimum,
     operand_offset,
     parallel,
     splat,
@@ -34,13 +35,25 @@ def matches(op: Any, target: Target) -> str | None:
 
 
 def default(op: Any, target: Target) -> Knobs:
-    lanes = min(width(layout.lanes) for layout in [*_inputs(op), op.y])
+    lanes = vector([*_inputs(op), op.y])
     return {"lanes": lanes, "arch": target.arch}
 
 
 def width(channels: int) -> int:
     """The widest vector of bytes, 16 at most, that divides a pixel's channels."""
     return next(v for v in (16, 8, 4, 2, 1) if channels % v == 0)
+
+
+def vector(layouts: Sequence[Blocked]) -> int:
+    """Bytes of the vectors that walk the channels of all ``layouts``.
+
+    Sixteen where each holds the same channels in one block: the last vector of a pixel overlaps
+    its neighbour, and stores the same values twice.
+    """
+    channels = layouts[0].lanes
+    if channels > 16 and all(x.blocks == 1 and x.lanes == channels for x in layouts):
+        return 16
+    return min(width(x.lanes) for x in layouts)
 
 
 def _inputs(op: Any) -> list[Blocked]:
@@ -51,9 +64,11 @@ def _inputs(op: Any) -> list[Blocked]:
 
 def over_channels(y: Blocked, lanes: int, visit: Callable[[Any, Any], None]) -> None:
     """Call ``visit((n, row, column), channel)`` for every vector of ``y``."""
-    chunks = y.lanes * y.blocks // lanes
+    channels = y.lanes * y.blocks
+    chunks = -(-channels // lanes)
     with parallel(y.n) as n, parallel(y.h) as row, parallel(y.w) as column, loop(chunks) as chunk:
-        visit((n, row, column), chunk * lanes)
+        first = chunk * lanes
+        visit((n, row, column), minimum(first, channels - lanes) if channels % lanes else first)
 
 
 def emit(op: Any, knobs: Knobs) -> Any:

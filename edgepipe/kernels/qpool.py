@@ -23,7 +23,7 @@ from edgepipe.kernels.builder import (
     zero_border,
 )
 from edgepipe.kernels.integer_ops import QPoolOp
-from edgepipe.kernels.qelementwise import over_channels, width
+from edgepipe.kernels.qelementwise import over_channels, vector
 from edgepipe.kernels.requantize import put, scaled
 from edgepipe.kernels.template import KernelTemplate, Knobs
 from edgepipe.target import Target
@@ -36,7 +36,7 @@ def matches(op: Any, target: Target) -> str | None:
 
 
 def default(op: QPoolOp, target: Target) -> Knobs:
-    return {"lanes": min(width(op.x.lanes), width(op.y.lanes)), "arch": target.arch}
+    return {"lanes": vector([op.x, op.y]), "arch": target.arch}
 
 
 def emit(op: QPoolOp, knobs: Knobs) -> Any:
