@@ -303,3 +303,21 @@ def test_quantisation_and_copies(c: int, tmp_path: Path) -> None:
     check(kernels, 3, padded, [flat.pack(q)], [], [], q)
     check(kernels, 4, both, [padded.pack(q)] * 2, [], [], np.concatenate([q, q], 1))
     check(kernels, 5, large, [padded.pack(q)], [], [], q.repeat(2, 2).repeat(2, 3))
+
+
+def test_rows_that_are_no_whole_vectors(tmp_path: Path) -> None:
+    """37 values in a row: the last vector overlaps, and writes nothing beyond."""
+    rng = np.random.default_rng(7)
+    rows = Blocked(1, 37, 1, 9, 37)
+    row_codes = Blocked(1, 37, 1, 9, 37, (0, 0, 0, 0), "uint8", 40)
+        Blocked(1, 37, 1, 9, 37, NO_PADS, t, z) for t, z in (("float32", 0), ("uint8", 40))
+    )
+    scale = np.float32(0.05)
+    ops = [QuantizeOp(rows, row_codes, float(scale)), DequantizeOp(row_codes, rows, float(scale))]
+    kernels = Kernels(list(ops), HOST, tmp_path)
+    assert all(knobs["lanes"] == 16 for knobs in kernels.knobs)
+    x = (rng.standard_normal((1, 37, 1, 9)) * 6).astype(np.float32)
+    q = (np.clip(np.rint(x / scale), -40, 215) + 40).astype(np.uint8)
+    check(kernels, 0, row_codes, [rows.pack(x)], [], [], q)
+    value = centred(q, row_codes).astype(np.float32) * scale
+    check(kernels, 1, rows, [row_codes.pack(q)], [], [], value)

@@ -8,10 +8,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from edgepipe.kernels import sparse
+from edgepipe.kernels import sparse, sparse_cost, sparse_shared
 from edgepipe.kernels.epilogue import Step
 from edgepipe.kernels.layout import NO_PADS, Blocked, Pads
 from edgepipe.kernels.ops import ConvOp, RelayoutOp
+from edgepipe.sparsity.pattern import Pattern
+from edgepipe.sparsity.pruning import mask
+from edgepipe.target import Target
 from tests.kernels import reference
 from tests.kernels.harness import FLOOR_DB, Kernels, snr_db, target_with
 
@@ -136,3 +139,26 @@ def test_rows_pack_every_weight_once(density: float) -> None:
         found[row, places] = stored[part]
     assert np.array_equal(found, weight[:, :, 0, 0])
     assert sparse.rows(weight).nonzeros == np.count_nonzero(weight)
+
+
+def test_estimates_take_the_form_that_was_measured_to_be_faster() -> None:
+    """On AVX2, 256 channels at 28x28: scattered 2:4 loses to dense, shared by 32 it wins with tiles
+    of 32, and at 80 % rows win."""
+    target = Target.load("x86-64-v3")
+    rng = np.random.default_rng(0)
+
+    def best(kept: np.ndarray) -> str:
+        weight = rng.standard_normal((256, 256, 1, 1), dtype=np.float32) * kept[..., None, None]
+        op = convolution(weight, (28, 28), (8, 8), None)
+        shared = [sparse.shared(weight, width) for width in sparse_shared.widths(target, 256)]
+        costs = {f"shared {f.width}": sparse_cost.shared(op, f, target) for f in shared}
+        costs["rows"] = sparse_cost.rows(op, sparse.rows(weight), target)
+        costs["dense"] = sparse_cost.dense(op, target)
+        return min(costs, key=lambda form: costs[form])
+
+    scores = rng.random((256, 256, 1))
+    masks = {
+        text: mask(scores, Pattern.parse(text, ""))[..., 0] for text in ("2:4", "2:4v32", "80%")
+    }
+    found = {text: best(kept) for text, kept in masks.items()}
+    assert found == {"2:4": "dense", "2:4v32": "shared 32", "80%": "rows"}
