@@ -310,8 +310,6 @@ def test_rows_that_are_no_whole_vectors(tmp_path: Path) -> None:
     rng = np.random.default_rng(7)
     rows = Blocked(1, 37, 1, 9, 37)
     row_codes = Blocked(1, 37, 1, 9, 37, (0, 0, 0, 0), "uint8", 40)
-        Blocked(1, 37, 1, 9, 37, NO_PADS, t, z) for t, z in (("float32", 0), ("uint8", 40))
-    )
     scale = np.float32(0.05)
     ops = [QuantizeOp(rows, row_codes, float(scale)), DequantizeOp(row_codes, rows, float(scale))]
     kernels = Kernels(list(ops), HOST, tmp_path)
