@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 from edgepipe.display import db_text
@@ -86,15 +87,25 @@ def _against_float64(
 
 
 def judge_steps(
-    recipe: Recipe, reports: tuple[StepReport, ...], *, halves: bool = False
+    recipe: Recipe,
+    reports: tuple[StepReport, ...],
+    *,
+    halves: bool = False,
+    between: tuple[StepReport, ...] = (),
 ) -> list[str]:
     """A line for each output of a quantized bundle that is not what its Q/DQ model says.
 
     ``halves``: float activations lie in memory as halves, which allows the error of fp16.
+    ``between`` tells how far two references are from each other: where float operators stand
+    between integers, as in a transformer, a last bit there moves codes, and every layer more of
+    them. An output about as near as those are to each other is no failure.
     """
     failures = []
     floor = FLOORS_DB["fp16"] if halves else WEIGHT_ONLY_FLOOR_DB
+    amplified = {r.name: r.snr_db for r in between if r.snr_db > QUANTIZED_FLOOR_DB}
     for report in reports:
+        if report.snr_db >= amplified.get(report.name, math.inf) - AMPLIFICATION_MARGIN_DB:
+            continue
         if recipe.integer and report.within_one < WITHIN_ONE_STEP:
             failures.append(
                 f"{report.name}: only {share(report.within_one)} of the values are within one step "

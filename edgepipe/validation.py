@@ -74,7 +74,8 @@ def validate(
     origin does not lead to it. A quantized bundle is compared with its Q/DQ model too: on the same
     data where that is in the bundle (``compile --emit onnx``), else on the golden inputs. Of the
     two ways in which ONNX Runtime executes that, the nearer one counts; where that is too far, the
-    definition of the integer arithmetic decides, on the first runs.
+    definition of the integer arithmetic decides, on the first runs; a bundle may be as far from
+    that as ONNX Runtime is.
     ``max_top1_drop`` is in percentage points: of accuracy with labels, else of agreement.
     ``step`` is called with (runs done, runs in all). ``source`` is the original, loaded already.
     Raises UserError.
@@ -93,19 +94,24 @@ def validate(
         done += len(chunk)
         step(done, trial.samples.count)
     steps_data = trial.samples.description
-    kept = [(inputs, result) for inputs, result, _ in tally.first]
+    kept, rounded_runs = [(inputs, result) for inputs, result, _ in tally.first], trial.rounded
     if bundle.recipe.changes_weights and not steps:
         golden, outputs = _golden(bundle)
         steps_data, steps = golden.description, [_step_tally(bundle)]
         kept = list(zip(golden, runners.run_many(bundle, list(golden), chosen), strict=True))
         steps[0].add(kept[0][1], outputs)
-    found, exact = nearest(steps), _step_tally(bundle)
+        rounded_runs = (lambda _: outputs,)
+    found, exact, between = nearest(steps), _step_tally(bundle), _step_tally(bundle)
     halves = bundle.target.halves(bundle.recipe)
     doubts = judge_steps(bundle.recipe, found, halves=halves)
     if doubts and (integers := trial.integers()) is not None:
         for inputs, result in kept:
-            exact.add(result, integers(inputs))
-        doubts = judge_steps(bundle.recipe, exact.reports(), halves=halves)
+            defined = integers(inputs)
+            exact.add(result, defined)
+            between.add(rounded_runs[0](inputs), defined)
+        doubts = judge_steps(
+            bundle.recipe, exact.reports(), halves=halves, between=between.reports()
+        )
     floor = min_snr_db
     if floor is None:
         floor = floor_db(bundle.recipe, synthetic=trial.samples.synthetic)
@@ -130,6 +136,7 @@ def validate(
         steps=found,
         steps_data=steps_data if found else None,
         integer_steps=exact.reports(),
+        reference_steps=between.reports(),
     )
 
 

@@ -42,7 +42,8 @@ class Report:
 
     ``outputs`` compares with the float model, or with the Q/DQ file where that is the original;
     ``steps`` compares a quantized bundle with its Q/DQ model, on ``steps_data``; where ONNX Runtime
-    is too far from it, ``integer_steps`` compares the first runs with the integers by definition.
+    is too far from it, ``integer_steps`` compares the first runs with the integers by definition,
+    and ``reference_steps`` ONNX Runtime with those.
     """
 
     bundle: str
@@ -59,6 +60,7 @@ class Report:
     steps: tuple[StepReport, ...] = ()
     steps_data: str | None = None
     integer_steps: tuple[StepReport, ...] = ()
+    reference_steps: tuple[StepReport, ...] = ()
 
     @property
     def ok(self) -> bool:
@@ -92,6 +94,8 @@ class Report:
         if self.integer_steps:
             lines += ["", "the first runs, against its integers by definition:"]
             lines.append(_step_table(self.integer_steps))
+            lines += ["", "ONNX Runtime on the Q/DQ model, against the same:"]
+            lines.append(_step_table(self.reference_steps))
         return lines
 
     def _output_lines(self) -> list[str]:

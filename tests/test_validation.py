@@ -184,6 +184,17 @@ def test_float_activations_are_judged_by_their_noise() -> None:
     assert "against the Q/DQ model" in judge_steps(Recipe("w8a16"), stepped(0.01, 0.5).reports())[0]
 
 
+def test_a_bundle_may_be_as_far_as_references_are_from_each_other() -> None:
+    """Where rounding is amplified; what is further still fails, and where they agree."""
+    w8a8, far = Recipe("w8a8"), stepped(0.3).reports()
+    assert judge_steps(w8a8, far, between=stepped(0.3).reports()) == []
+    assert judge_steps(w8a8, far, between=stepped(0.1).reports()) == []  # 4.8 dB, of 6
+    assert judge_steps(w8a8, far, between=stepped(0.05).reports()) != []
+    assert judge_steps(w8a8, far, between=stepped(0.0).reports()) != []
+    nothing = stepped(1.0, 300.0).reports()  # references that have nothing in common prove nothing
+    assert judge_steps(w8a8, nothing, between=nothing) != []
+
+
 def test_floors_by_recipe() -> None:
     assert floor_db(Recipe("fp32"), synthetic=True) == 100
     assert floor_db(Recipe("fp16"), synthetic=False) == 40
