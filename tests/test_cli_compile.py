@@ -17,6 +17,7 @@ import edgepipe
 from edgepipe.blob import Blob
 from edgepipe.bundle import Bundle
 from edgepipe.cli import main
+from edgepipe.cli.compile import _stage_text
 from edgepipe.codegen import driver
 from edgepipe.codegen.plan import Plan
 from tests.fuzz import seeds
@@ -310,3 +311,8 @@ def test_a_bundle_that_computes_something_else_is_not_written(
     assert "SNR" in said
     assert said.count("\n") == 1
     assert [path.name for path in tmp_path.iterdir()] == ["m.onnx"]
+
+
+def test_stages_that_count_are_told_as_one() -> None:
+    stages = [("reading", 1.0), ("layer 1 of 12", 0.04), ("layer 2 of 12", 0.03), ("link", 0.01)]
+    assert _stage_text(stages) == "reading 1.0, layer 1–12 0.1"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 import sys
 import time
 from collections import Counter
@@ -300,9 +301,18 @@ def summary(bundle: Bundle, stages: Sequence[tuple[str, float]], seconds: float)
         ("kernels", _kernel_text(kernels)),
         *_thread_rows(bundle.compiled_threads, kernels),
         *_gpu_rows(manifest.get("gpu")),
-        ("time", f"{seconds:.1f} s ({', '.join(f'{n} {s:.1f}' for n, s in stages if s >= 0.05)})"),
+        ("time", f"{seconds:.1f} s ({_stage_text(stages)})"),
     ]
     return pairs(rows)
+
+
+def _stage_text(stages: Sequence[tuple[str, float]]) -> str:
+    """What took time; stages that only count ("layer 3 of 50") are one."""
+    total: dict[str, float] = {}
+    for name, seconds in stages:
+        counted = re.sub(r"\b\d+ of (\d+)\b", r"1–\1", name)
+        total[counted] = total.get(counted, 0.0) + seconds
+    return ", ".join(f"{name} {s:.1f}" for name, s in total.items() if s >= 0.05)
 
 
 def _thread_rows(threads: int, kernels: Sequence[Mapping[str, Any]]) -> list[tuple[str, object]]:
