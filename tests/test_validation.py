@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
 
 import dense
 import numpy as np
@@ -14,7 +16,7 @@ from edgepipe.errors import UserError
 from edgepipe.judge import floor_db, judge_steps
 from edgepipe.recipe import Recipe
 from edgepipe.tally import StepTally
-from edgepipe.validation import Report, validate
+from edgepipe.validation import Report, _has_float_islands, validate
 
 
 @pytest.fixture(scope="module")
@@ -193,6 +195,18 @@ def test_a_bundle_may_be_as_far_as_references_are_from_each_other() -> None:
     assert judge_steps(w8a8, far, between=stepped(0.0).reports()) != []
     nothing = stepped(1.0, 300.0).reports()  # references that have nothing in common prove nothing
     assert judge_steps(w8a8, nothing, between=nothing) != []
+
+
+@pytest.mark.parametrize(
+    ("arithmetic", "op_type", "islands"),
+    [("float32", "Softmax", True), ("float32", "QuantizeLinear", False), ("int8", "Conv", False)],
+)
+def test_only_float_operators_between_integers_are_islands(
+    arithmetic: str, op_type: str, islands: bool
+) -> None:
+    kernels = [{"arithmetic": arithmetic, "op_type": op_type}]
+    bundle = SimpleNamespace(manifest={"kernels": kernels})
+    assert _has_float_islands(cast(Bundle, bundle)) is islands
 
 
 def test_floors_by_recipe() -> None:
