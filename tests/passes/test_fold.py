@@ -50,6 +50,21 @@ def test_1_a_constant_output_keeps_a_node() -> None:
     assert_equal(result, "moves data only")
 
 
+def test_1_a_constant_output_that_others_read_keeps_its_node() -> None:
+    result = rewrite(
+        """g (float[3] x) => (float[3] y, float[3] z, float[3] s) <float[3] a> {
+          y = Identity(a)
+          z = Neg(y)
+          s = Add(x, y)
+        }""",
+        fold.run,
+        a=normal(3),
+    )
+    assert sorted(result.ops) == ["Add", "Identity", "Identity"]
+    assert [v.name for v in result.after.graph.outputs] == ["y", "z", "s"]
+    assert_equal(result, "moves data only")
+
+
 def test_2_shape_and_size() -> None:
     result = rewrite(
         """g (float[2,3,4] x) => (int64[2] s, int64 n) {
