@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import argparse
 import os
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -50,15 +51,18 @@ EPOCHS = {"ic_resnet8": 20, "cifar_resnet20": 6}
 
 def one_shot(
     measured: Measurement, graph: ir.Model, pattern: str, shared: Path, name: str, amounts: str
-) -> ir.Model:
-    """``graph`` pruned as the compiler prunes, with ``amounts`` where the pattern takes them."""
+) -> tuple[ir.Model, str | Mapping[str, str]]:
+    """``graph`` pruned as the compiler prunes, with ``amounts`` where the pattern takes them; and
+    the pattern, by layers where they differ."""
     x = measured.data[0]
     samples = Samples("train", len(x), lambda: ({"x": x[i : i + 1]} for i in range(len(x))))
     settings = {"amounts": amounts} if "%" in pattern and amounts else {}
     recipe = Recipe.read(f"fp32+{pattern}", settings)
     context = Context(Target.load("host"), recipe, progress=lambda _: None)
     source = importer.load(shared / "models" / f"{name}.onnx", None)
-    return prune.run(graph, source, samples, context)[0]
+    model, pruned = prune.run(graph, source, samples, context)
+    assert pruned is not None
+    return model, pruned.manifest.get("patterns", pattern)
 
 
 def zeros(model: ir.Model) -> float:
@@ -96,13 +100,15 @@ def measure(arguments: argparse.Namespace, network: str, epochs: int) -> None:
     line(network, "dense, stage 2", "", f"{reference:.2f}", "", "", f"{seconds:.0f}")
     for recipe in arguments.recipes.split(","):
         format, _, pattern = recipe.partition("+")
-        pruned = one_shot(measured, first, pattern, arguments.shared, network, arguments.amounts)
+        pruned, patterns = one_shot(
+            measured, first, pattern, arguments.shared, network, arguments.amounts
+        )
         shot = f"{measured.accuracy(pruned):.2f}"
         for way in arguments.ways.split(","):
             rate = arguments.rate or SPARSE.learning_rate
             start, settings = pruned, replace(SPARSE, sparsity=KEPT, learning_rate=rate)
             if way != KEPT:
-                start, settings = first, replace(settings, sparsity=pattern, pruning=way)
+                start, settings = first, replace(settings, sparsity=patterns, pruning=way)
             name = f"{recipe}-{way}{arguments.amounts}{rate:g}".replace("%", "").replace(":", "-")
             rounded = None if format == "fp32" else format
             model, seconds = tuned(start, rounded, settings, name)
@@ -115,9 +121,7 @@ def measure(arguments: argparse.Namespace, network: str, epochs: int) -> None:
 def main() -> None:
     """Print the table."""
     parser = options(__doc__.splitlines()[0], NETWORKS, RECIPES)
-    parser.add_argument(
-        "--amounts", default="", help="of S%%: erk, search; where training keeps them"
-    )
+    parser.add_argument("--amounts", default="", help="of S%%, by layer: erk, search")
     parser.add_argument("--rate", type=float, help="learning rate of what has zeros")
     parser.add_argument("--ways", default=KEPT, help="kept, gradual, decay, straight")
     arguments = parser.parse_args()

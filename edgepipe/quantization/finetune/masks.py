@@ -14,10 +14,12 @@ them, and those outside decay (SR-STE; Zhou et al. 2021, arXiv 2102.04010).
 # mypy: allow-subclassing-any, disable-error-code="no-untyped-call,untyped-decorator"
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
+import onnx_ir as ir
 import torch
 from torch import nn
 from torch.nn.utils import parametrize
@@ -25,7 +27,7 @@ from torch.nn.utils import parametrize
 from edgepipe.errors import UserError
 from edgepipe.quantization.finetune.layer import TrainedLayer
 from edgepipe.quantization.finetune.network import Network
-from edgepipe.quantization.finetune.settings import FinetuneSettings
+from edgepipe.quantization.finetune.settings import DENSE, FinetuneSettings
 from edgepipe.quantization.layers import prunable
 from edgepipe.sparsity import pruning
 from edgepipe.sparsity.pattern import KEPT, Pattern
@@ -73,42 +75,66 @@ class Masks:
 
     def __init__(self, network: Network, settings: FinetuneSettings) -> None:
         self.way = settings.pruning
-        self.pattern = None if settings.sparsity == KEPT else Pattern.parse(
-            settings.sparsity, "FinetuneSettings.sparsity"
-        )  # fmt: skip
-        self.masks: list[tuple[TrainedLayer, Mask]] = []
-        nodes = set(prunable(network.graph, blocks=self._blocks()))
+        self.masks: list[tuple[TrainedLayer, Mask, Pattern | None]] = []
+        patterns = wanted(network.graph, settings.sparsity)
         for layer in network.layers:
-            if layer.layer.node in nodes:
+            if layer.layer.node in patterns:
+                pattern = patterns[layer.layer.node]
                 kept = (layer.weight.detach() != 0).float()
-                if self.pattern is not None:
+                if pattern is not None:
                     kept = torch.ones_like(kept)
-                mask = Mask(kept, self.way == "straight" and self.pattern is not None)
+                mask = Mask(kept, self.way == "straight" and pattern is not None)
                 parametrize.register_parametrization(layer, "weight", mask)
-                self.masks.append((layer, mask))
+                self.masks.append((layer, mask, pattern))
         if not self.masks:
             raise UserError(
                 "no layer of the network can be pruned", where=f"sparsity '{settings.sparsity}'"
             )
 
-    def _blocks(self) -> bool:
-        return self.pattern is None or self.pattern.block > 1
-
     def update(self, step: int, total: int) -> None:
         """Move the masks to where they belong before step ``step`` of ``total``, from 0."""
         done = min(1.0, step / (RAMP * total)) if total else 1.0
-        if self.pattern is None or (step % EVERY and step != total) or self._settled(step, total):
+        if (step % EVERY and step != total) or self._settled(step, total):
             return
-        pattern = thinned(self.pattern, done) if self.way == "gradual" else self.pattern
-        for layer, mask in self.masks:
+        for layer, mask, pattern in self.masks:
+            if pattern is None:
+                continue
             weight = layer.parametrizations.weight.original.detach()
             if self.way == "gradual":  # what went stays away
-                weight = weight * mask.kept
-            mask.kept.copy_(_kept(layer, weight, pattern))
+                reached, weight = thinned(pattern, done), weight * mask.kept
+            else:
+                reached = pattern
+            mask.kept.copy_(_kept(layer, weight, reached))
             mask.passing.fill_(1 - done if self.way == "decay" else 0.0)
 
     def _settled(self, step: int, total: int) -> bool:
         return self.way != "straight" and step - EVERY >= RAMP * total
+
+
+def wanted(graph: ir.Graph, sparsity: str | Mapping[str, str]) -> dict[ir.Node, Pattern | None]:
+    """The pattern of every layer that has one in the end; None where its zeros are to stay.
+
+    Raises UserError for the name of a layer that sparse kernels do not run.
+    """
+    if sparsity == KEPT:
+        return dict.fromkeys(prunable(graph, blocks=True))
+    if isinstance(sparsity, str):
+        pattern = Pattern.parse(sparsity, "FinetuneSettings.sparsity")
+        return dict.fromkeys(prunable(graph, blocks=pattern.block > 1), pattern)
+    layers = {node.name: node for node in prunable(graph, blocks=True)}
+    for name in sparsity:
+        if name not in layers:
+            known = ", ".join(str(layer) for layer in list(layers)[:4])
+            raise UserError(
+                f"'{name}' is no layer that can be pruned",
+                where="FinetuneSettings.sparsity",
+                fix=f"there are {len(layers)}: {known}{', …' if len(layers) > 4 else ''}",
+            )
+    return {
+        layers[name]: Pattern.parse(text, f"FinetuneSettings.sparsity, layer '{name}'")
+        for name, text in sparsity.items()
+        if text != DENSE
+    }
 
 
 def thinned(pattern: Pattern, done: float) -> Pattern:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,6 +14,8 @@ RANGES = ("learned", "average")
 LOSSES = ("cross_entropy", "squared_error")
 AUGMENTATIONS = ("none", "flip", "shift_flip")
 PRUNINGS = ("gradual", "decay", "straight")
+#: What ``sparsity`` by layer says of a layer without zeros.
+DENSE = "dense"
 
 
 @dataclass(frozen=True)
@@ -31,7 +34,8 @@ class FinetuneSettings:
     ``augmentation``, of images [N, C, H, W]: "flip" mirrors half of them, "shift_flip" moves
     them by up to an eighth of their size too.
     ``sparsity``: a pattern as in a recipe ("80%", "2:4v8") that weights have in the end, reached as
-    ``pruning`` says (see ``masks``); "kept" leaves zero what is zero.
+    ``pruning`` says (see ``masks``); "kept" leaves zero what is zero. Or the pattern of each layer
+    by its name, as ``prune.run`` finds it (``manifest["patterns"]``); others stay dense.
     ``checkpoint``: folder that holds the state of the training, saved every
     ``checkpoint_seconds`` and at the end; a run with the same model, data and settings goes on
     there and ends with the same bits as one that was never interrupted.
@@ -46,7 +50,7 @@ class FinetuneSettings:
     distillation: float = 0.0
     temperature: float = 2.0
     augmentation: str = "none"
-    sparsity: str = ""
+    sparsity: str | Mapping[str, str] = ""
     pruning: str = "gradual"
     seed: int = 0
     checkpoint: Path | None = None
@@ -64,16 +68,12 @@ class FinetuneSettings:
                 raise UserError(
                     f"unknown {field} '{value}'", where=field, fix=did_you_mean(value, known)
                 )
-        pattern = None
-        if self.sparsity not in ("", KEPT):
-            pattern = Pattern.parse(self.sparsity, "sparsity")
-        if pattern is not None and (pattern.channels or pattern.auto):
-            raise UserError(
-                f"no training reaches '{self.sparsity}'",
-                where="sparsity",
-                fix='prune first (edgepipe.prune.run), then train with sparsity "kept", or none '
-                "where channels went",
-            )
+        if not isinstance(self.sparsity, str):
+            for name, text in self.sparsity.items():
+                if text != DENSE:
+                    _check_pattern(text, f"sparsity, layer '{name}'")
+        elif self.sparsity not in ("", KEPT):
+            _check_pattern(self.sparsity, "sparsity")
         for field, low, high in (
             ("epochs", 0, 10_000),
             ("batch", 1, 1 << 16),
@@ -85,3 +85,14 @@ class FinetuneSettings:
         ):
             if not low <= (number := getattr(self, field)) <= high:
                 raise UserError(f"{field} {number} is outside {low:g}…{high:g}", where=field)
+
+
+def _check_pattern(text: str, where: str) -> None:
+    pattern = Pattern.parse(text, where)
+    if pattern.channels or pattern.auto:
+        raise UserError(
+            f"no training reaches '{text}'",
+            where=where,
+            fix='prune first (edgepipe.prune.run), then train with sparsity "kept", or none '
+            "where channels went",
+        )

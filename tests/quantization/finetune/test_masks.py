@@ -60,6 +60,18 @@ def test_the_pattern_is_there_in_the_end(pattern: str, pruning: str) -> None:
     assert right > np.mean(outputs(model, x)[0].argmax(1) == labels) + 0.2
 
 
+def test_every_layer_has_the_pattern_that_it_was_given() -> None:
+    model = build(SMALL)
+    first, second = weights(model)
+    tuned, _ = tune(model, None, learnable(model), epochs=2, sparsity={second: "2:4"})
+    assert share_of_groups(weights(tuned)[second], "2:4")
+    assert not share_of_groups(weights(model)[second], "2:4")
+    with pytest.raises(UserError, match=f"'{first}' is no layer that can be pruned.*{second}"):
+        tune(model, None, learnable(model), sparsity={first: "2:4"})
+    with pytest.raises(UserError, match="no layer of the network can be pruned"):
+        tune(model, None, learnable(model), sparsity={second: "dense"})
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("recipe", ["w8a8", "w4a8"])
 def test_codes_are_zero_where_weights_are(recipe: str) -> None:
@@ -104,6 +116,8 @@ def test_an_interrupted_training_ends_with_the_same_bits(
 def test_what_cannot_be_is_refused() -> None:
     with pytest.raises(UserError, match="unknown sparsity"):
         FinetuneSettings(sparsity="half")
+    with pytest.raises(UserError, match=r"layer 'conv1'.*unknown sparsity"):
+        FinetuneSettings(sparsity={"conv1": "kept"})
     for pattern in ("c40%", "auto"):
         with pytest.raises(UserError, match="prune first"):
             FinetuneSettings(sparsity=pattern)
