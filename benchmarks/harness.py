@@ -39,7 +39,8 @@ def arguments(description: str | None, **defaults: str) -> argparse.Namespace:
     for name, default in defaults.items():
         flag = f"--{name.replace('_', '-')}"
         kind = int if default.isdecimal() else str
-        parser.add_argument(flag, default=kind(default), type=kind, help=f"default: {default}")
+        told = f"default: {default}".replace("%", "%%")
+        parser.add_argument(flag, default=kind(default), type=kind, help=told)
     parser.add_argument("--json", metavar="FILE", help="also write the results there")
     parser.add_argument("--out", metavar="DIR", help="keep the bundles there")
     return parser.parse_args()

@@ -116,10 +116,12 @@ class Cuda:
         for name in ("ptx_isa", "driver"):
             sound = bool(_VERSION.fullmatch(getattr(self, name)))
             _require(sound, f"cuda.{name}", "a version such as 10.2")
-        for name in ("sm", "ptx_sm", "processors"):
+        for name in ("sm", "ptx_sm"):
             _require(0 <= getattr(self, name) < 1000, f"cuda.{name}", "from 0 to 999")
-        for name in ("memory_gb", "bandwidth_gb_s", "peak_gflops_f32", "peak_gflops_f16",
-                     "peak_gops_s8"):  # fmt: skip
+        _require(1 <= self.processors < 1000, "cuda.processors", "from 1 to 999")
+        for name in ("bandwidth_gb_s", "peak_gflops_f32"):
+            _require(getattr(self, name) > 0, f"cuda.{name}", "above 0")
+        for name in ("memory_gb", "peak_gflops_f16", "peak_gops_s8"):
             _require(getattr(self, name) >= 0, f"cuda.{name}", "0 or more")
 
     @property

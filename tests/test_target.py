@@ -68,8 +68,8 @@ def test_a_misspelt_name_is_answered_with_the_closest() -> None:
         Target.load("raspbery-pi-4")
 
 
-def _changed(tmp_path: Path, old: str, new: str) -> Path:
-    text = (data_folder("targets") / "raspberry-pi-4.toml").read_text(encoding="utf-8")
+def _changed(tmp_path: Path, old: str, new: str, name: str = "raspberry-pi-4") -> Path:
+    text = (data_folder("targets") / f"{name}.toml").read_text(encoding="utf-8")
     assert old in text
     path = tmp_path / "board.toml"
     path.write_text(text.replace(old, new), encoding="utf-8")
@@ -114,6 +114,13 @@ def test_a_mistake_in_a_file_is_named(tmp_path: Path, old: str, new: str, said: 
     assert said in str(caught.value)
     assert "board.toml" in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("key", ["peak_gflops_f32", "bandwidth_gb_s", "processors"])
+def test_a_gpu_without_speed_is_refused(tmp_path: Path, key: str) -> None:
+    path = _changed(tmp_path, f"\n{key} = ", f"\n{key} = 0 # ", "jetson-tx2")
+    with pytest.raises(UserError, match=f"'cuda.{key}' must be (above 0|from 1 to 999)"):
+        Target.load(str(path))
 
 
 def test_a_missing_file_is_named() -> None:

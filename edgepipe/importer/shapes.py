@@ -164,11 +164,14 @@ def infer(proto: onnx.ModelProto, light: onnx.ModelProto, where: str, reference:
     try:
         inferred = shape_inference.infer_shapes(light, strict_mode=True, data_prop=True)
     except Exception as error:  # InferenceError and several pybind types
-        if doubt(reference) is not None:
+        try:
+            if doubt(reference) is not None:
+                raise
+            inferred = shape_inference.infer_shapes(light, data_prop=True)
+        except Exception:
             raise UserError(
                 f"shapes do not fit together: {first_line(error)}", where=where
             ) from None
-        inferred = shape_inference.infer_shapes(light, data_prop=True)
     for value in (*inferred.graph.value_info, *inferred.graph.output):
         _check_size(value, where)
     proto.graph.value_info.extend(inferred.graph.value_info)

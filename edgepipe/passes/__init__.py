@@ -42,6 +42,7 @@ PASSES = (
     "identity",
     "fold",
     "clean",
+    "finite",
 )
 
 

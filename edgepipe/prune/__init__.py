@@ -11,8 +11,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from edgepipe import quantize
 from edgepipe.context import Context
 from edgepipe.errors import UserError
@@ -93,7 +91,6 @@ def _weights(
             fix="sparse kernels run convolutions of one group behind the first; use "
             + context.recipe.format,
         )
-    _check_finite(layers)
     patterns = amounts.patterns(model, layers, samples, context)
     zeros, macs, names = {}, {}, {}
     walked = (
@@ -129,7 +126,6 @@ def _channels(
     pattern = context.recipe.sparsity
     assert pattern is not None
     coupling = couple(model.graph)
-    _check_finite([node for node, _ in coupling.makers])
     if not coupling.families():
         reasons = {r for _, ids in coupling.makers for i in coupling.roots(ids)
                    if (r := coupling.reason(int(i)))}  # fmt: skip
@@ -151,16 +147,6 @@ def _channels(
     channels.shrink(model.graph, removal)
     counts = {name: list(pair) for name, pair in removal.channels.items()}
     return {"zeros": {}, "channels": counts, "macs": {"dense": _macs(dense), "left": _macs(model)}}
-
-
-def _check_finite(layers: list[ir.Node]) -> None:
-    """Raise UserError for weights that are not numbers."""
-    from edgepipe.quantization.graph import constant
-
-    for node in layers:
-        weight = constant(node.inputs[1])
-        if weight is not None and not np.isfinite(weight).all():
-            raise UserError("its weights are not finite", where=f"{node.op_type} '{node.name}'")
 
 
 def _macs(model: ir.Model) -> int:

@@ -213,6 +213,26 @@ def test_type_mismatch_is_found(tmp_path: Path) -> None:
         importer.load(save(proto, tmp_path))
 
 
+def test_an_output_that_is_a_constant_of_another_type(tmp_path: Path) -> None:
+    """ONNX Runtime loads it; neither strict nor loose inference does."""
+    proto = helper.make_model(
+        helper.make_graph(
+            [helper.make_node("Split", ["x", "parts"], ["a", "b"], axis=0)],
+            "g",
+            [helper.make_tensor_value_info("x", TensorProto.FLOAT, [6])],
+            [
+                helper.make_tensor_value_info("parts", TensorProto.FLOAT, [2]),
+                helper.make_tensor_value_info("b", TensorProto.FLOAT, [4]),
+            ],
+            [numpy_helper.from_array(np.array([2, 4]), "parts")],
+        ),
+        opset_imports=[helper.make_opsetid("", 18)],
+        ir_version=8,
+    )
+    with pytest.raises(UserError, match="shapes do not fit together"):
+        importer.load(save(proto, tmp_path))
+
+
 def test_shape_of_every_value_where_inference_can_tell(tmp_path: Path) -> None:
     nodes = [
         helper.make_node("Shape", ["x"], ["s"]),

@@ -142,7 +142,7 @@ def test_wide_vectors_do_not_take_a_pattern_that_costs_more(tmp_path: Path) -> N
 @pytest.mark.parametrize(
     ("target", "runner"),
     [
-        ("host", "local"),
+        ("x86-64-v3", "local"),
         pytest.param("wasm-simd", "node", marks=pytest.mark.needs_node),
         pytest.param("raspberry-pi-5", "qemu", marks=pytest.mark.needs_qemu),
     ],
