@@ -26,10 +26,12 @@ def collect(
 ) -> Values:
     """The checked samples as arrays [samples, *shape], one per input of the model.
 
-    Raises UserError for wrong names, shapes or numbers. Takes ``config.max_samples`` at most, and
-    fewer where they would fill more than half of ``config.memory_bytes``; both are noted.
+    Raises UserError for wrong names, shapes or numbers, and for empty tensors. Takes
+    ``config.max_samples`` at most, and fewer where they would fill more than half of
+    ``config.memory_bytes``; both are noted.
     """
     inputs = [value for value in graph.inputs if name_of(value) not in graph.initializers]
+    check_filled(graph)
     each = sum(4 * int(np.prod(dims(value) or (1,))) for value in inputs)
     most = max(1, min(config.max_samples, config.memory_bytes // 2 // max(each, 1)))
     # One array from the start: the system hands out its pages as they are filled.
@@ -62,6 +64,18 @@ def _dtype(value: ir.Value) -> np.dtype[Any]:
     """The type that samples of an input are kept in."""
     dtype: np.dtype[Any] = (value.dtype or ir.DataType.FLOAT).numpy()
     return dtype
+
+
+def check_filled(graph: ir.Graph) -> None:
+    """Raise UserError where a float of ``graph`` that is computed is empty: it says nothing."""
+    for value in (*graph.inputs, *(value for node in graph for value in node.outputs)):
+        shape = dims(value)
+        if shape is not None and 0 in shape and value.dtype == ir.DataType.FLOAT:
+            raise UserError(
+                f"tensor '{value.name}' is empty, {list(shape)}",
+                where="calibration",
+                fix="use a float recipe, and without data if it prunes",
+            )
 
 
 def _check_names(sample: Mapping[str, Array], inputs: list[ir.Value], index: int) -> None:

@@ -38,6 +38,14 @@ def test_bad_samples(batch: list[dict[str, Any]], words: list[str]) -> None:
     assert all(any(part in text for part in word.split("|")) for word in words), text
 
 
+@pytest.mark.parametrize("recipe", ["w8a8", "w4a8", "w4g2"])
+def test_empty_tensors(recipe: str) -> None:
+    text = "g (float[0,8] x) => (float[0,16] y) <float[8,16] w> { y = MatMul(x, w) }"
+    batch = [{"x": np.zeros((0, 8), np.float32)}] * 2
+    with pytest.raises(UserError, match=r"'x' is empty, \[0, 8\].*use a float recipe"):
+        quantization.apply(build(text), QuantConfig.parse(recipe), batch, context())
+
+
 def test_weights_that_are_not_finite() -> None:
     weight = np.ones((8, 8, 1, 1), np.float32)
     weight[3] = np.nan
