@@ -135,14 +135,9 @@ def _joined_bytes(
         return parts[0] if width == total else tirx.Shuffle(parts, list(range(total)))
     # Two at a time: what LLVM's shuffles take.
     while len(parts) > 1:
-        joined = [
-            tirx.Shuffle(parts[i : i + 2], list(range(2 * width)))
-            for i in range(0, len(parts) - 1, 2)
-        ]
-        if len(parts) % 2:
-            rest = list(range(width)) * 2
-            joined.append(tirx.Shuffle([parts[-1]], rest))
-        parts, width = joined, 2 * width
+        pairs = [(parts[i], parts[min(i + 1, len(parts) - 1)]) for i in range(0, len(parts), 2)]
+        parts = [tirx.Shuffle(list(pair), list(range(2 * width))) for pair in pairs]
+        width *= 2
     return parts[0] if width == total else tirx.Shuffle(parts, list(range(total)))
 
 

@@ -74,6 +74,8 @@ def attention(edit: Editor, node: ir.Node) -> bool:
     debug.append(scores)
     weights = _softmax(edit, node, scores)
     mode = attributes.get_int("qk_matmul_output_mode", 0)
+    if not 0 <= mode <= 3:
+        raise UserError(f"qk_matmul_output_mode is {mode}, not 0 to 3", where=f"node '{node.name}'")
     outputs = [*node.outputs, *[None] * (4 - len(node.outputs))]
     masked = _masked_rows(edit, node, bias)
     wanted = outputs[3] is not None and _is_read(outputs[3])

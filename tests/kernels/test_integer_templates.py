@@ -26,7 +26,8 @@ from edgepipe.kernels.integer_ops import (
     Residual,
 )
 from edgepipe.kernels.layout import Blocked
-from edgepipe.target import Integer, Target
+from edgepipe.kernels.template import select
+from edgepipe.target import Integer, Simd, Target
 from tests.kernels.harness import Kernels
 
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -167,6 +168,18 @@ def test_convolution(kind: str, target: Target, limit: int, tmp_path: Path) -> N
         shape = (op.y.c, op.x.c // op.groups, *op.kernel)
         w = rng.integers(low, high + 1, shape).astype(np.int8)
         check_convolution(kernels, index, op, w, rng)
+
+
+@pytest.mark.parametrize("outputs", [5, 16, 33, 48, 80, 112])
+def test_widest_vectors(outputs: int) -> None:
+    """Emitted, for processors that need not be here: any number of them in a register tile."""
+    target = dataclasses.replace(HOST, simd=Simd(16, 32, True), integer=Integer("vnni", "uint8"))
+    x, y = codes(1, 32, 3, 7, 128), codes(1, outputs, 3, 7, 5)
+    op = QConvOp(x, y, (1, 1), Limits(-5, 250), (1, 1), (1, 1), (0, 0), 1, 8, 127, ())
+    template, _ = select(op, target)
+    assert template is not None and template.name.startswith("q_")
+    for knobs in (template.default(op, target), *template.knobs(op, target)):
+        template.emit(op, knobs)
 
 
 @pytest.mark.parametrize("kind", ["pointwise", "regular"])

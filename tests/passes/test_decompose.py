@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from edgepipe.errors import UserError
 from edgepipe.passes import clean, decompose, identity
 
 from .rewriting import Rewritten, assert_equal, execute, inputs_of, normal, relative_error, rewrite
@@ -163,6 +164,18 @@ def test_attention_3_5_cache_and_debug_output(mode: int) -> None:
     result = rewrite(text, *PASSES, opset_version=23)
     assert "Attention" not in result.ops
     _same_as_reference(result, 0)
+
+
+@pytest.mark.parametrize("mode", [-1, 4, 1 << 32])
+def test_attention_outputs_that_there_are_not(mode: int) -> None:
+    with pytest.raises(UserError, match=f"qk_matmul_output_mode is {mode}, not 0 to 3"):
+        rewrite(
+            f"""g (float[1,2,3,4] q, float[1,2,3,4] k) => (float[1,2,3,4] y) {{
+              y = Attention<qk_matmul_output_mode={mode}>(q, k, k)
+            }}""",
+            *PASSES,
+            opset_version=23,
+        )
 
 
 def test_attention_2_keys_are_not_repeated() -> None:
