@@ -27,7 +27,7 @@ from edgepipe.target import Target
 def matches(op: Any, target: Target) -> str | None:
     if not isinstance(op, QConvOp) or op.depthwise:
         return ""
-    lanes = dot.choose(target, op.limit, op.y.c).lanes
+    lanes = dot.choose(target, op.limit, op.y.c // op.groups).lanes
     if op.y.lanes * op.y.blocks < lanes:
         return f"{op.y.c} output channels do not fill a vector of {lanes}"
     if op.x.blocks > 1:
@@ -69,7 +69,7 @@ def tile(target: Target, name: str, pixels: int, groups: int) -> tuple[int, int]
 
 
 def default(op: QConvOp, target: Target) -> Knobs:
-    chosen = dot.choose(target, op.limit, op.y.c)
+    chosen = dot.choose(target, op.limit, op.y.c // op.groups)
     flat = (
         op.kernel == (1, 1)
         and op.strides == (1, 1)
@@ -112,7 +112,7 @@ def settings(op: QConvOp, target: Target) -> list[Knobs]:
     base = default(op, target)
     columns = op.y.h * op.y.w if base["flat"] else op.y.w
     groups = op.y.lanes * op.y.blocks // op.groups // base["lanes"]
-    parts = dot.choose(target, op.limit, op.y.c).parts
+    parts = dot.choose(target, op.limit, op.y.c // op.groups).parts
     most = (8 if target.kind == "wasm" else target.simd.registers - 3) // parts
     tiles = [
         (pixels, width)
