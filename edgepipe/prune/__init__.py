@@ -65,7 +65,7 @@ def _samples(
     source: Source, graph: ir.Model, calibration: Calibration, context: Context
 ) -> Samples:
     from edgepipe.prune import walk
-    from edgepipe.quantization.calibration import check_filled
+    from edgepipe.quantization.graph import check_filled
 
     check_filled(graph.graph)
     most = walk.affordable(graph.graph, MOST_SAMPLES)

@@ -12,7 +12,7 @@ import onnx_ir as ir
 from edgepipe.errors import UserError, did_you_mean
 from edgepipe.quantization.config import QuantConfig
 from edgepipe.quantization.executor import Values, compile_part
-from edgepipe.quantization.graph import Array, dims, name_of
+from edgepipe.quantization.graph import Array, check_filled, dims, name_of
 from edgepipe.quantization.observers import SMALLEST_SCALE, Grid, GridStyle, Histogram, choose
 from edgepipe.quantization.placement import Placement
 from edgepipe.quantization.remarks import Note
@@ -64,18 +64,6 @@ def _dtype(value: ir.Value) -> np.dtype[Any]:
     """The type that samples of an input are kept in."""
     dtype: np.dtype[Any] = (value.dtype or ir.DataType.FLOAT).numpy()
     return dtype
-
-
-def check_filled(graph: ir.Graph) -> None:
-    """Raise UserError where a float of ``graph`` that is computed is empty: it says nothing."""
-    for value in (*graph.inputs, *(value for node in graph for value in node.outputs)):
-        shape = dims(value)
-        if shape is not None and 0 in shape and value.dtype == ir.DataType.FLOAT:
-            raise UserError(
-                f"tensor '{value.name}' is empty, {list(shape)}",
-                where="calibration",
-                fix="use a float recipe, and without data if it prunes",
-            )
 
 
 def _check_names(sample: Mapping[str, Array], inputs: list[ir.Value], index: int) -> None:

@@ -8,6 +8,8 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+from edgepipe.errors import UserError
+
 Array = NDArray[Any]
 
 
@@ -95,3 +97,15 @@ def code_range(node: ir.Node) -> tuple[float, float] | None:
     high = low + 2**kind.bitwidth - 1
     step, middle = float(scale.reshape(())), int(zero.reshape(()))
     return (low - middle) * step, (high - middle) * step
+
+
+def check_filled(graph: ir.Graph) -> None:
+    """Raise UserError where a float of ``graph`` that is computed is empty: it says nothing."""
+    for value in (*graph.inputs, *(value for node in graph for value in node.outputs)):
+        shape = dims(value)
+        if shape is not None and 0 in shape and value.dtype == ir.DataType.FLOAT:
+            raise UserError(
+                f"tensor '{value.name}' is empty, {list(shape)}",
+                where="calibration",
+                fix="use a float recipe, and without data if it prunes",
+            )

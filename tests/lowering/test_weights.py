@@ -215,8 +215,8 @@ def test_a_weight_that_two_layers_share_is_stored_once(context: Context) -> None
     proto.graph.node.append(second)
     proto.graph.output.append(helper.make_tensor_value_info("z", TensorProto.FLOAT, (1, 24, 6, 7)))
     plan = planned(Batch(), "m", proto, context)
-    codes = 24 * 32 * 9  # input channels in whole vectors
-    assert len(plan.weights) < 1.2 * codes
+    codes = 24 * 32 * 9  # channels in whole vectors: output channels are up to a third more
+    assert len(plan.weights) < 1.5 * codes
 
 
 def test_a_dequantised_constant_that_others_read_stays_computed(context: Context) -> None:

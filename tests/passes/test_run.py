@@ -105,7 +105,7 @@ def test_dump_after_each_pass(tmp_path: Path) -> None:
     passes.run(model(NETWORK, **WEIGHTS), context(dump_dir=tmp_path))
     files = sorted(path.name for path in tmp_path.iterdir())
     assert files[0] == "passes-00-inline.txt"
-    assert files[-1].endswith("-clean.txt")
+    assert files[-1].endswith("-finite.txt")
     assert "BatchNormalization" in (tmp_path / files[0]).read_text()
     assert "BatchNormalization" not in (tmp_path / files[-1]).read_text()
 
