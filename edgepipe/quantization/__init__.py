@@ -77,8 +77,10 @@ def fit(
         sweep,
     )
     from edgepipe.quantization.executor import Rounding
+    from edgepipe.quantization.graph import check_filled
     from edgepipe.quantization.placement import place
 
+    check_filled(model.graph)
     note = _remarks(context)
     result = model.clone()
     graph = result.graph

@@ -12,7 +12,7 @@ import onnx_ir as ir
 from edgepipe.errors import UserError, did_you_mean
 from edgepipe.quantization.config import QuantConfig
 from edgepipe.quantization.executor import Values, compile_part
-from edgepipe.quantization.graph import Array, check_filled, dims, name_of
+from edgepipe.quantization.graph import Array, dims, name_of
 from edgepipe.quantization.observers import SMALLEST_SCALE, Grid, GridStyle, Histogram, choose
 from edgepipe.quantization.placement import Placement
 from edgepipe.quantization.remarks import Note
@@ -26,12 +26,10 @@ def collect(
 ) -> Values:
     """The checked samples as arrays [samples, *shape], one per input of the model.
 
-    Raises UserError for wrong names, shapes or numbers, and for empty tensors. Takes
-    ``config.max_samples`` at most, and fewer where they would fill more than half of
-    ``config.memory_bytes``; both are noted.
+    Raises UserError for wrong names, shapes or numbers. Takes ``config.max_samples`` at most, and
+    fewer where they would fill more than half of ``config.memory_bytes``; both are noted.
     """
     inputs = [value for value in graph.inputs if name_of(value) not in graph.initializers]
-    check_filled(graph)
     each = sum(4 * int(np.prod(dims(value) or (1,))) for value in inputs)
     most = max(1, min(config.max_samples, config.memory_bytes // 2 // max(each, 1)))
     # One array from the start: the system hands out its pages as they are filled.

@@ -9,7 +9,7 @@ import pytest
 
 from edgepipe import quantization
 from edgepipe.errors import UserError
-from edgepipe.quantization import QuantConfig
+from edgepipe.quantization import QuantConfig, calibration
 from quantization.networks import MIXED, build, context, quantize, run, samples
 
 GOOD = {"x": np.zeros((1, 3, 12, 12), np.float32)}
@@ -173,3 +173,14 @@ def test_recipes_by_name() -> None:
     assert QuantConfig.parse("w4g32").group_size == 32
     with pytest.raises(UserError, match="w3a8"):
         QuantConfig.parse("w3a8")
+
+
+def test_an_input_without_elements_is_no_constant() -> None:
+    graph = build("net (float[1,0,4] x) => (float[1,0,4] y) <float[4] w> { y = Add(x, w) }").graph
+    said: list[str] = []
+    empty = [{"x": np.zeros((1, 0, 4), np.float32)}] * 2
+    found = calibration.collect(
+        graph, empty, QuantConfig(), lambda *words, doubt=False: said.append(words[1])
+    )
+    assert [array.shape for array in found.values()] == [(2, 1, 0, 4)]
+    assert not [text for text in said if "constant" in text]
