@@ -28,6 +28,7 @@ from edgepipe.machine import machine, one_line, versions
 from edgepipe.prune import cost
 from edgepipe.quantization.layers import Layer, prunable
 from edgepipe.recipe import Recipe
+from edgepipe.sparsity.pattern import Pattern
 from edgepipe.target import Target
 
 RECIPES: tuple[tuple[str, dict[str, str]], ...] = (
@@ -44,7 +45,7 @@ RECIPES: tuple[tuple[str, dict[str, str]], ...] = (
 
 def estimate(model: ir.Model, target: Target) -> float:
     """Vector instructions of the layers that can be pruned."""
-    layers = [(n, Layer.of(n)) for n in prunable(model.graph, blocks=False)]
+    layers = [(n, Layer.of(n)) for n in prunable(model.graph, Pattern(auto=True))]
     return sum(cost.of(n, v.matrix(v.weight)[0] != 0, "latency", target) for n, v in layers)
 
 

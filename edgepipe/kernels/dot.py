@@ -47,6 +47,13 @@ def joined(parts: Sequence[Any], width: int) -> Any:
     return parts[0]
 
 
+#: VPMADDUBSW and VPMADDWD by lanes of int32.
+_MADDUBS = {
+    4: ("x86.ssse3.pmadd.ub.sw.128", "x86.sse2.pmadd.wd"),
+    8: ("x86.avx2.pmadd.ub.sw", "x86.avx2.pmadd.wd"),
+}
+
+
 @dataclass(frozen=True)
 class Dot:
     """One way of summing products; see the module. ``signed`` says how activations are read."""
@@ -92,9 +99,10 @@ class Dot:
         if self.name == "vnni":
             return intrinsic(f"int32x{n}", f"x86.avx512.vpdpbusd.{32 * n}", acc, x, w)
         if self.name == "maddubs":
-            pairs = intrinsic("int16x16", "x86.avx2.pmadd.ub.sw", x, w)
-            ones = splat(tirx.const(1, "int16"), 16)
-            return acc + intrinsic("int32x8", "x86.avx2.pmadd.wd", pairs, ones)
+            bytes_, shorts = _MADDUBS[n]
+            pairs = intrinsic(f"int16x{2 * n}", bytes_, x, w)
+            ones = splat(tirx.const(1, "int16"), 2 * n)
+            return acc + intrinsic(f"int32x{n}", shorts, pairs, ones)
         if self.name == "sdot":
             return intrinsic("int32x4", "aarch64.neon.sdot", acc, w, x)
         if self.name == "relaxed":
@@ -195,7 +203,7 @@ def choose(target: Target, limit: int, channels: int) -> Dot:
 
 def named(name: str, lanes: int, signed: bool) -> Dot:
     """The ``Dot`` that knobs describe."""
-    if name in ("vnni", "pairs"):
+    if name in ("vnni", "pairs", "maddubs"):
         return Dot(name, lanes, 4, 2 if name == "pairs" else 1, signed)
     return _DOTS[name]
 

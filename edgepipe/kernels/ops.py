@@ -192,6 +192,8 @@ class MatmulOp:
     b_dtype: str = "float32"
     y_dtype: str = "float32"
     residual_dtypes: tuple[str, ...] = ()
+    #: How the weights of one row that are not zero are stored; None for all of them.
+    sparse: Sparse | None = None
 
     @property
     def macs(self) -> int:

@@ -30,6 +30,8 @@ from edgepipe.target import Target
 BLOCK = 4
 #: Bytes of a packed tile: what leaves a second-level cache room for the rest.
 TILE_BYTES = 64 << 10
+#: Places have 16 bits at most.
+MOST_PLACES = 1 << 16
 
 
 def unfit(op: QConvOp, target: Target) -> str | None:
@@ -40,7 +42,16 @@ def unfit(op: QConvOp, target: Target) -> str | None:
         return "grouped"
     if op.x.blocks > 1 or op.x.lanes % BLOCK:
         return "the channels of a tap are not a multiple of four"
-    return "output channels do not fill vectors of four" if op.y.lanes % 4 else None
+    if places_of(op) > MOST_PLACES:
+        return f"an output channel has more than {MOST_PLACES} blocks"
+    if op.y.lanes % 4 and not one_pixel(op):
+        return "output channels do not fill vectors of four"
+    return None
+
+
+def one_pixel(op: QConvOp) -> bool:
+    """Whether ``op`` is a product of its weights with one vector (``qsparse_gemv``)."""
+    return op.kernel == (1, 1) and op.y.n == op.x.h == op.x.w == op.y.h == op.y.w == 1
 
 
 def matches(op: Any, target: Target) -> str | None:
@@ -83,10 +94,10 @@ def places_of(op: QConvOp) -> int:
 
 def blocks(weight: np.ndarray) -> int:
     """How many blocks of ``w[co, ci, kh, kw]`` are not all zero."""
-    return int(_rows(weight, -(-weight.shape[1] // BLOCK) * BLOCK).any(-1).sum())
+    return int(rows_of(weight, -(-weight.shape[1] // BLOCK) * BLOCK).any(-1).sum())
 
 
-def _rows(weight: np.ndarray, lanes: int) -> np.ndarray:
+def rows_of(weight: np.ndarray, lanes: int) -> np.ndarray:
     """``w[co, ci, kh, kw]`` → ``[co, places, 4]``."""
     co, ci, kh, kw = weight.shape
     grown = np.zeros((co, kh, kw, lanes), weight.dtype)
@@ -103,7 +114,7 @@ def pack(op: QConvOp, knobs: Knobs, arrays: Sequence[np.ndarray]) -> list[np.nda
     """``w[co, ci, kh, kw]`` int8, ``b[co]`` int32, ``m[co]`` float32 → blocks ``[stored][4]``,
     bias, multipliers, the places of blocks, and how many each output channel has."""
     channels = op.y.lanes * op.y.blocks
-    rows = _rows(arrays[0], op.x.lanes)
+    rows = rows_of(arrays[0], op.x.lanes)
     channel, place = np.nonzero(rows.any(-1))
     counts = np.bincount(channel, minlength=channels).astype(np.uint16)
     packed = np.ascontiguousarray(rows[channel, place])

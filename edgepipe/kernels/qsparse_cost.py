@@ -8,9 +8,13 @@ from __future__ import annotations
 
 from typing import Any
 
-from edgepipe.kernels import qconv, qsparse
+import numpy as np
+
+from edgepipe.kernels import qconv, qsparse, qsparse_gemv
 from edgepipe.kernels.integer_ops import QConvOp
 from edgepipe.kernels.qconv_tile import Geometry
+from edgepipe.kernels.sparse import GATHERED
+from edgepipe.kernels.sparse_cost import A_BYTE
 from edgepipe.kernels.template import Knobs
 from edgepipe.target import Target
 
@@ -44,11 +48,14 @@ def dense(op: QConvOp, target: Target) -> int:
     widened = 2 if way == "pairs" else 1
     step = groups * parts * (pixels * _DENSE_SUMS[way] + widened) + pixels * widened
     end = pixels * groups * (_END * g.dot.lanes / 4 / _wide(g.dot.lanes) + parts - 1)
-    return int(tiles * (g.runs * g.steps * step + end))
+    read = A_BYTE * op.x.c * op.y.c if qsparse.one_pixel(op) else 0
+    return int(tiles * (g.runs * g.steps * step + end) + read)
 
 
 def blocks(op: QConvOp, target: Target) -> int:
     """The kernel over ``op.stored`` blocks."""
+    if qsparse.one_pixel(op):
+        return _gathered(op, target)
     knobs = _knobs(qsparse.TEMPLATE, op, target)
     lanes, vectors = knobs["lanes"], knobs["vectors"]
     relaxed, pairs = knobs["dot"] == "relaxed", knobs["dot"] == "pairs"
@@ -60,6 +67,15 @@ def blocks(op: QConvOp, target: Target) -> int:
     taps = qsparse.places_of(op) * pixels / 4 * 3
     ends = channels * (_LIST + vectors * 3 + pixels / 4 * (_END + 3))
     return int(tiles * (taps + op.stored * (each + 5) + ends))
+
+
+def _gathered(op: QConvOp, target: Target) -> int:
+    """The kernel over blocks that gathers what they are multiplied with, and reading them."""
+    way = _knobs(qsparse_gemv.TEMPLATE, op, target)["dot"]
+    sums = 2 * (_SUMS[way] + 1) if way in ("relaxed", "pairs") else _SUMS[way]
+    each = 2 * GATHERED + sums + 3  # per block its place and its input
+    read = op.stored * (qsparse.BLOCK + np.dtype(qsparse.place_dtype(op)).itemsize)
+    return int(op.stored // GATHERED * each + op.y.c * (_LIST + _END) + A_BYTE * read)
 
 
 def _wide(lanes: int) -> int:

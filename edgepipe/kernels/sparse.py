@@ -1,15 +1,17 @@
 """How the nonzero weights of a convolution are stored, and what a kernel reads of them.
 
-A weight ``w[co, ci, kh, kw]`` has *places* ``(tap, input channel)``. Two forms:
+A weight ``w[co, ci, kh, kw]`` has *places* ``(tap, input channel)``. Three forms:
 
 - ``shared``: ``width`` neighbouring output channels form a tile, and a place is stored where any of
   them is not zero: the pattern of N:M sparsity whose pattern is shared by ``width`` channels.
   Stored are the offset of every place in the input and a row of ``width`` weights;
 - ``rows``: every output channel for itself, any pattern (CSR). Stored are the distance of every
   place from the one before, in one byte, and one weight. Where a distance does not fit, places
-  with a weight of zero fill the gap.
+  with a weight of zero fill the gap;
+- ``gathered``, of dense layers that have one row of inputs: every output for itself, any pattern.
+  Stored are the place and the weight, and zeros that fill up a group of ``GATHERED``.
 
-Both have ``starts[tiles + 1]``, where the places of each tile or row begin.
+All have ``starts[tiles + 1]``, where the places of each tile or row begin.
 """
 
 from __future__ import annotations
@@ -20,12 +22,14 @@ import numpy as np
 
 #: Largest distance of two places of a row.
 LONGEST = 255
+#: Places of an output that are gathered together.
+GATHERED = 4
 
 
 @dataclass(frozen=True)
 class Sparse:
-    """``form`` is "shared" or "rows"; ``width`` is 1 for rows. ``places`` counts the stored ones of
-    all tiles, ``nonzeros`` the weights that are not zero."""
+    """``form`` is "shared", "rows" or "gathered"; only tiles of shared places have a ``width``.
+    ``places`` counts the stored ones of all tiles, ``nonzeros`` the weights that are not zero."""
 
     form: str
     width: int
@@ -38,7 +42,7 @@ class Sparse:
         return self.places * self.width
 
     def __str__(self) -> str:
-        if self.form == "rows":
+        if self.form != "shared":
             return f"{self.places} places"
         return f"{self.places} places shared by {self.width} channels"
 
@@ -64,6 +68,13 @@ def rows(weight: np.ndarray) -> Sparse:
     """The row form of a weight."""
     distances, _, _ = pack_rows(weight)
     return Sparse("rows", 1, len(distances), int(np.count_nonzero(weight)))
+
+
+def gathered(matrix: np.ndarray) -> Sparse:
+    """The gathered form of the weights ``[outputs, inputs]`` of a dense layer."""
+    counts = np.count_nonzero(matrix, axis=1)
+    places = int((-(-counts // GATHERED)).sum()) * GATHERED
+    return Sparse("gathered", 1, max(places, GATHERED), int(counts.sum()))
 
 
 def pack_shared(weight: np.ndarray, width: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -100,6 +111,22 @@ def pack_rows(weight: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     )
 
 
-def offset_dtype(largest: int) -> str:
-    """The narrowest type that holds offsets up to ``largest``."""
+def pack_gathered(matrix: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """``w[outputs, inputs]`` → ``(places[n] int64, starts[outputs + 1] int32, weights[n])``; starts
+    count groups. What fills up a group is input 0 with a weight of zero."""
+    counts = np.count_nonzero(matrix, axis=1)
+    starts = np.concatenate([[0], np.cumsum(-(-counts // GATHERED))]).astype(np.int32)
+    output, place = np.nonzero(matrix)
+    number = np.arange(len(output)) - np.repeat(np.cumsum(counts) - counts, counts)
+    at = starts[output].astype(np.int64) * GATHERED + number
+    size = max(int(starts[-1]), 1) * GATHERED
+    places, stored = np.zeros(size, np.int64), np.zeros(size, matrix.dtype)
+    places[at], stored[at] = place, matrix[output, place]
+    return places, starts, stored
+
+
+def offset_dtype(largest: int, shortest: bool = False) -> str:
+    """The narrowest type that holds offsets up to ``largest``; bytes only where ``shortest``."""
+    if shortest and largest < 1 << 8:
+        return "uint8"
     return "uint16" if largest < 1 << 16 else "int32"

@@ -18,7 +18,7 @@ import onnx_ir as ir
 from edgepipe.context import Context
 from edgepipe.kernels.integer_ops import MoveOp, QConvOp
 from edgepipe.kernels.layout import NO_PADS, Blocked, Pads
-from edgepipe.kernels.ops import ConvOp, Op, RelayoutOp
+from edgepipe.kernels.ops import ConvOp, MatmulOp, Op, RelayoutOp
 from edgepipe.lowering import sparsity
 from edgepipe.lowering.describe import (
     KernelNode,
@@ -322,6 +322,10 @@ class _Assigner:
 
     def _plain_kernel(self, group: Group) -> None:
         kernel = matmul_kernel(group) if group.kind == "matmul" else rows_kernel(group)
+        choice = self.choices.get(group)
+        if choice is not None and isinstance(kernel.op, MatmulOp):
+            op = replace(kernel.op, sparse=choice.form)
+            kernel = replace(kernel, op=op, sparsity=choice.to_json())
         sources = [
             self._plain(v) if v in self.layout else self.renamed.get(v, v)
             for v in [*group.inputs, *(o for o in group.operands if constant(o) is None)]

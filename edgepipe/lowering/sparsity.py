@@ -1,9 +1,9 @@
-"""Which convolutions run over their nonzero weights alone, and in which form.
+"""Which layers run over their nonzero weights alone, and in which form.
 
-Weights tell: a convolution with zeros is described in every form that the target has a kernel for,
-and the form with the lowest estimate is taken, dense included. Rows work over planes, so they pay
-for the copies between planes and blocks of channels at the borders of their region; a row form
-that does not, with them, beat what else there is, is taken back.
+Weights tell: a convolution, or dense layer of one row, with zeros is described in every form that
+the target has a kernel for, and the form with the lowest estimate is taken, dense included. Rows
+work over planes, so they pay for the copies between planes and blocks of channels at the borders
+of their region; a row form that does not, with them, beat what else there is, is taken back.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ import onnx_ir as ir
 from edgepipe.context import Context
 from edgepipe.kernels import sparse_cost, sparse_shared
 from edgepipe.kernels.layout import NO_PADS, Blocked
-from edgepipe.kernels.ops import ConvOp
-from edgepipe.kernels.sparse import Sparse, rows, shared
-from edgepipe.lowering.describe import four_dims, kernel_op
+from edgepipe.kernels.ops import ConvOp, MatmulOp
+from edgepipe.kernels.sparse import Sparse, gathered, rows, shared
+from edgepipe.lowering.describe import four_dims, kernel_op, matmul_kernel
 from edgepipe.lowering.elementwise import attribute, constant
 from edgepipe.lowering.groups import Group
 from edgepipe.lowering.weights import stored
@@ -95,9 +95,9 @@ def choose(groups: list[Group], context: Context) -> dict[Group, Choice]:
 
 def _look_at(group: Group, context: Context) -> Choice | None:
     node = group.anchor
-    if group.kind != "conv" or int(attribute(node, "group", 1)) != 1:
+    if group.kind not in ("conv", "matmul") or int(attribute(node, "group", 1)) != 1:
         return None
-    if stored(node.inputs[1]) is not None:
+    if stored(node.inputs[1]) is not None or (group.kind == "matmul" and not one_row(group)):
         return None
     weight = constant(node.inputs[1])
     if weight is None:
@@ -105,17 +105,34 @@ def _look_at(group: Group, context: Context) -> Choice | None:
     zeros = 1 - float(np.count_nonzero(weight)) / max(weight.size, 1)
     if zeros < LEAST_ZEROS or zeros == 1.0:
         return None
-    if weight.ndim == 3:
-        weight = weight[:, :, None]
     found, forms = estimates(group, weight, context.target)
     return Choice.best(zeros, found, forms)
+
+
+def one_row(group: Group) -> bool:
+    """Whether a dense layer has one row of inputs and constant float32 weights."""
+    op = matmul_kernel(group).op
+    assert isinstance(op, MatmulOp)
+    halves = {op.a_dtype, op.y_dtype, *op.residual_dtypes} != {"float32"}
+    return op.constant and op.batch == op.m == 1 and op.weights.plain and not halves
 
 
 def estimates(
     group: Group, weight: np.ndarray, target: Target
 ) -> tuple[dict[str, int], list[Sparse]]:
-    """Vector instructions of a convolution by form, with the nonzeros of ``weight`` [co, ci, kh,
-    kw], "dense" among them; and the sparse forms."""
+    """Vector instructions of a convolution, or of a dense layer of one row, by form, with the
+    nonzeros of ``weight`` in ONNX's layout, "dense" among them; and the sparse forms."""
+    if group.kind == "matmul":
+        dense = matmul_kernel(group).op
+        assert isinstance(dense, MatmulOp)
+        form = gathered(matrix(group.anchor, weight))
+        costs = {
+            "dense": sparse_cost.dense_row(dense, target),
+            "gathered": sparse_cost.gathered(dense, form, target),
+        }
+        return costs, [form]
+    if weight.ndim == 3:
+        weight = weight[:, :, None]
     lanes = target.simd.lanes_f32
     op = _as_op(group, lanes)
     found = {"dense": sparse_cost.dense(op, target)}
@@ -126,6 +143,12 @@ def estimates(
         forms.append(rows(weight))
         found["rows"] = sparse_cost.rows(_as_op(group, 1), forms[1], target)
     return found, forms
+
+
+def matrix(node: ir.Node, weight: np.ndarray) -> np.ndarray:
+    """The weight of a Gemm or MatMul as ``[outputs, inputs]``."""
+    transposed = node.op_type == "Gemm" and int(attribute(node, "transB", 0))
+    return weight if transposed else weight.reshape(weight.shape[-2:]).T
 
 
 def _as_op(group: Group, lanes: int) -> ConvOp:

@@ -41,10 +41,11 @@ def run(
 ) -> tuple[ir.Model, Pruned | None]:
     """A pruned copy of ``graph`` as the recipe asks; ``graph`` itself where it asks for nothing.
 
-    Every convolution of one group is pruned but those that read the model's input; by blocks, dense
-    layers of many rows too; by channels, whatever makes some that can go (``coupling``). With
-    ``calibration`` the weights that stay are fitted layer by layer to what the dense network
-    computes. Raises UserError where nothing can be pruned and for data that do not fit.
+    Every convolution of one group is pruned but those that read the model's input; large dense
+    layers of one row too, and by blocks those of many rows; by channels, whatever makes some that
+    can go (``coupling``). With ``calibration`` the weights that stay are fitted layer by layer to
+    what the dense network computes. Raises UserError where nothing can be pruned and for data that
+    do not fit.
     """
     pattern = context.recipe.sparsity
     if pattern is None:
@@ -85,13 +86,13 @@ def _weights(
 
     pattern = context.recipe.sparsity
     assert pattern is not None
-    layers = prunable(model.graph, blocks=pattern.block > 1)
+    layers = prunable(model.graph, pattern)
     if not layers:
         raise UserError(
-            "no convolution of the network can be pruned",
+            "no layer of the network can be pruned",
             where=f"--recipe {context.recipe}",
-            fix="sparse kernels run convolutions of one group behind the first; use "
-            + context.recipe.format,
+            fix="sparse kernels run convolutions of one group behind the first, and large dense "
+            f"layers of one row; use {context.recipe.format}",
         )
     patterns = amounts.patterns(model, layers, samples, context)
     zeros, macs, names = {}, {}, {}

@@ -22,19 +22,23 @@ def of(node: ir.Node, stays: Array, budget: str, target: Target) -> float:
 
 
 def instructions(node: ir.Node, stays: Array, target: Target) -> dict[str, int]:
-    """The estimate of each form of a convolution with weights at ``stays``."""
+    """The estimate of each form of a layer with weights at ``stays``."""
     from edgepipe.lowering import sparsity  # imports tvm
     from edgepipe.lowering.groups import Group
 
     source = node.inputs[0]
     assert source is not None
     weight = Layer.of(node).restore(stays.astype(np.float32))
-    group = Group("conv", [node], [source], node.outputs[0], blocked=True)
-    return sparsity.estimates(group, weight if weight.ndim == 4 else weight[:, :, None], target)[0]
+    convolution = node.op_type == "Conv"
+    kind = "conv" if convolution else "matmul"
+    group = Group(kind, [node], [source], node.outputs[0], blocked=convolution)
+    return sparsity.estimates(group, weight, target)[0]
 
 
 def shared_widths(node: ir.Node, target: Target) -> list[int]:
-    """Output channels that may share a pattern in the kernels of ``target``."""
+    """Output channels that may share a pattern in the kernels of ``target``: of convolutions."""
+    if node.op_type != "Conv":
+        return []
     from edgepipe.kernels import sparse_shared  # imports tvm
 
     return sparse_shared.widths(target, Layer.of(node).outputs)

@@ -15,23 +15,34 @@ import onnx_ir as ir
 
 from edgepipe.quantization.graph import Array, constant, dims
 from edgepipe.quantization.placement import output_channels
+from edgepipe.sparsity.pattern import Pattern
 
 #: Rows of a dense layer that is pruned by blocks: kernels work on many at once.
 LEAST_ROWS = 16
+#: Weights of a dense layer of one row that is pruned, and the share of them that stays, where the
+#: kernel over gathered inputs is faster than the dense one; smaller ones stay in a core's caches.
+LEAST_WEIGHTS, MOST_DENSITY = 1 << 16, 1 / 3
 
 
-def prunable(graph: ir.Graph, blocks: bool) -> list[ir.Node]:
-    """Layers that sparse kernels run: convolutions of one group but those that read an input of
-    the graph; where weights are pruned by ``blocks``, dense layers of many rows too."""
+def prunable(graph: ir.Graph, pattern: Pattern | None) -> list[ir.Node]:
+    """Layers that sparse kernels run under ``pattern``, None for any: convolutions of one group but
+    those that read an input of the graph; large dense layers of one row, of whose weights few stay,
+    each wherever it is; by blocks, dense layers of many rows too."""
+    blocks = pattern is None or pattern.block > 1
+    few = pattern is None or pattern.auto or pattern.density <= MOST_DENSITY
+    one_row = few and (pattern is None or pattern.shared == 1)
 
     def fits(node: ir.Node) -> bool:
         if node.op_type == "Conv":
             return node.attributes.get_int("group", 1) == 1
         shape = dims(node.outputs[0])
-        if not blocks or node.op_type not in ("Gemm", "MatMul") or shape is None:
+        if node.op_type not in ("Gemm", "MatMul") or shape is None:
             return False
-        weight = constant(node.inputs[1])
-        return weight is not None and weight.ndim == 2 and int(np.prod(shape[:-1])) >= LEAST_ROWS
+        weight, rows = constant(node.inputs[1]), int(np.prod(shape[:-1]))
+        if weight is None or weight.ndim != 2:
+            return False
+        large = rows == 1 and weight.size >= LEAST_WEIGHTS
+        return (one_row and large) or (blocks and rows >= LEAST_ROWS)
 
     inputs = set(graph.inputs)
     return [

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from edgepipe.kernels import qsparse
+from edgepipe.kernels import qsparse, qsparse_gemv
 from edgepipe.kernels.integer_ops import (
     DequantizeOp,
     Limits,
@@ -41,6 +41,7 @@ TEMPLATES = {
     "q_matmul",
     "q_pool",
     "q_sparse",
+    "q_sparse_gemv",
 }
 
 #: What the host is told to sum products with: its own way, and int16 pairs for weights beyond 7.
@@ -206,6 +207,37 @@ def test_convolution_over_blocks(kind: str, target: Target, limit: int, tmp_path
     kernels = Kernels(list(ops), target, tmp_path)
     for index, (op, w) in enumerate(zip(ops, weights, strict=True)):
         assert kernels.templates[index].name == "q_sparse"
+        check_convolution(kernels, index, op, w, rng)
+
+
+@pytest.mark.parametrize(
+    ("target", "limit"),
+    [(HOST, 8), (HOST, 63), (HOST, 127), (PAIRS, 8)],
+    ids=["4-bit", "7-bit", "8-bit", "4-bit-pairs"],
+)
+def test_one_pixel_over_blocks(target: Target, limit: int, tmp_path: Path) -> None:
+    """Classifiers, with borders and residuals as squeezed images have them; codes and floats."""
+    rng = np.random.default_rng(9)
+    low, high = (-8, 7) if limit == 8 else (-limit, limit)
+    ops, weights = [], []
+    for c, co, pads in ((16, 8, (0, 0, 0, 0)), (40, 41, (1, 0, 0, 2)), (1200, 10, (0, 0, 0, 0))):
+        for kind in ("codes", "added", "float32"):
+            x = codes(1, c, 1, 1, int(rng.integers(256)), pads)
+            y = codes(1, co, 1, 1, int(rng.integers(256)), pads)
+            limits = Limits(-y.zero, 255 - y.zero, kind == "codes")
+            if kind == "float32":
+                y, limits = Blocked(1, co, 1, 1, co), Limits(-np.inf, np.inf)
+            residual = Residual(codes(1, co, 1, 1, 9), float(np.float32(0.37)))
+            added = (residual,) if kind == "added" else ()
+            kept = rng.random((co, -(-c // 4))) < 0.3
+            kept[0], kept[1], kept[-1] = False, True, False
+            w = rng.integers(low, high + 1, (co, c)) * kept.repeat(4, 1)[:, :c]
+            weights.append(w.astype(np.int8)[:, :, None, None])
+            stored = qsparse_gemv.blocks(weights[-1])
+            ops.append(QConvOp(x, y, (1, 1), limits, limit=limit, residuals=added, stored=stored))
+    kernels = Kernels(list(ops), target, tmp_path)
+    for index, (op, w) in enumerate(zip(ops, weights, strict=True)):
+        assert kernels.templates[index].name == "q_sparse_gemv"
         check_convolution(kernels, index, op, w, rng)
 
 

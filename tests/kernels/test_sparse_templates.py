@@ -11,7 +11,7 @@ import pytest
 from edgepipe.kernels import sparse, sparse_cost, sparse_shared
 from edgepipe.kernels.epilogue import Step
 from edgepipe.kernels.layout import NO_PADS, Blocked, Pads
-from edgepipe.kernels.ops import ConvOp, RelayoutOp
+from edgepipe.kernels.ops import ConvOp, MatmulOp, RelayoutOp
 from edgepipe.sparsity.pattern import Pattern
 from edgepipe.sparsity.pruning import mask
 from edgepipe.target import Target
@@ -105,6 +105,56 @@ def test_against_float64(lanes: int, registers: int, tmp_path: Path) -> None:
                 op.epilogue, reference.conv(x, weight[::-1], bias, op), operands
             )
             assert snr_db(other, op.y.unpack(out)) < 40, op
+
+
+def one_row(
+    a: np.ndarray, weight: np.ndarray, op: MatmulOp, bias: np.ndarray, operands: list[np.ndarray]
+) -> np.ndarray:
+    """``op`` in float64."""
+    plain = a.astype(np.float64) @ weight.astype(np.float64) + (bias if op.bias else 0)
+    return reference.apply(op.epilogue, plain, [o[None] for o in operands])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("density", [0.002, 0.3, 1.0])
+def test_dense_layers_of_one_row_against_float64(density: float, tmp_path: Path) -> None:
+    rng = np.random.default_rng(4)
+    sizes: list[tuple[int, int, bool, tuple[str, ...]]] = [
+        (9, 7, True, ()),
+        (256, 33, False, ("row",)),
+        (257, 5, True, ("full", "row")),
+        (70000, 30, True, ()),
+    ]
+    every = []
+    for k, n, bias, kinds in sizes:
+        share = min(density, 3000 / k)  # more terms than that are not within FLOOR_DB
+        weight = weights(rng, (k, n, 1, 1), 1, share)[:, :, 0, 0]
+        weight[:, 1] = 0
+        steps = (*(Step("add") for _ in kinds), Step("relu"))
+        op = MatmulOp(1, 1, k, n, True, bias, epilogue=steps, residuals=kinds)
+        every.append((weight, replace(op, sparse=sparse.gathered(weight.T))))
+    kernels = Kernels([op for _, op in every], Target.load("host"), tmp_path)
+    for index, (weight, op) in enumerate(every):
+        assert kernels.templates[index].name == "sparse_gemv"
+        a = rng.standard_normal((1, op.k), dtype=np.float32)
+        bias = rng.standard_normal(op.n, dtype=np.float32)
+        operands = [rng.standard_normal(op.n, dtype=np.float32) for _ in op.residuals]
+        out = kernels.run(index, [a], [weight, *([bias] if op.bias else [])], operands, op.n)
+        assert snr_db(one_row(a, weight, op, bias, operands), out[None]) > FLOOR_DB, op
+        if np.count_nonzero(weight) > op.n:  # positive control: the inputs in another order
+            assert snr_db(one_row(a, weight[::-1], op, bias, operands), out[None]) < 40, op
+
+
+def test_gathered_places_fill_groups() -> None:
+    matrix = weights(np.random.default_rng(5), (6, 90, 1, 1), 1, 0.2)[:, :, 0, 0]
+    matrix[2] = 0
+    places, starts, stored = sparse.pack_gathered(matrix)
+    found = np.zeros_like(matrix)
+    for row in range(6):
+        part = slice(starts[row] * sparse.GATHERED, starts[row + 1] * sparse.GATHERED)
+        np.add.at(found[row], places[part], stored[part])
+    assert np.array_equal(found, matrix)
+    assert len(places) == sparse.gathered(matrix).places
 
 
 @pytest.mark.slow

@@ -18,6 +18,7 @@ from edgepipe.prune import cost
 from edgepipe.quantization.layers import Layer, prunable
 from edgepipe.recipe import Recipe
 from edgepipe.sparsity.amounts import erk
+from edgepipe.sparsity.pattern import Pattern
 from edgepipe.target import Target
 from tests.prune.test_channels import Network, canonical, residual
 
@@ -51,7 +52,7 @@ def pruned(
 
 def spent(model: ir.Model, budget: str) -> float:
     target = Target.load("x86-64-v3")
-    layers = prunable(model.graph, blocks=False)
+    layers = prunable(model.graph, Pattern(percent=70))
     masks = [Layer.of(n).matrix(Layer.of(n).weight)[0] != 0 for n in layers]
     return sum(cost.of(n, m, budget, target) for n, m in zip(layers, masks, strict=True))
 
@@ -69,7 +70,7 @@ def test_a_search_spends_what_uniform_amounts_do(budget: str, tmp_path: Path) ->
 
 def test_erk_prunes_layers_by_their_shapes(tmp_path: Path) -> None:
     model, facts = pruned(tmp_path / "n.onnx", data=False, model=plain, amounts="erk")
-    shapes = [Layer.of(n).weight_shape for n in prunable(model.graph, blocks=False)]
+    shapes = [Layer.of(n).weight_shape for n in prunable(model.graph, Pattern(percent=70))]
     wanted = erk(shapes, 70.0)
     assert max(wanted) - min(wanted) > 10
     found = [100 * zeros for zeros in facts.manifest["zeros"].values()]
@@ -85,7 +86,7 @@ def test_auto_saves_the_time_that_is_asked_for(tmp_path: Path) -> None:
     dense = canonical(plain(Network()))
     model, facts = pruned(tmp_path / "n.onnx", model=plain, recipe="fp32+auto40%")
     assert spent(model, "latency") <= 0.6 * spent(dense, "latency")
-    names = [n.name for n in prunable(model.graph, blocks=False)]
+    names = [n.name for n in prunable(model.graph, Pattern(percent=70))]
     assert list(facts.manifest["patterns"]) == names
     less, _ = pruned(tmp_path / "n.onnx", model=plain, recipe="fp32+auto20%")
     assert spent(model, "latency") < spent(less, "latency") <= 0.8 * spent(dense, "latency")

@@ -11,6 +11,7 @@ from edgepipe.onnx_session import open_session
 from edgepipe.prune import walk
 from edgepipe.prune.layers import set_weight
 from edgepipe.quantization.layers import Layer, prunable
+from edgepipe.sparsity.pattern import Pattern
 from tests.prune.test_channels import Network, canonical, residual
 
 
@@ -26,7 +27,7 @@ def test_moments_follow_what_was_pruned_before() -> None:
     data = [{"x": random.standard_normal((1, 3, 8, 8), dtype=np.float32)} for _ in range(3)]
     dense = canonical(residual(Network()))
     pruned = dense.clone()
-    layers = prunable(pruned.graph, blocks=False)
+    layers = prunable(pruned.graph, Pattern(kept=2, of=4))
     assert len(layers) == 3
     for node, gram in walk.moments(dense.graph, pruned.graph, layers, data):
         layer = Layer.of(node)

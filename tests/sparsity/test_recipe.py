@@ -7,17 +7,21 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import onnx_ir
 import pytest
 from onnx import helper, numpy_helper
 
 import edgepipe
 from edgepipe.errors import UserError
+from edgepipe.quantization.layers import prunable
+from edgepipe.sparsity.pattern import Pattern
 from edgepipe.target import Target
 
 
-def network(path: Path, zeros: float = 0.0, *, pointwise: bool = True) -> Path:
-    """Convolution, then depthwise and pointwise ones with a residual, as MobileNets have them;
-    weights of He's deviation, ``zeros`` of the pointwise ones zero."""
+def network(path: Path, zeros: float = 0.0, *, pointwise: bool = True, classes: int = 0) -> Path:
+    """Convolution, then depthwise and pointwise ones with a residual, as MobileNets have them, and
+    a classifier where there are ``classes``; weights of He's deviation, ``zeros`` of the pointwise
+    ones zero."""
     rng = np.random.default_rng(0)
     nodes, tensors, size = [], [], [0]
 
@@ -49,13 +53,18 @@ def network(path: Path, zeros: float = 0.0, *, pointwise: bool = True) -> Path:
             y = conv(y, co, ci, 1, 1, 1, False)
         z = conv(y, 64, 64, 1, 1, 1, False)
         nodes.append(helper.make_node("Add", [y, z], ["sum"]))
-        y = conv("sum", 64, 64, 1, 1, 1, False)
-    nodes.append(helper.make_node("GlobalAveragePool", [y], ["y"]))
+        y = conv("sum", 256 if classes else 64, 64, 1, 1, 1, False)
     value = helper.make_tensor_value_info
-    width = 64 if pointwise else 32
-    graph = helper.make_graph(
-        nodes, "g", [value("x", 1, [1, 3, 28, 28])], [value("y", 1, [1, width, 1, 1])], tensors
-    )
+    width = 256 if classes else 64 if pointwise else 32
+    result = value("y", 1, [1, width, 1, 1])
+    nodes.append(helper.make_node("GlobalAveragePool", [y], ["pooled" if classes else "y"]))
+    if classes:
+        weight = rng.standard_normal((classes, width)) * np.sqrt(2 / width)
+        tensors.append(numpy_helper.from_array(weight.astype(np.float32), "wc"))
+        nodes.append(helper.make_node("Flatten", ["pooled"], ["flat"]))
+        nodes.append(helper.make_node("Gemm", ["flat", "wc"], ["y"], name="classifier", transB=1))
+        result = value("y", 1, [1, classes])
+    graph = helper.make_graph(nodes, "g", [value("x", 1, [1, 3, 28, 28])], [result], tensors)
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
     onnx.save(model, path)
     return path
@@ -171,6 +180,52 @@ def test_integers_run_over_blocks(target: str, runner: str, tmp_path: Path) -> N
     assert ours < 0.8 * theirs
 
 
+QEMU, NODE = pytest.mark.needs_qemu, pytest.mark.needs_node
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("target", "recipe", "runner"),
+    [
+        ("host", "fp32+80%", "local"),
+        pytest.param("wasm-simd", "fp32+80%", "node", marks=NODE),
+        pytest.param("raspberry-pi-4", "fp32+80%", "qemu", marks=QEMU),
+        pytest.param("raspberry-pi-3-32", "fp32+80%", "qemu", marks=QEMU),
+        ("host", "w8a8+80%b1x4", "local"),
+        ("x86-64-v3", "w8a8+80%b1x4", "local"),
+        pytest.param("wasm-simd", "w8a8+80%b1x4", "node", marks=NODE),
+        pytest.param("wasm-relaxed", "w8a8+80%b1x4", "node", marks=NODE),
+        pytest.param("raspberry-pi-5", "w8a8+80%b1x4", "qemu", marks=QEMU),
+    ],
+)
+def test_a_large_classifier_runs_over_its_nonzero_weights(
+    target: str, recipe: str, runner: str, tmp_path: Path
+) -> None:
+    path = network(tmp_path / "net.onnx", classes=300)
+    bundle = edgepipe.compile(path, target=target, recipe=recipe, output=tmp_path / "b")
+    form, kernel = ("gathered", "sparse_gemv") if "fp32" in recipe else ("blocks", "q_sparse_gemv")
+    assert kinds(bundle)[kernel] == 1
+    assert not bundle.validate(runner=runner).failures
+    found = next(k for k in bundle.manifest["kernels"] if k["kernel"].startswith(kernel))
+    assert found["sparsity"]["form"] == form and 0.79 < found["sparsity"]["zeros"] < 0.85
+
+
+@pytest.mark.parametrize(
+    ("pattern", "classes", "pruned"),
+    [
+        ("80%", 300, True), ("1:4", 300, True), ("80%b1x4", 300, True), ("auto", 300, True),
+        ("80%", 200, False), ("2:4", 300, False), ("1:4v8", 300, False), ("50%", 300, False),
+    ],
+)  # fmt: skip
+def test_classifiers_are_pruned_where_it_pays(
+    pattern: str, classes: int, pruned: bool, tmp_path: Path
+) -> None:
+    model = onnx_ir.load(network(tmp_path / "net.onnx", classes=classes))
+    names = [node.name for node in prunable(model.graph, Pattern.parse(pattern, "test"))]
+    assert ("classifier" in names) == pruned and len(names) == 5 + pruned
+    assert ("classifier" in [n.name for n in prunable(model.graph, None)]) == (classes == 300)
+
+
 @pytest.mark.slow
 def test_without_an_instruction_for_it_integers_stay_dense(tmp_path: Path) -> None:
     path, notes = network(tmp_path / "net.onnx"), []
@@ -184,7 +239,7 @@ def test_without_an_instruction_for_it_integers_stay_dense(tmp_path: Path) -> No
 
 def test_a_network_without_convolutions_to_prune_is_refused(tmp_path: Path) -> None:
     path = network(tmp_path / "net.onnx", pointwise=False)
-    with pytest.raises(UserError, match="no convolution of the network can be pruned"):
+    with pytest.raises(UserError, match="no layer of the network can be pruned"):
         edgepipe.compile(path, target="host", recipe="fp32+2:4", output=tmp_path / "b")
     assert not (tmp_path / "b").exists()
 

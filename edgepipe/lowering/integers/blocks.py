@@ -1,4 +1,4 @@
-"""Which convolutions of codes run over the blocks of their weights that are not zero."""
+"""Which layers of codes run over the blocks of their weights that are not zero."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from edgepipe.context import Context
-from edgepipe.kernels import qsparse, qsparse_cost
+from edgepipe.kernels import qsparse, qsparse_cost, qsparse_gemv
 from edgepipe.kernels.integer_ops import QConvOp
 from edgepipe.quantization.graph import Array
 
@@ -28,7 +28,8 @@ def choose(
     if context.target.kind == "cuda":
         context.note(STAGE, name, f"{100 * zeros:.0f} % zeros: kernels of GPUs are dense")
         return op, None
-    sparse = replace(op, stored=qsparse.blocks(codes)) if zeros < 1 else op
+    count = qsparse_gemv.blocks if qsparse.one_pixel(op) else qsparse.blocks
+    sparse = replace(op, stored=count(codes)) if zeros < 1 else op
     reason = qsparse.unfit(sparse, context.target) if sparse.stored else "all weights are zero"
     estimates = {"dense": qsparse_cost.dense(op, context.target)}
     if reason is None:

@@ -117,11 +117,11 @@ def wanted(graph: ir.Graph, sparsity: str | Mapping[str, str]) -> dict[ir.Node, 
     Raises UserError for the name of a layer that sparse kernels do not run.
     """
     if sparsity == KEPT:
-        return dict.fromkeys(prunable(graph, blocks=True))
+        return dict.fromkeys(prunable(graph, None))
     if isinstance(sparsity, str):
         pattern = Pattern.parse(sparsity, "FinetuneSettings.sparsity")
-        return dict.fromkeys(prunable(graph, blocks=pattern.block > 1), pattern)
-    layers = {node.name: node for node in prunable(graph, blocks=True)}
+        return dict.fromkeys(prunable(graph, pattern), pattern)
+    layers = {node.name: node for node in prunable(graph, None)}
     for name in sparsity:
         if name not in layers:
             known = ", ".join(str(layer) for layer in list(layers)[:4])
