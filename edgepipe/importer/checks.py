@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from typing import Any
 
 import onnx
 
@@ -120,26 +121,35 @@ def type_name(data_type: int) -> str:
 
 def _check_text(proto: onnx.ModelProto, where: str) -> None:
     """Protobuf hands out strings that are not UTF-8 as bytes, which nothing after it expects."""
-    texts: list[object] = [entry.domain for entry in proto.opset_import]
-    dims = [d for value in proto.graph.input for d in value.type.tensor_type.shape.dim]
-    texts += [proto.graph.name, *(d.dim_param for d in dims)]
-    for owner in (proto.graph, *proto.functions):
-        for graph in graphs(owner):
-            for node in graph.node:
-                texts += [node.name, node.op_type, node.domain, *node.input, *node.output]
-                for attribute in node.attribute:
-                    texts += [attribute.name, *map(_decoded, (attribute.s, *attribute.strings))]
-            if isinstance(graph, onnx.GraphProto):
-                values = (*graph.input, *graph.output, *graph.value_info)
-                texts += [item.name for item in (*graph.initializer, *values)]
-    if any(isinstance(text, bytes) for text in texts):
-        raise UserError(
-            "has names or attributes that are not valid text", where=where, fix="export it again"
-        )
+    messages: list[Any] = [proto]
+    while messages:
+        message = messages.pop()
+        texts: list[object] = []
+        if isinstance(message, onnx.AttributeProto):  # its strings are bytes in any case
+            texts += map(_decoded, (message.s, *message.strings))
+        if isinstance(message, onnx.TensorProto):  # listing its fields would copy its numbers
+            texts += (message.name, message.doc_string)
+            messages += message.external_data
+            fields = []
+        else:
+            fields = message.ListFields()
+        for field, value in fields:
+            single = isinstance(value, str | bytes) or hasattr(value, "ListFields")
+            values = [value] if single else value
+            if field.type == field.TYPE_STRING:
+                texts += values
+            elif field.type == field.TYPE_MESSAGE:
+                messages += values
+        if any(isinstance(text, bytes) for text in texts):
+            raise UserError(
+                "has names, attributes or remarks that are not valid text",
+                where=where,
+                fix="export it again",
+            )
 
 
 def _decoded(text: bytes) -> str | bytes:
-    """A string attribute, which protobuf holds as bytes in any case."""
+    """A string attribute."""
     try:
         return text.decode()
     except UnicodeDecodeError:

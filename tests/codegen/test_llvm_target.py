@@ -25,6 +25,16 @@ def test_what_llvm_would_end_the_process_for_is_refused(llvm: dict[str, object],
         primfunc.llvm_target(replace(target, llvm={**target.llvm, **llvm}))
 
 
+@pytest.mark.parametrize("features", [(), ("-relaxed-simd",)])
+def test_a_variant_without_its_instructions_is_refused(features: tuple[str, ...]) -> None:
+    target = replace(Target.load("wasm-relaxed"), variants={"relaxed": features})
+    with pytest.raises(UserError, match="need the feature 'relaxed-simd'"):
+        primfunc.llvm_target(target, features)
+    sound = Target.load("wasm-relaxed")
+    primfunc.llvm_target(sound)
+    primfunc.llvm_target(sound, sound.variants["relaxed"])
+
+
 def test_products_of_another_architecture_are_refused() -> None:
     target = Target.load("x86-64-v3")
     with pytest.raises(UserError, match="x86_64 has no 'sdot'"):

@@ -220,6 +220,17 @@ def test_huge_initializer_is_not_allocated(tmp_path: Path) -> None:
     assert "tensor 'w'" in refusal(save(proto, tmp_path))
 
 
+@pytest.mark.parametrize("axes", [(0, 0), (1, 1), (2, 0)])
+def test_sequences_along_an_axis_twice(axes: tuple[int, int], tmp_path: Path) -> None:
+    """ONNX Runtime reads it as it likes."""
+    node = helper.make_node(
+        "ReverseSequence", ["x", "n"], ["y"], batch_axis=axes[0], time_axis=axes[1]
+    )
+    inputs = [value("x", (4, 4)), helper.make_tensor_value_info("n", TensorProto.INT64, (4,))]
+    path = save(model([node], inputs, [value("y", None)]), tmp_path)
+    assert f"batch_axis {axes[0]} and time_axis {axes[1]}" in refusal(path)
+
+
 def test_parts_without_number_are_not_counted(tmp_path: Path) -> None:
     """ONNX's inference would go through all of them."""
     node = helper.make_node("Split", ["x"], ["y", "z"], axis=1, num_outputs=2**31)
@@ -418,6 +429,20 @@ def test_names_that_are_not_text(tmp_path: Path, text: bytes) -> None:
     content = proto.SerializeToString()
     assert text in content
     (tmp_path / "m.onnx").write_bytes(content.replace(text, b"\xff" * len(text)))
+    assert "not valid text" in refusal(tmp_path / "m.onnx")
+
+
+@pytest.mark.parametrize("text", [b"maker", b"remark", b"inner", b"tensor", b"entry"])
+def test_remarks_that_are_not_text(tmp_path: Path, text: bytes) -> None:
+    """Nothing reads them, but what is written from them must be text."""
+    proto = dense()
+    proto.producer_name, proto.doc_string = "maker", "remark"
+    proto.graph.node[0].doc_string = "inner"
+    proto.graph.initializer[0].doc_string = "tensor"
+    proto.metadata_props.add(key="entry", value="1")
+    content = proto.SerializeToString()
+    assert text in content
+    (tmp_path / "m.onnx").write_bytes(content.replace(text, b"\xd1" * len(text)))
     assert "not valid text" in refusal(tmp_path / "m.onnx")
 
 
