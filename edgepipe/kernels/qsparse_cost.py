@@ -14,7 +14,7 @@ from edgepipe.kernels import qconv, qsparse, qsparse_gemv
 from edgepipe.kernels.integer_ops import QConvOp
 from edgepipe.kernels.qconv_tile import Geometry
 from edgepipe.kernels.sparse import GATHERED
-from edgepipe.kernels.sparse_cost import A_BYTE
+from edgepipe.kernels.sparse_cost import reading
 from edgepipe.kernels.template import Knobs
 from edgepipe.target import Target
 
@@ -48,7 +48,8 @@ def dense(op: QConvOp, target: Target) -> int:
     widened = 2 if way == "pairs" else 1
     step = groups * parts * (pixels * _DENSE_SUMS[way] + widened) + pixels * widened
     end = pixels * groups * (_END * g.dot.lanes / 4 / _wide(g.dot.lanes) + parts - 1)
-    read = A_BYTE * op.x.c * op.y.c if qsparse.one_pixel(op) else 0
+    weights = op.x.c * op.y.c
+    read = reading(weights, weights) if qsparse.one_pixel(op) else 0
     return int(tiles * (g.runs * g.steps * step + end) + read)
 
 
@@ -75,7 +76,8 @@ def _gathered(op: QConvOp, target: Target) -> int:
     sums = 2 * (_SUMS[way] + 1) if way in ("relaxed", "pairs") else _SUMS[way]
     each = 2 * GATHERED + sums + 3  # per block its place and its input
     read = op.stored * (qsparse.BLOCK + np.dtype(qsparse.place_dtype(op)).itemsize)
-    return int(op.stored // GATHERED * each + op.y.c * (_LIST + _END) + A_BYTE * read)
+    instructions = op.stored // GATHERED * each + op.y.c * (_LIST + _END)
+    return int(instructions + reading(read, op.x.c * op.y.c))
 
 
 def _wide(lanes: int) -> int:

@@ -19,7 +19,15 @@ from edgepipe.target import Target
 
 #: Instructions that a core could do while it reads a byte that no cache holds: 4 MB of a dense
 #: layer of one row take 0.4 ms on the x86-64 of the measurements, a fifth of its weights 0.19.
-A_BYTE = 0.5
+_A_BYTE = 0.5
+#: Bytes of dense weights below which they are taken to stay in a cache from inference to inference.
+_CACHED = 1_000_000
+
+
+def reading(stored: int, dense: int) -> float:
+    """What reading ``stored`` bytes of weights costs that one pixel, or row, alone needs; all of
+    them are ``dense`` bytes."""
+    return _A_BYTE * stored if dense >= _CACHED else 0.0
 
 
 def _products(target: Target) -> int:
@@ -39,9 +47,10 @@ def _scattered(target: Target) -> int:
     return 2 if target.arch == "x86_64" and target.simd.lanes_f32 == 8 else 1
 
 
-def _read(op: ConvOp, weights: int) -> float:
-    """Reading ``weights`` bytes that one pixel alone needs."""
-    return A_BYTE * weights if op.y.n * op.y.h * op.y.w == 1 else 0.0
+def _read(op: ConvOp, stored: int) -> float:
+    """Reading ``stored`` bytes of weights, where there is one pixel."""
+    dense = 4 * op.y.c * op.x.c * op.kernel[0] * op.kernel[1]
+    return reading(stored, dense) if op.y.n * op.y.h * op.y.w == 1 else 0.0
 
 
 def dense(op: ConvOp, target: Target) -> int:
@@ -81,14 +90,16 @@ def rows(op: ConvOp, sparse: Sparse, target: Target) -> int:
 def dense_row(op: MatmulOp, target: Target) -> int:
     """The dense kernel of a dense layer of one row, and reading its weights."""
     vectors = -(-op.n // target.simd.lanes_f32) * op.k
-    return int(vectors * (_products(target) + 1) + 4 * A_BYTE * op.k * op.n)
+    weights = 4 * op.k * op.n
+    return int(vectors * (_products(target) + 1) + reading(weights, weights))
 
 
 def gathered(op: MatmulOp, sparse: Sparse, target: Target) -> int:
     """The kernel over gathered inputs, and reading its weights and places."""
     each = 2 * GATHERED + _products(target) + 3  # per place its number and its input
     read = sparse.places * (4 + np.dtype(offset_dtype(op.k - 1, shortest=True)).itemsize)
-    return int(sparse.places // GATHERED * each + op.n * 10 + A_BYTE * read)
+    instructions = sparse.places // GATHERED * each + op.n * 10
+    return int(instructions + reading(read, 4 * op.k * op.n))
 
 
 def relayout(layout: Blocked, target: Target) -> int:

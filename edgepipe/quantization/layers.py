@@ -19,9 +19,11 @@ from edgepipe.sparsity.pattern import Pattern
 
 #: Rows of a dense layer that is pruned by blocks: kernels work on many at once.
 LEAST_ROWS = 16
-#: Weights of a dense layer of one row that is pruned, and the share of them that stays, where the
-#: kernel over gathered inputs is faster than the dense one; smaller ones stay in a core's caches.
-LEAST_WEIGHTS, MOST_DENSITY = 1 << 16, 1 / 3
+#: Weights of a dense layer of one row that is pruned, by itself and by blocks (codes): a megabyte,
+#: as less stays in the caches of a core, where the dense kernel is as fast.
+LEAST_WEIGHTS, LEAST_CODES = 250_000, 1_000_000
+#: Share of its weights that may stay for the kernel over gathered inputs to be faster.
+MOST_DENSITY = 1 / 3
 
 
 def prunable(graph: ir.Graph, pattern: Pattern | None) -> list[ir.Node]:
@@ -31,25 +33,22 @@ def prunable(graph: ir.Graph, pattern: Pattern | None) -> list[ir.Node]:
     blocks = pattern is None or pattern.block > 1
     few = pattern is None or pattern.auto or pattern.density <= MOST_DENSITY
     one_row = few and (pattern is None or pattern.shared == 1)
+    least = LEAST_CODES if pattern is not None and pattern.block > 1 else LEAST_WEIGHTS
+    inputs = set(graph.inputs)
 
     def fits(node: ir.Node) -> bool:
         if node.op_type == "Conv":
-            return node.attributes.get_int("group", 1) == 1
+            return node.attributes.get_int("group", 1) == 1 and node.inputs[0] not in inputs
         shape = dims(node.outputs[0])
         if node.op_type not in ("Gemm", "MatMul") or shape is None:
             return False
         weight, rows = constant(node.inputs[1]), int(np.prod(shape[:-1]))
         if weight is None or weight.ndim != 2:
             return False
-        large = rows == 1 and weight.size >= LEAST_WEIGHTS
+        large = rows == 1 and weight.size >= least
         return (one_row and large) or (blocks and rows >= LEAST_ROWS)
 
-    inputs = set(graph.inputs)
-    return [
-        node
-        for node in graph
-        if fits(node) and node.inputs[0] not in inputs and constant(node.inputs[1]) is not None
-    ]
+    return [node for node in graph if fits(node) and constant(node.inputs[1]) is not None]
 
 
 @dataclass(frozen=True)

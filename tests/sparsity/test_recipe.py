@@ -53,9 +53,9 @@ def network(path: Path, zeros: float = 0.0, *, pointwise: bool = True, classes: 
             y = conv(y, co, ci, 1, 1, 1, False)
         z = conv(y, 64, 64, 1, 1, 1, False)
         nodes.append(helper.make_node("Add", [y, z], ["sum"]))
-        y = conv("sum", 256 if classes else 64, 64, 1, 1, 1, False)
+        y = conv("sum", 512 if classes else 64, 64, 1, 1, 1, False)
     value = helper.make_tensor_value_info
-    width = 256 if classes else 64 if pointwise else 32
+    width = 512 if classes else 64 if pointwise else 32
     result = value("y", 1, [1, width, 1, 1])
     nodes.append(helper.make_node("GlobalAveragePool", [y], ["pooled" if classes else "y"]))
     if classes:
@@ -201,7 +201,7 @@ QEMU, NODE = pytest.mark.needs_qemu, pytest.mark.needs_node
 def test_a_large_classifier_runs_over_its_nonzero_weights(
     target: str, recipe: str, runner: str, tmp_path: Path
 ) -> None:
-    path = network(tmp_path / "net.onnx", classes=300)
+    path = network(tmp_path / "net.onnx", classes=500 if recipe == "fp32+80%" else 2000)
     bundle = edgepipe.compile(path, target=target, recipe=recipe, output=tmp_path / "b")
     form, kernel = ("gathered", "sparse_gemv") if "fp32" in recipe else ("blocks", "q_sparse_gemv")
     assert kinds(bundle)[kernel] == 1
@@ -213,8 +213,9 @@ def test_a_large_classifier_runs_over_its_nonzero_weights(
 @pytest.mark.parametrize(
     ("pattern", "classes", "pruned"),
     [
-        ("80%", 300, True), ("1:4", 300, True), ("80%b1x4", 300, True), ("auto", 300, True),
-        ("80%", 200, False), ("2:4", 300, False), ("1:4v8", 300, False), ("50%", 300, False),
+        ("80%", 500, True), ("1:4", 500, True), ("80%b1x4", 2000, True), ("auto", 500, True),
+        ("80%", 400, False), ("2:4", 500, False), ("1:4v8", 500, False), ("50%", 500, False),
+        ("80%b1x4", 500, False),
     ],
 )  # fmt: skip
 def test_classifiers_are_pruned_where_it_pays(
@@ -223,7 +224,38 @@ def test_classifiers_are_pruned_where_it_pays(
     model = onnx_ir.load(network(tmp_path / "net.onnx", classes=classes))
     names = [node.name for node in prunable(model.graph, Pattern.parse(pattern, "test"))]
     assert ("classifier" in names) == pruned and len(names) == 5 + pruned
-    assert ("classifier" in [n.name for n in prunable(model.graph, None)]) == (classes == 300)
+    assert ("classifier" in [n.name for n in prunable(model.graph, None)]) == (classes >= 500)
+
+
+@pytest.mark.slow
+def test_a_network_of_dense_layers_alone_is_pruned(tmp_path: Path) -> None:
+    """The first layer too, which reads the model's input; the last is too small."""
+    rng = np.random.default_rng(2)
+    shapes = ((512, 500), (500, 512), (512, 10))
+    tensors = [
+        numpy_helper.from_array((rng.standard_normal(s) * (2 / s[0]) ** 0.5).astype("f"), f"w{i}")
+        for i, s in enumerate(shapes)
+    ]
+    nodes = [
+        node
+        for i in range(3)
+        for node in (
+            helper.make_node("MatMul", [f"x{i}", f"w{i}"], [f"m{i}"], name=f"m{i}"),
+            helper.make_node("Relu", [f"m{i}"], [f"x{i + 1}"]),
+        )
+    ]
+    value = helper.make_tensor_value_info
+    graph = helper.make_graph(
+        nodes, "g", [value("x0", 1, [1, 512])], [value("x3", 1, [1, 10])], tensors
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    onnx.save(model, tmp_path / "net.onnx")
+    bundle = edgepipe.compile(
+        tmp_path / "net.onnx", target="host", recipe="fp32+80%", output=tmp_path / "b"
+    )
+    assert kinds(bundle)["sparse_gemv"] == 2
+    assert set(bundle.manifest["sparsity"]["zeros"]) == {"m0", "m1"}
+    assert not bundle.validate().failures
 
 
 @pytest.mark.slow
