@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     import onnx
     import onnxruntime
 
+#: The version of operators that graphs are brought to.
+CANONICAL_OPSET = 23
 _UP_TO_21 = frozenset(("GlobalLpPool", "RoiAlign"))
 #: What canonical graphs may hold that opset 21 does not have.
 _SINCE_22 = frozenset(("Attention", "RMSNormalization", "RotaryEmbedding"))
@@ -61,13 +63,25 @@ def open_session(
         return opened(levels.ORT_DISABLE_ALL)
 
 
-def known_opset(operators: Iterable[str], opset: int) -> int:
-    """The version of ai.onnx to tell ONNX Runtime that ``operators`` of version ``opset`` are of.
+def known_opset(operators: Iterable[str]) -> int:
+    """The version of ai.onnx to tell ONNX Runtime that ``operators`` of a canonical graph are of:
+    the canonical one, or that of those that came later.
 
     A few it has in their forms up to opset 21 only; what came later are more element types.
     """
     names = set(operators)
-    return min(opset, 21) if names & _UP_TO_21 and not names & _SINCE_22 else opset
+    if names & _UP_TO_21 and not names & _SINCE_22:
+        return 21
+    return max([CANONICAL_OPSET, *map(_since, names)])
+
+
+def _since(operator: str) -> int:
+    """The version that an operator needs, 1 for those the canonical one has."""
+    import onnx
+
+    if onnx.defs.has(operator, CANONICAL_OPSET, "") or not onnx.defs.has(operator, ""):
+        return 1
+    return int(onnx.defs.get_schema(operator, "").since_version)
 
 
 def _integer_kernels_are_exact(model: OnnxParts) -> bool:

@@ -226,7 +226,7 @@ def onnx_bytes(graph: ir.Model) -> bytes:
     proto = ir.serde.serialize_model(graph)
     for opset in proto.opset_import:
         if opset.domain == "":
-            opset.version = known_opset((n.op_type for n in proto.graph.node), opset.version)
+            opset.version = known_opset(n.op_type for n in proto.graph.node)
     data: bytes = proto.SerializeToString(deterministic=True)
     return data
 

@@ -103,6 +103,7 @@ def validate(
         rounded_runs = (lambda _: outputs,)
     found, exact, between = nearest(steps), _step_tally(bundle), _step_tally(bundle)
     halves = bundle.target.halves(bundle.recipe)
+    halves = halves or any(output.dtype == "float16" for output in bundle.outputs)
     doubts = judge_steps(bundle.recipe, found, halves=halves)
     if doubts and (integers := trial.integers()) is not None:
         for inputs, result in kept:

@@ -12,11 +12,25 @@ from test_quantize import dense
 
 from edgepipe import onnx_session
 from edgepipe.onnx_parts import OnnxParts
-from edgepipe.onnx_session import open_session
+from edgepipe.onnx_session import known_opset, open_session
 
 
 def uses_integer_kernels(model: bytes) -> bool:
     return onnx_session._integer_kernels_are_exact(OnnxParts.of(model))
+
+
+@pytest.mark.parametrize(
+    ("operators", "opset"),
+    [
+        (["Conv", "Relu"], 23),
+        (["Conv", "BitCast"], 26),
+        (["RoiAlign"], 21),
+        (["NoSuch"], 23),
+        ([], 23),
+    ],
+)
+def test_operators_are_told_of_the_version_that_has_them(operators: list[str], opset: int) -> None:
+    assert known_opset(operators) == opset
 
 
 @pytest.mark.parametrize("vnni", [True, False])

@@ -254,7 +254,7 @@ class _Writer:
             [self._info(f"output_{i}", v) for i, v in enumerate(self.outputs)],
             list(self.tensors.values()),
         )
-        opset = onnx.helper.make_opsetid("", known_opset((n.op_type for n in self.nodes), 23))
+        opset = onnx.helper.make_opsetid("", known_opset(n.op_type for n in self.nodes))
         return onnx.helper.make_model(graph, opset_imports=[opset], ir_version=IR_VERSION)
 
 

@@ -44,7 +44,7 @@ def _session(node: ir.Node, inputs: list[Array | None]) -> Any:
             infos.append(onnx.helper.make_tensor_value_info(f"i{index}", dtype, None))
     outputs = [onnx.helper.make_empty_tensor_value_info(name) for name in proto.output if name]
     graph = onnx.helper.make_graph([proto], "node", infos, outputs)
-    opset = onnx.helper.make_opsetid("", known_opset([node.op_type], 23))
+    opset = onnx.helper.make_opsetid("", known_opset([node.op_type]))
     model = onnx.helper.make_model(graph, opset_imports=[opset], ir_version=11)
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import onnx
 import onnx_ir as ir
 import onnxruntime
 import pytest
@@ -69,3 +70,31 @@ def test_trained_network(target: str, recipe: str, shared_models: Path, tmp_path
     assert snr_db(expected, result) > FLOOR_DB
     unrounded = runners.run(floats, {source.name: x})[floats.outputs[0].name]
     assert snr_db(expected, unrounded) < FLOOR_DB  # positive control: the float network differs
+
+
+def test_halves_that_a_model_computes_are_no_error_of_its_weights(tmp_path: Path) -> None:
+    """ONNX Runtime rounds every operator of a float16 model to halves; kernels round outputs."""
+    rng, make = np.random.default_rng(0), onnx.helper.make_node
+    weights = [(rng.standard_normal((64, 64)) / np.sqrt(32)).astype(np.float16) for _ in range(3)]
+    nodes = [
+        make("MatMul", ["x", "w0"], ["a"]),
+        make("Softmax", ["a"], ["s"]),
+        make("MatMul", ["s", "w1"], ["b"]),
+        make("Tanh", ["b"], ["c"]),
+        make("MatMul", ["c", "w2"], ["y"]),
+    ]
+    info, half_ = onnx.helper.make_tensor_value_info, onnx.TensorProto.FLOAT16
+    tensors = [onnx.numpy_helper.from_array(w, f"w{i}") for i, w in enumerate(weights)]
+    graph = onnx.helper.make_graph(
+        nodes, "g", [info("x", half_, [8, 64])], [info("y", half_, [8, 64])], tensors
+    )
+    opset = onnx.helper.make_opsetid("", 17)
+    onnx.save(
+        onnx.helper.make_model(graph, opset_imports=[opset], ir_version=8), tmp_path / "m.onnx"
+    )
+    bundle = pipeline.compile(
+        tmp_path / "m.onnx", target="host", recipe="w8a16", output=tmp_path / "b"
+    )
+    report = bundle.validate()
+    assert not report.failures
+    assert 45 < report.steps[0].snr_db < 80  # positive control: float32 would have to be nearer

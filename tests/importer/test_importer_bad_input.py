@@ -231,6 +231,21 @@ def test_sequences_along_an_axis_twice(axes: tuple[int, int], tmp_path: Path) ->
     assert f"batch_axis {axes[0]} and time_axis {axes[1]}" in refusal(path)
 
 
+@pytest.mark.parametrize("shape", [(2**62, 1), (5, 4), (5,)])
+def test_an_output_that_is_another_input(shape: tuple[int, ...], tmp_path: Path) -> None:
+    node = helper.make_node("Relu", ["x"], ["y"])
+    path = save(model([node], [value("x", (5, 3))], [value("x", shape)]), tmp_path)
+    assert "'x' is an input and an output of different types" in refusal(path)
+
+
+def test_an_input_that_is_passed_on_keeps_its_shape(tmp_path: Path) -> None:
+    node = helper.make_node("Relu", ["x"], ["y"])
+    outputs = [value("x", ("rows", 3)), value("y", None)]
+    path = save(model([node], [value("x", (5, 3))], outputs), tmp_path)
+    found = importer.load(path, None).model.graph
+    assert [list(v.shape or ()) for v in (found.inputs[0], found.outputs[0])] == [[5, 3], [5, 3]]
+
+
 def test_parts_without_number_are_not_counted(tmp_path: Path) -> None:
     """ONNX's inference would go through all of them."""
     node = helper.make_node("Split", ["x"], ["y", "z"], axis=1, num_outputs=2**31)
