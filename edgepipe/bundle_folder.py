@@ -2,28 +2,21 @@
 
 from __future__ import annotations
 
-import contextlib
 import ctypes
 import errno
-import glob
 import json
 import os
 import re
 import shutil
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from edgepipe import temporary
 from edgepipe.blob import Blob
 from edgepipe.errors import UserError
-
-try:
-    import fcntl
-except ImportError:  # Windows
-    fcntl = None  # type: ignore[assignment]
 
 MANIFEST = "manifest.json"
 FORMAT = "edgepipe-bundle"
@@ -117,8 +110,8 @@ def install(
     done = False
     try:
         destination.parent.mkdir(parents=True, exist_ok=True)
-        _sweep(destination)
-        with _temporary(destination) as work:
+        temporary.sweep(destination)
+        with temporary.folder(destination) as work:
             _fill(work, files)
             check(work)
             _swap(work, destination)
@@ -134,57 +127,6 @@ def install(
         if not done:
             for folder in created:
                 _remove_empty(folder)
-
-
-@contextmanager
-def _temporary(destination: Path) -> Iterator[Path]:
-    """A new folder beside ``destination`` that this process holds a lock on. It is removed at the
-    end, if it is still there."""
-    while True:
-        work = Path(tempfile.mkdtemp(prefix=_prefix(destination), dir=destination.parent))
-        # Before it has its lock another process may sweep it away.
-        with contextlib.suppress(FileNotFoundError, BlockingIOError):
-            lock = _lock(work)
-            if lock is None or os.fstat(lock).st_nlink:
-                break
-            os.close(lock)
-    try:
-        yield work
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
-        if lock is not None:
-            os.close(lock)
-
-
-def _sweep(destination: Path) -> None:
-    """Remove what killed processes left beside ``destination``: temporary folders whose lock
-    nobody holds."""
-    for left in destination.parent.glob(f"{glob.escape(_prefix(destination))}*"):
-        with contextlib.suppress(OSError):
-            lock = _lock(left)
-            if lock is not None:
-                shutil.rmtree(left, ignore_errors=True)
-                os.close(lock)
-
-
-def _prefix(destination: Path) -> str:
-    return f".{destination.name}.edgepipe-"
-
-
-def _lock(folder: Path) -> int | None:
-    """A descriptor that holds a lock on ``folder`` while this process lives; None where there are
-    no locks. Raises BlockingIOError where another process has it, FileNotFoundError."""
-    if fcntl is None:
-        return None
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        os.close(descriptor)
-        if isinstance(error, BlockingIOError):
-            raise
-        return None
-    return descriptor
 
 
 def _fill(work: Path, files: dict[str, bytes | Blob]) -> None:

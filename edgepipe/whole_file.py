@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 import os
-import tempfile
 from pathlib import Path
+
+from edgepipe import temporary
 
 
 def write(path: Path, content: bytes) -> None:
-    """Write ``content`` to ``path`` through a temporary file beside it. Raises OSError."""
-    descriptor, name = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.absolute().parent)
-    temporary = Path(name)
-    try:
-        with os.fdopen(descriptor, "wb") as stream:
+    """Write ``content`` to ``path`` through a temporary file beside it; what killed processes left
+    of such files is removed. Raises OSError."""
+    path = path.absolute()
+    temporary.sweep(path)
+    with temporary.file(path) as work:
+        with work.open("wb") as stream:
             stream.write(content)
             stream.flush()
             os.fsync(stream.fileno())
-        temporary.chmod(0o644)
-        temporary.replace(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
+        work.chmod(0o644)
+        work.replace(path)

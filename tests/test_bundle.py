@@ -16,7 +16,7 @@ import handmade
 import numpy as np
 import pytest
 
-from edgepipe import bundle, bundle_folder, golden
+from edgepipe import bundle, bundle_folder, golden, temporary
 from edgepipe.bundle import Bundle
 from edgepipe.codegen.plan import TensorSpec
 from edgepipe.errors import UserError
@@ -411,7 +411,7 @@ def test_what_killed_processes_left_is_removed(tmp_path: Path, objects: dict[str
 def test_what_a_living_process_writes_is_left_alone(
     tmp_path: Path, objects: dict[str, bytes]
 ) -> None:
-    with bundle_folder._temporary(tmp_path / "b") as work:
+    with temporary.folder(tmp_path / "b") as work:
         (work / "weights.bin").write_bytes(b"x" * 10)
         write(tmp_path / "b", objects)
         assert (work / "weights.bin").exists()

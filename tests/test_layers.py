@@ -20,7 +20,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "resources": set(),
     "display": set(),
     "tables": {"errors"},
-    "whole_file": set(),
+    "temporary": set(),
+    "whole_file": {"temporary"},
     "blob": set(),
     "memory": set(),
     "machine": set(),
@@ -80,7 +81,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "prune",
         "quantize",
     },
-    "bundle_folder": {"blob", "errors"},
+    "bundle_folder": {"blob", "errors", "temporary"},
     "manifest_file": {
         "blob",
         "bundle_folder",
