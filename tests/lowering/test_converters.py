@@ -517,6 +517,32 @@ def test_data_dependent_shapes_are_refused_by_name(op: str) -> None:
         run_model(_model(node), _inputs(node))
 
 
+@pytest.mark.parametrize(
+    ("weight", "offset", "mask", "said"),
+    [
+        ((1, 2, 2, 1), (1, 16, 2, 2), None, r"input 1 .* \[1, 2, 2, 1\], not \[1, 2, 2, 2\]"),
+        ((1, 1, 2, 2), (1, 16, 2, 2), None, r"input 1 .*, not \[1, 2, 2, 2\]"),
+        ((1, 2, 2, 2), (1, 8, 2, 2), None, r"input 2 .*, not \[1, 16, 2, 2\]"),
+        ((1, 2, 2, 2), (1, 16, 2, 2), (1, 4, 2, 2), r"input 4 .*, not \[1, 8, 2, 2\]"),
+        ((1, 2, 2, 2), (1, 16, 2, 2), (1, 8, 2, 2), None),
+    ],
+)
+def test_sampled_taps_without_values_are_refused(
+    weight: tuple[int, ...], offset: tuple[int, ...], mask: tuple[int, ...] | None, said: str | None
+) -> None:
+    """They would be read from what lies behind the tensors."""
+    inputs = [_f(1, 2, 3, 3), _f(*weight), _f(*offset)]
+    if mask is not None:
+        inputs += [_f(1), _f(*mask)]
+    attributes = {"kernel_shape": [2, 2], "offset_group": 2}
+    node = Node("DeformConv", inputs, attributes=attributes, opset=19)
+    if said is None:
+        run_model(_model(node), _inputs(node))
+        return
+    with pytest.raises(UserError, match=said):
+        run_model(_model(node), _inputs(node))
+
+
 def test_a_shape_computed_at_run_time_is_refused_by_name() -> None:
     node = Node("Tile", [_f(3), _ints(2)])
     with pytest.raises(Exception, match=r"Tile|'y0'|y0") as caught:

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from tvm import te, tirx
 
+from edgepipe.errors import UserError
 from edgepipe.lowering.converters.conv import window
 from edgepipe.lowering.converters.numeric import compute_dtype, round_even
 from edgepipe.lowering.converters.op import Array, Expr, Op, at, cast, const
@@ -258,6 +259,17 @@ def _deform_conv(op: Op) -> Expr:
     win = window(op, kernel, op.shape()[2:])
     group, offset_groups = op.attr("group", 1), op.attr("offset_group", 1)
     wide, taps = compute_dtype(dtype), kernel[0] * kernel[1]
+    wanted = {1: (out[1], op.shape()[1] // group, *kernel)}
+    for number, values in ((2, 2 * taps), (4, taps)):  # of each tap two coordinates, a factor
+        wanted[number] = (out[0], offset_groups * values, *out[2:])
+    for number, shape in wanted.items():
+        found = tuple(op.shape(number)) if op.has(number) else shape
+        if found != shape:
+            raise UserError(
+                f"input {number} of DeformConv has shape {list(found)}, not {list(shape)}",
+                where=op.node.name or None,
+                fix="correct kernel_shape, group or offset_group",
+            )
     shared = op.shape()[1] // offset_groups
 
     def conv(x: Any, w: Any, offset: Any, bias: Any, mask: Any) -> Any:
