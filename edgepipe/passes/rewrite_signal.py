@@ -15,6 +15,7 @@ import math
 import numpy as np
 import onnx_ir as ir
 
+from edgepipe.errors import UserError
 from edgepipe.passes.decompose import rewrites
 from edgepipe.passes.editor import Array, Editor, array_of, shape_of
 from edgepipe.passes.rewrite_math import ints, like
@@ -23,8 +24,11 @@ from edgepipe.passes.rewrite_math import ints, like
 MAX_MATRIX_BYTES = 64 << 20
 
 
-def _waves(samples: int, length: int, bins: int, parts: int, inverse: bool) -> Array:
+def _waves(samples: int, length: int, bins: int, parts: int, inverse: bool, where: str) -> Array:
     """Matrix [samples, parts, bins, 2] of the DFT of ``length``: parts and 2 are (real, imag)."""
+    if length < 1:
+        raise UserError(f"a Fourier transform of {length} samples", where=where,
+                        fix="correct its length, or the shape of its input")  # fmt: skip
     turns = np.outer(np.arange(samples), np.arange(bins)) % length
     angle = 2 * np.pi / length * turns * (1 if inverse else -1)
     cosine, sine = np.cos(angle), np.sin(angle)
@@ -78,7 +82,7 @@ def dft(edit: Editor, node: ir.Node) -> bool:
     x = edit.insert(node, "Transpose", [x], {"perm": order})
     outer = [dims[i] for i in others]
     x = edit.insert(node, "Reshape", [x, ints(edit, [*outer, samples * parts])])
-    waves = _waves(samples, length, bins, parts, inverse)
+    waves = _waves(samples, length, bins, parts, inverse, f"node '{node.name}'")
     if outs == 1:
         # The bins that are not given are the conjugates of those that are.
         twice = [1 if k == 0 or 2 * k == length else 2 for k in range(samples)]
@@ -104,7 +108,7 @@ def stft(edit: Editor, node: ir.Node) -> bool:
     assert x is not None and step is not None
     batch, _, parts = (*dims, 1)[:3]
     bins = length // 2 + 1 if node.attributes.get_int("onesided", 1) == 1 else length
-    waves = _waves(length, length, bins, parts, False)
+    waves = _waves(length, length, bins, parts, False, f"node '{node.name}'")
     kernel = like(edit, waves.transpose(2, 3, 1, 0).reshape(bins * 2, parts, length), x)
     if window is not None:
         row = edit.insert(node, "Reshape", [window, ints(edit, [1, 1, length])])

@@ -94,6 +94,19 @@ def test_2_shift_by_the_width_and_more_is_zero() -> None:
     np.testing.assert_array_equal(execute(result.after, {"x": x, "z": z})[0], expected)
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        "g (float[1,0,4,2] x) => (float[1,A,4,2] y) { y = DFT<axis=1>(x) }",
+        "g (float[1,0,4,2] x) => (float[1,A,4,2] y) { y = DFT<axis=1, inverse=1>(x) }",
+        "g (float[1,1,4,2] x) => (float[A,B,4,1] y) { y = DFT<axis=1, inverse=1, onesided=1>(x) }",
+    ],
+)
+def test_2_transforms_of_nothing_are_refused(text: str) -> None:
+    with pytest.raises(UserError, match="a Fourier transform of 0 samples"):
+        rewrite(text, *PASSES, opset_version=17)
+
+
 def test_2_unknown_sizes_are_noted() -> None:
     text = "g (float[2,10,1] x, int64 n) => (float[A,B,2] y) { y = DFT(x, n) }"
     from edgepipe.passes import inline, opset
