@@ -220,7 +220,7 @@ def _integer(node: ir.Node, inputs: list[Tensor]) -> list[Tensor] | None:
         return [replace(first, low=max(first.low, limits[0]), high=min(first.high, limits[1]))]
     second = inputs[1] if len(inputs) > 1 else None
     if is_op(node, "Add") and isinstance(second, Sum):
-        return _add(first, second)
+        return _add(node, first, second)
     if (factor := scalar_factor(node)) is not None:
         terms = [replace(t, scale=np.asarray(t.scale * factor, np.float32)) for t in first.terms]
         return [Sum(tuple(terms), float(first.low * factor), float(first.high * factor))]
@@ -241,21 +241,38 @@ def _integer(node: ir.Node, inputs: list[Tensor]) -> list[Tensor] | None:
     return move(node, term, inputs)
 
 
+def same_scale(product: Array, bias: Array) -> bool:
+    """Whether a constant bias has the scale of the product that it is added to: one or one per
+    output of the product, and no fewer of the bias."""
+    own, other = (np.asarray(scale, np.float32).reshape(-1) for scale in (product, bias))
+    return own.size in (1, other.size) and bool((own == other).all())
+
+
+def _is_constant(value: ir.Value | None) -> bool:
+    """Whether ``value`` is dequantized from codes that are in the model."""
+    source = None if value is None else value.producer()
+    return (
+        source is not None
+        and is_op(source, "DequantizeLinear")
+        and (constant(source.inputs[0]) is not None)
+    )
+
+
 def _biased(x: Sum, bias: Sum) -> list[Tensor] | None:
     """A bias added to a product of its own scale: on the accumulator, as Conv and Gemm have it."""
     term, held = x.terms[0], bias.terms[0]
     vector = held.integers.ndim == 1 and term.integers.ndim > 1
     if len(x.terms) > 1 or not vector or x.low > -np.inf or x.high < np.inf:
         return None
-    if not np.array_equal(np.broadcast_to(term.scale.reshape(-1), held.scale.shape), held.scale):
+    if not same_scale(term.scale, held.scale):
         return None
     sums = term.integers.astype(np.int64) + held.integers
     return [Sum((Term(integer_ops.to_int32(sums, None), term.scale),))]
 
 
-def _add(first: Sum, second: Sum) -> list[Tensor] | None:
-    for x, bias in ((first, second), (second, first)):
-        found = _biased(x, bias)
+def _add(node: ir.Node, first: Sum, second: Sum) -> list[Tensor] | None:
+    for x, bias, held in ((first, second, 1), (second, first, 0)):
+        found = _biased(x, bias) if _is_constant(node.inputs[held]) else None
         if found is not None:
             return found
     cut = [x for x in (first, second) if x.low > -np.inf or x.high < np.inf]

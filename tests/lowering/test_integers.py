@@ -127,6 +127,32 @@ def test_the_audit_names_integers(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("largest", [1.0, 0.7])
+def test_a_vector_that_is_computed_is_no_bias(largest: float, tmp_path: Path) -> None:
+    """Of one scale (largest 1) or of two, it is added as any other tensor of codes."""
+    make, info = onnx.helper.make_node, onnx.helper.make_tensor_value_info
+    graph = onnx.helper.make_graph(
+        [make("Add", ["x", "v"], ["y"])], "g",
+        [info("x", 1, [3, 4, 5]), info("v", 1, [5])], [info("y", 1, [3, 4, 5])],
+    )  # fmt: skip
+    opset = onnx.helper.make_opsetid("", 17)
+    onnx.save(
+        onnx.helper.make_model(graph, opset_imports=[opset], ir_version=8), tmp_path / "m.onnx"
+    )
+    rng = np.random.default_rng(0)
+    data = {"x": rng.uniform(-1, 1, (24, 4, 5)), "v": rng.uniform(-largest, largest, 40)}
+    for name, limit in (("x", 1.0), ("v", largest)):
+        data[name].reshape(-1)[:2] = -limit, limit
+    bundle = pipeline.compile(
+        tmp_path / "m.onnx", target=HOST, recipe="w8a8", output=tmp_path / "b",
+        calibration={name: array.astype(np.float32) for name, array in data.items()},
+    )  # fmt: skip
+    assert not bundle.validate().failures
+    inputs, outputs = bundle.golden()
+    assert not differences(dict(outputs), bundle.run(inputs, "local"))
+
+
+@pytest.mark.slow
 def test_a_quantized_product_in_float_is_refused(tmp_path: Path) -> None:
     """A bias whose scale is not the product's cannot join the accumulator."""
     g = integer_graphs.Graph(0)

@@ -126,9 +126,8 @@ def _biased(x: Sum, bias: Weights) -> Sum | None:
     term = x.terms[0]
     if len(x.terms) > 1 or x.cut or term.kind != "product" or term.bias is not None:
         return None
-    own, other = term.scale.reshape(-1), np.asarray(bias.scale, np.float32).reshape(-1)
     vector = bias.codes.ndim == 1 and term.node is not None and is_op(term.node, "MatMul", "Gemm")
-    if not vector or not np.array_equal(np.broadcast_to(own, other.shape), other):
+    if not vector or not interpreter.same_scale(term.scale, bias.scale):
         return None
     return Sum((replace(term, bias=bias.codes),))
 
