@@ -248,18 +248,17 @@ def _check_graph(graph: onnx.GraphProto, version: int, where: str) -> None:
 
 
 def _check_passed_on(graph: onnx.GraphProto, where: str) -> None:
-    """An output that is an input, too, is declared twice; the input's declaration counts."""
+    """An output that is an input, too, is declared twice."""
     inputs = {value.name: value for value in graph.input}
     for output in (o for o in graph.output if o.name in inputs):
         given = inputs[output.name].type
         pair = [list(t.tensor_type.shape.dim) for t in (given, output.type)]
         known = all(t.tensor_type.HasField("shape") for t in (given, output.type))
         sizes = [(a.dim_value, b.dim_value) for a, b in zip(*pair, strict=False)]
-        differ = len(pair[0]) != len(pair[1]) or any(a != b and a and b for a, b in sizes)
+        differ = len(pair[0]) != len(pair[1]) or any(a != b and a > 0 and b > 0 for a, b in sizes)
         if (known and differ) or given.tensor_type.elem_type != output.type.tensor_type.elem_type:
             raise UserError(f"'{output.name}' is an input and an output of different types",
                             where=where, fix="export the model again")  # fmt: skip
-        output.type.CopyFrom(given)
 
 
 def _duplicates(names: list[str]) -> list[str]:

@@ -51,6 +51,9 @@ def fix_inputs(proto: onnx.ModelProto, given: Mapping[str, tuple[int, ...]], whe
         _bind_batch(value, symbols)
     for value in inputs.values():
         _close(value, symbols, where)
+    for output in proto.graph.output:
+        if output.name in inputs:  # declared once more
+            output.type.CopyFrom(inputs[output.name].type)
     # Shapes the exporter noted may hold for another batch; inference tells them anew.
     del proto.graph.value_info[:]
 

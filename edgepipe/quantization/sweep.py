@@ -136,7 +136,7 @@ def fit(
                         fix="use a float recipe")  # fmt: skip
     most = len(next(iter(inputs.values())))
     if all(rounding.placement.formats[n].weight_bits == 8 for n in linear):
-        each = sum(array[0].size for array in inputs.values())
+        each = max(1, sum(array[0].size for array in inputs.values()))
         most = min(most, max(EIGHT_BIT_SAMPLES, EIGHT_BIT_ELEMENTS // each))
     fronts = Fronts(units[: last + 1], set(), inputs, rounding, most, config.memory_bytes)
     done = 0

@@ -238,12 +238,17 @@ def test_an_output_that_is_another_input(shape: tuple[int, ...], tmp_path: Path)
     assert "'x' is an input and an output of different types" in refusal(path)
 
 
-def test_an_input_that_is_passed_on_keeps_its_shape(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("given", "rows"), [(5, 5), ("n", 1), (-1, 1)])
+@pytest.mark.parametrize("again", [5, "rows", -1])
+def test_an_input_that_is_passed_on_keeps_its_shape(
+    given: int | str, rows: int, again: int | str, tmp_path: Path
+) -> None:
     node = helper.make_node("Relu", ["x"], ["y"])
-    outputs = [value("x", ("rows", 3)), value("y", None)]
-    path = save(model([node], [value("x", (5, 3))], outputs), tmp_path)
+    outputs = [value("x", (again, 3)), value("y", None)]
+    path = save(model([node], [value("x", (given, 3))], outputs), tmp_path)
     found = importer.load(path, None).model.graph
-    assert [list(v.shape or ()) for v in (found.inputs[0], found.outputs[0])] == [[5, 3], [5, 3]]
+    shapes = [list(v.shape or ()) for v in (found.inputs[0], found.outputs[0])]
+    assert shapes == [[rows, 3]] * 2
 
 
 def test_parts_without_number_are_not_counted(tmp_path: Path) -> None:

@@ -46,6 +46,13 @@ def test_empty_tensors(recipe: str) -> None:
         quantization.apply(build(text), QuantConfig.parse(recipe), batch, context())
 
 
+def test_empty_tensors_of_integers_are_nothing_to_quantize() -> None:
+    text = "g (int64[0,5] x) => (int64[5,0] y) { y = Transpose<perm=[1,0]>(x) }"
+    batch = [{"x": np.zeros((0, 5), np.int64)}] * 2
+    graph = quantization.apply(build(text), QuantConfig.parse("w4a8"), batch, context())
+    assert [node.op_type for node in graph.graph] == ["Transpose"]
+
+
 def test_weights_that_are_not_finite() -> None:
     weight = np.ones((8, 8, 1, 1), np.float32)
     weight[3] = np.nan
