@@ -130,4 +130,9 @@ def _execute(
         name = signal.Signals(-done.returncode).name
         raise EdgepipeError(f"{program.name} died of {name} {done.stderr.strip()}".rstrip())
     last = (done.stderr.strip() or "no message").splitlines()[-1]
+    if "unable to find CPU model" in last:  # what QEMU says
+        target = bundle.target
+        raise UserError(f"the emulator has no CPU '{target.run.qemu_cpu}'",
+                        where=f"target {target.name}, run.qemu_cpu",
+                        fix=f"{target.run.qemu} -cpu help lists them")  # fmt: skip
     raise EdgepipeError(f"{program.name} failed ({done.returncode}): {last}")

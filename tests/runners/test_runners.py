@@ -126,6 +126,15 @@ def test_unknown_and_unfit_runners(made: Made) -> None:
     assert not any(name.startswith("_") for name in runners.names())
 
 
+@pytest.mark.needs_qemu
+def test_a_cpu_that_the_emulator_does_not_have(made: Made, monkeypatch: pytest.MonkeyPatch) -> None:
+    bundle, command = made("raspberry-pi-4"), qemu.command
+    inputs, _ = bundle.golden()
+    monkeypatch.setattr(qemu, "command", lambda target: [*command(target), "-cpu", "w8a16"])
+    with pytest.raises(UserError, match="the emulator has no CPU"):
+        bundle.run(inputs, "qemu")
+
+
 @pytest.mark.slow
 @pytest.mark.needs_qemu
 def test_the_emulated_cpu_refuses_what_it_lacks(tmp_path: Path) -> None:
