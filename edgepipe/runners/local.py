@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edgepipe.errors import EdgepipeError
+from edgepipe.errors import EdgepipeError, UserError
 from edgepipe.runners import _program
 from edgepipe.runners._base import Availability, Timing
 from edgepipe.target import Target
@@ -61,6 +61,7 @@ def run_many(
     library = ctypes.CDLL(str(bundle.file("model.so")), mode=ctypes.RTLD_LOCAL)
     try:
         api = _Api(library, bundle.prefix)
+        api.compare(bundle)  # it reads and writes as many bytes as it was compiled for
         path = bundle.file("weights.bin")
         weights = _io.aligned((path.stat().st_size,), "uint8")
         with path.open("rb") as stream:
@@ -96,6 +97,18 @@ def _engine() -> str:
     return f"{platform.machine()} {_cpu_model()}".strip()
 
 
+class _Tensor(ctypes.Structure):
+    """``model_tensor`` of a bundle's header."""
+
+    _fields_ = (
+        ("name", ctypes.c_char_p),
+        ("dtype", ctypes.c_char_p),
+        ("rank", ctypes.c_int),
+        ("dims", ctypes.POINTER(ctypes.c_int64)),
+        ("bytes", ctypes.c_size_t),
+    )
+
+
 class _Api:
     """The C functions of one loaded bundle."""
 
@@ -106,6 +119,25 @@ class _Api:
         self.run.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_void_p]
         self.arena_bytes = library[f"{prefix}_arena_bytes"]
         self.arena_bytes.restype = ctypes.c_size_t
+        self.tensors = {}
+        for kind in ("input", "output"):
+            count, tensor = library[f"{prefix}_{kind}_count"], library[f"{prefix}_{kind}"]
+            count.restype, tensor.restype = ctypes.c_size_t, ctypes.POINTER(_Tensor)
+            tensor.argtypes = [ctypes.c_size_t]
+            self.tensors[kind] = [tensor(i).contents for i in range(count())]
+
+    def compare(self, bundle: Bundle) -> None:
+        """Raises UserError where the manifest tells of other tensors than the code."""
+        for kind, named in (("input", bundle.inputs), ("output", bundle.outputs)):
+            told = [(t.dtype, tuple(t.shape)) for t in named]
+            have = [(t.dtype.decode(), tuple(t.dims[: t.rank])) for t in self.tensors[kind]]
+            if told != have:
+                text = ", ".join(f"{dtype} {list(shape)}" for dtype, shape in have)
+                raise UserError(
+                    f"its manifest names other {kind}s than its code has: {text}",
+                    where=str(bundle.path),
+                    fix="compile it again",
+                )
 
     @staticmethod
     def check(function: str, status: int) -> None:

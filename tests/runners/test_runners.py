@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import platform
+import shutil
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -124,6 +125,30 @@ def test_unknown_and_unfit_runners(made: Made) -> None:
     with pytest.raises(UserError, match="it runs native bundles"):
         made("wasm-simd").run(handmade.inputs(), "local")
     assert not any(name.startswith("_") for name in runners.names())
+
+
+@pytest.mark.parametrize(
+    ("kind", "change"),
+    [
+        ("output", lambda tensors: tensors.clear()),
+        ("output", lambda tensors: tensors.pop()),
+        ("output", lambda tensors: tensors[0].update(shape=[1])),
+        ("output", lambda tensors: tensors[0].update(dtype="int8")),
+        ("input", lambda tensors: tensors[0].update(shape=[2, 2])),
+    ],
+)
+def test_a_manifest_of_other_tensors_is_refused(
+    made: Made, kind: str, change: Callable[[list[dict[str, object]]], None], tmp_path: Path
+) -> None:
+    """The code would read or write behind the buffers."""
+    shutil.copytree(made("host").path, tmp_path / "b")
+    manifest = json.loads((tmp_path / "b" / "manifest.json").read_text(encoding="utf-8"))
+    change(manifest[f"{kind}s"])
+    (tmp_path / "b" / "manifest.json").write_text(json.dumps(manifest), encoding="utf-8")
+    bundle = Bundle.open(tmp_path / "b")
+    inputs = {t.name: np.zeros(t.shape, t.dtype) for t in bundle.inputs}
+    with pytest.raises(UserError, match=f"its manifest names other {kind}s than its code has"):
+        bundle.run(inputs, "local")
 
 
 @pytest.mark.needs_qemu
