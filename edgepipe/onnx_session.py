@@ -14,8 +14,8 @@ if TYPE_CHECKING:
     import onnx
     import onnxruntime
 
-#: The version of operators that graphs are brought to.
-CANONICAL_OPSET = 23
+#: The version of operators that graphs are brought to, as ``passes.editor`` has it.
+OPSET = 23
 _UP_TO_21 = frozenset(("GlobalLpPool", "RoiAlign"))
 #: What canonical graphs may hold that opset 21 does not have.
 _SINCE_22 = frozenset(("Attention", "RMSNormalization", "RotaryEmbedding"))
@@ -70,16 +70,16 @@ def known_opset(operators: Iterable[str]) -> int:
     A few it has in their forms up to opset 21 only; what came later are more element types.
     """
     names = set(operators)
-    if names & _UP_TO_21 and not names & _SINCE_22:
-        return 21
-    return max([CANONICAL_OPSET, *map(_since, names)])
+    needed = max([OPSET, *map(_since, names)])
+    old = names & _UP_TO_21 and not names & _SINCE_22
+    return 21 if old and needed == OPSET else needed
 
 
 def _since(operator: str) -> int:
     """The version that an operator needs, 1 for those the canonical one has."""
     import onnx
 
-    if onnx.defs.has(operator, CANONICAL_OPSET, "") or not onnx.defs.has(operator, ""):
+    if onnx.defs.has(operator, OPSET, "") or not onnx.defs.has(operator, ""):
         return 1
     return int(onnx.defs.get_schema(operator, "").since_version)
 

@@ -13,6 +13,7 @@ from test_quantize import dense
 from edgepipe import onnx_session
 from edgepipe.onnx_parts import OnnxParts
 from edgepipe.onnx_session import known_opset, open_session
+from edgepipe.passes import editor
 
 
 def uses_integer_kernels(model: bytes) -> bool:
@@ -25,12 +26,14 @@ def uses_integer_kernels(model: bytes) -> bool:
         (["Conv", "Relu"], 23),
         (["Conv", "BitCast"], 26),
         (["RoiAlign"], 21),
+        (["RoiAlign", "BitCast"], 26),
         (["NoSuch"], 23),
         ([], 23),
     ],
 )
 def test_operators_are_told_of_the_version_that_has_them(operators: list[str], opset: int) -> None:
     assert known_opset(operators) == opset
+    assert onnx_session.OPSET == editor.OPSET
 
 
 @pytest.mark.parametrize("vnni", [True, False])

@@ -65,6 +65,7 @@ def llvm_target(target: Target, extra_attributes: tuple[str, ...] = ()) -> Any:
         raise UserError(f"LLVM does not take it: {error}", where=f"target {target.name}, [llvm]",
                         fix="copy the file of a device like it") from None  # fmt: skip
     _check_instructions(target, llvm)
+    # Kernels of the variant "relaxed" have instructions that the target itself may lack.
     relaxed = target.variants.get("relaxed")
     if relaxed == tuple(extra_attributes) and not llvm_cpu_has_features("relaxed-simd", llvm):
         raise UserError("its instructions need the feature 'relaxed-simd'",

@@ -129,7 +129,7 @@ def _check_text(proto: onnx.ModelProto, where: str) -> None:
             texts += map(_decoded, (message.s, *message.strings))
         if isinstance(message, onnx.TensorProto):  # listing its fields would copy its numbers
             texts += (message.name, message.doc_string)
-            messages += message.external_data
+            messages += (*message.external_data, *message.metadata_props)
             fields = []
         else:
             fields = message.ListFields()

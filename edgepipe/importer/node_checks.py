@@ -102,13 +102,12 @@ def _check_attributes(node: onnx.NodeProto, schema: defs.OpSchema, here: str) ->
         if node.op_type == "Constant" and attribute.name not in schema.attributes:
             # Of other operators the checker tells.
             raise UserError(f"Constant has no attribute '{attribute.name}'", where=here)
-    parts = next((a.i for a in node.attribute if a.name == "num_outputs"), len(node.output))
-    if node.op_type == "ReverseSequence":
-        given = {a.name: a.i for a in node.attribute}
-        axes = given.get("batch_axis", 1), given.get("time_axis", 0)
-        if sorted(axes) != [0, 1]:
-            raise UserError(f"ReverseSequence has batch_axis {axes[0]} and time_axis {axes[1]}",
-                            where=here, fix="one must be 0, the other 1")  # fmt: skip
+    whole = {a.name: a.i for a in node.attribute}
+    axes = whole.get("batch_axis", 1), whole.get("time_axis", 0)
+    if node.op_type == "ReverseSequence" and sorted(axes) != [0, 1]:
+        raise UserError(f"ReverseSequence has batch_axis {axes[0]} and time_axis {axes[1]}",
+                        where=here, fix="one must be 0, the other 1")  # fmt: skip
+    parts = whole.get("num_outputs", len(node.output))
     if node.op_type == "Split" and parts != len(node.output):  # ONNX would count up to it
         raise UserError(f"Split into {parts} has {len(node.output)} outputs", where=here,
                         fix=_AGAIN)  # fmt: skip

@@ -55,7 +55,8 @@ def one_pixel(op: QConvOp) -> bool:
 
 
 def matches(op: Any, target: Target) -> str | None:
-    return unfit(op, target) if isinstance(op, QConvOp) and op.stored else ""
+    own = isinstance(op, QConvOp) and op.stored and not one_pixel(op)
+    return unfit(op, target) if own else ""
 
 
 def accumulators(target: Target) -> int:

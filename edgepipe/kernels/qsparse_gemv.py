@@ -115,7 +115,8 @@ class _Emission:
 
     def group(self, acc: Registers, number: Any) -> None:
         """The four blocks from ``number`` on."""
-        begin = self.op.x.offset(0, 0, 0, 0)
+        top, left = self.op.offset
+        begin = self.op.x.offset(0, 0, -top, -left)
         words = []
         for i in range(GATHERED):
             at = begin + tirx.Cast("int32", self.list[number + i]) * BLOCK
@@ -144,7 +145,7 @@ TEMPLATE = KernelTemplate(
     emit=emit,
     pack=pack,
     variant=variant,
-    rank=5,
+    rank=4,
     arithmetic="int8",
     accumulator="int32",
 )

@@ -125,8 +125,6 @@ def pack_gathered(matrix: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarra
     return places, starts, stored
 
 
-def offset_dtype(largest: int, shortest: bool = False) -> str:
-    """The narrowest type that holds offsets up to ``largest``; bytes only where ``shortest``."""
-    if shortest and largest < 1 << 8:
-        return "uint8"
+def offset_dtype(largest: int) -> str:
+    """The narrowest type that holds offsets up to ``largest``."""
     return "uint16" if largest < 1 << 16 else "int32"

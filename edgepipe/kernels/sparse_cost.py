@@ -11,10 +11,10 @@ from dataclasses import replace
 
 import numpy as np
 
-from edgepipe.kernels import conv, sparse_rows, sparse_shared
+from edgepipe.kernels import conv, sparse_gemv, sparse_rows, sparse_shared
 from edgepipe.kernels.layout import Blocked
 from edgepipe.kernels.ops import ConvOp, MatmulOp
-from edgepipe.kernels.sparse import GATHERED, Sparse, offset_dtype
+from edgepipe.kernels.sparse import GATHERED, Sparse
 from edgepipe.target import Target
 
 #: Instructions that a core could do while it reads a byte that no cache holds: 4 MB of a dense
@@ -47,7 +47,7 @@ def _scattered(target: Target) -> int:
     return 2 if target.arch == "x86_64" and target.simd.lanes_f32 == 8 else 1
 
 
-def _read(op: ConvOp, stored: int) -> float:
+def _of_one_pixel(op: ConvOp, stored: int) -> float:
     """Reading ``stored`` bytes of weights, where there is one pixel."""
     dense = 4 * op.y.c * op.x.c * op.kernel[0] * op.kernel[1]
     return reading(stored, dense) if op.y.n * op.y.h * op.y.w == 1 else 0.0
@@ -62,7 +62,7 @@ def dense(op: ConvOp, target: Target) -> int:
     places = -(-op.x.c // op.x.lanes) * op.x.lanes * op.kernel[0] * op.kernel[1]
     scalars = pixels / op.x.lanes if knobs["by_element"] else pixels * _broadcasts(target)
     each = places * (pixels * blocks * _products(target) + blocks + scalars)
-    return int(tiles * (each + pixels * blocks) + _read(op, 4 * places * op.y.c))
+    return int(tiles * (each + pixels * blocks) + _of_one_pixel(op, 4 * places * op.y.c))
 
 
 def shared(op: ConvOp, sparse: Sparse, target: Target) -> int:
@@ -75,7 +75,7 @@ def shared(op: ConvOp, sparse: Sparse, target: Target) -> int:
     loads = blocks + scalars + 4  # the offset, and the loop
     each = sparse.places * (pixels * blocks * _products(target) + loads)
     ends = -(-op.y.c // sparse.width) * (pixels * blocks + 8)
-    return int(tiles * (each + ends) + _read(op, 4 * sparse.weights + 4 * sparse.places))
+    return int(tiles * (each + ends) + _of_one_pixel(op, 4 * sparse.weights + 4 * sparse.places))
 
 
 def rows(op: ConvOp, sparse: Sparse, target: Target) -> int:
@@ -84,7 +84,9 @@ def rows(op: ConvOp, sparse: Sparse, target: Target) -> int:
     tiles = found.tiles[0] * found.tiles[1] * op.y.n
     loads = found.count * _scattered(target) + 6
     each = sparse.places * (found.count * _products(target) + loads)
-    return int(tiles * (each + op.y.c * (2 * found.count + 10)) + _read(op, 5 * sparse.places))
+    return int(
+        tiles * (each + op.y.c * (2 * found.count + 10)) + _of_one_pixel(op, 5 * sparse.places)
+    )
 
 
 def dense_row(op: MatmulOp, target: Target) -> int:
@@ -97,7 +99,7 @@ def dense_row(op: MatmulOp, target: Target) -> int:
 def gathered(op: MatmulOp, sparse: Sparse, target: Target) -> int:
     """The kernel over gathered inputs, and reading its weights and places."""
     each = 2 * GATHERED + _products(target) + 3  # per place its number and its input
-    read = sparse.places * (4 + np.dtype(offset_dtype(op.k - 1, shortest=True)).itemsize)
+    read = sparse.places * (4 + np.dtype(sparse_gemv.place_dtype(op)).itemsize)
     instructions = sparse.places // GATHERED * each + op.n * 10
     return int(instructions + reading(read, 4 * op.k * op.n))
 

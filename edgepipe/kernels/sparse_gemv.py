@@ -30,11 +30,16 @@ def default(op: MatmulOp, target: Target) -> Knobs:
     return {"fused": target.arch in ("aarch64", "arm")}
 
 
+def place_dtype(op: MatmulOp) -> str:
+    """The narrowest type that holds every place."""
+    return "uint8" if op.k <= 256 else offset_dtype(op.k - 1)
+
+
 def pack(op: MatmulOp, knobs: Knobs, arrays: Sequence[np.ndarray]) -> list[np.ndarray]:
     """``w[k, n]`` (and ``b[n]``) → places, the groups where outputs start, weights, bias."""
     weight, *rest = arrays
     places, starts, stored = pack_gathered(np.asarray(weight, np.float32).T)
-    index = places.astype(offset_dtype(op.k - 1, shortest=True))
+    index = places.astype(place_dtype(op))
     return [index, starts, stored, *(np.asarray(a, np.float32) for a in rest)]
 
 
@@ -43,7 +48,7 @@ def emit(op: MatmulOp, knobs: Knobs) -> Any:
     stored = op.sparse.places
     arguments = [
         ("a", op.k, "float32"),
-        ("places", stored, offset_dtype(op.k - 1, shortest=True)),
+        ("places", stored, place_dtype(op)),
         ("starts", op.n + 1, "int32"),
         ("w", stored, "float32"),
     ]

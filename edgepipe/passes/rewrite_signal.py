@@ -24,11 +24,14 @@ from edgepipe.passes.rewrite_math import ints, like
 MAX_MATRIX_BYTES = 64 << 20
 
 
-def _waves(samples: int, length: int, bins: int, parts: int, inverse: bool, where: str) -> Array:
-    """Matrix [samples, parts, bins, 2] of the DFT of ``length``: parts and 2 are (real, imag)."""
+def _check_length(node: ir.Node, length: int) -> None:
     if length < 1:
-        raise UserError(f"a Fourier transform of {length} samples", where=where,
+        raise UserError(f"a Fourier transform of {length} samples", where=f"node '{node.name}'",
                         fix="correct its length, or the shape of its input")  # fmt: skip
+
+
+def _waves(samples: int, length: int, bins: int, parts: int, inverse: bool) -> Array:
+    """Matrix [samples, parts, bins, 2] of the DFT of ``length``: parts and 2 are (real, imag)."""
     turns = np.outer(np.arange(samples), np.arange(bins)) % length
     angle = 2 * np.pi / length * turns * (1 if inverse else -1)
     cosine, sine = np.cos(angle), np.sin(angle)
@@ -71,6 +74,7 @@ def dft(edit: Editor, node: ir.Node) -> bool:
         length = dims[axis] if length is None else length
         samples, outs = min(dims[axis], length), 2
         bins = length // 2 + 1 if onesided else length
+    _check_length(node, length)
     if samples * parts * bins * 8 > MAX_MATRIX_BYTES:
         edit.note(node.name, f"DFT kept: a matrix for length {length} would be too large")
         return False
@@ -82,7 +86,7 @@ def dft(edit: Editor, node: ir.Node) -> bool:
     x = edit.insert(node, "Transpose", [x], {"perm": order})
     outer = [dims[i] for i in others]
     x = edit.insert(node, "Reshape", [x, ints(edit, [*outer, samples * parts])])
-    waves = _waves(samples, length, bins, parts, inverse, f"node '{node.name}'")
+    waves = _waves(samples, length, bins, parts, inverse)
     if outs == 1:
         # The bins that are not given are the conjugates of those that are.
         twice = [1 if k == 0 or 2 * k == length else 2 for k in range(samples)]
@@ -106,9 +110,10 @@ def stft(edit: Editor, node: ir.Node) -> bool:
         edit.note(node.name, "STFT kept: its frame step or length is not constant")
         return False
     assert x is not None and step is not None
+    _check_length(node, length)
     batch, _, parts = (*dims, 1)[:3]
     bins = length // 2 + 1 if node.attributes.get_int("onesided", 1) == 1 else length
-    waves = _waves(length, length, bins, parts, False, f"node '{node.name}'")
+    waves = _waves(length, length, bins, parts, False)
     kernel = like(edit, waves.transpose(2, 3, 1, 0).reshape(bins * 2, parts, length), x)
     if window is not None:
         row = edit.insert(node, "Reshape", [window, ints(edit, [1, 1, length])])

@@ -12,14 +12,13 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
+from edgepipe.onnx_session import OPSET
 from edgepipe.quantization.config import QuantConfig
 from edgepipe.quantization.edit import Names, initializer
 from edgepipe.quantization.graph import Array, bounds, constant, dims, is_op, only_user
 from edgepipe.quantization.interpreter import scalar_factor
 from edgepipe.quantization.placement import TABLES, weight_of
 from edgepipe.quantization.remarks import Note
-
-OPSET = 23
 
 
 def rewrite(graph: ir.Graph, config: QuantConfig, note: Note) -> None:

@@ -11,12 +11,12 @@ from collections import Counter
 import numpy as np
 import onnx_ir as ir
 
+from edgepipe.onnx_session import OPSET
 from edgepipe.quantization.config import QuantConfig
 from edgepipe.quantization.edit import Names, initializer
 from edgepipe.quantization.graph import constant, dims, is_op, name_of
 from edgepipe.quantization.remarks import Note
 
-OPSET = 23
 #: Smaller tables and constants are not worth a node or a word.
 SMALLEST = 1024
 _LIMIT = 127

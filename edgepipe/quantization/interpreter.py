@@ -248,14 +248,12 @@ def same_scale(product: Array, bias: Array) -> bool:
     return own.size in (1, other.size) and bool((own == other).all())
 
 
-def _is_constant(value: ir.Value | None) -> bool:
+def _is_stored(value: ir.Value | None) -> bool:
     """Whether ``value`` is dequantized from codes that are in the model."""
     source = None if value is None else value.producer()
-    return (
-        source is not None
-        and is_op(source, "DequantizeLinear")
-        and (constant(source.inputs[0]) is not None)
-    )
+    if source is None or not is_op(source, "DequantizeLinear"):
+        return False
+    return constant(source.inputs[0]) is not None
 
 
 def _biased(x: Sum, bias: Sum) -> list[Tensor] | None:
@@ -272,7 +270,7 @@ def _biased(x: Sum, bias: Sum) -> list[Tensor] | None:
 
 def _add(node: ir.Node, first: Sum, second: Sum) -> list[Tensor] | None:
     for x, bias, held in ((first, second, 1), (second, first, 0)):
-        found = _biased(x, bias) if _is_constant(node.inputs[held]) else None
+        found = _biased(x, bias) if _is_stored(node.inputs[held]) else None
         if found is not None:
             return found
     cut = [x for x in (first, second) if x.low > -np.inf or x.high < np.inf]

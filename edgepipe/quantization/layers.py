@@ -37,18 +37,20 @@ def prunable(graph: ir.Graph, pattern: Pattern | None) -> list[ir.Node]:
     inputs = set(graph.inputs)
 
     def fits(node: ir.Node) -> bool:
+        if node.op_type not in ("Conv", "Gemm", "MatMul"):
+            return False
+        weight, shape = constant(node.inputs[1]), dims(node.outputs[0])
+        if weight is None:
+            return False
         if node.op_type == "Conv":
             return node.attributes.get_int("group", 1) == 1 and node.inputs[0] not in inputs
-        shape = dims(node.outputs[0])
-        if node.op_type not in ("Gemm", "MatMul") or shape is None:
+        if shape is None or weight.ndim != 2:
             return False
-        weight, rows = constant(node.inputs[1]), int(np.prod(shape[:-1]))
-        if weight is None or weight.ndim != 2:
-            return False
+        rows = int(np.prod(shape[:-1]))
         large = rows == 1 and weight.size >= least
         return (one_row and large) or (blocks and rows >= LEAST_ROWS)
 
-    return [node for node in graph if fits(node) and constant(node.inputs[1]) is not None]
+    return [node for node in graph if fits(node)]
 
 
 @dataclass(frozen=True)

@@ -17,14 +17,13 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
+from edgepipe.onnx_session import OPSET
 from edgepipe.quantization.edit import Names, initializer
 from edgepipe.quantization.executor import Rounding
 from edgepipe.quantization.graph import Array, bounds, name_of
 from edgepipe.quantization.layers import Layer
 from edgepipe.quantization.observers import Grid
 from edgepipe.quantization.weights import LayerWeights
-
-OPSET = 23
 
 
 def code_type(bits: int, signed: bool) -> ir.DataType:

@@ -452,7 +452,7 @@ def test_names_that_are_not_text(tmp_path: Path, text: bytes) -> None:
     assert "not valid text" in refusal(tmp_path / "m.onnx")
 
 
-@pytest.mark.parametrize("text", [b"maker", b"remark", b"inner", b"tensor", b"entry"])
+@pytest.mark.parametrize("text", [b"maker", b"remark", b"inner", b"tensor", b"entry", b"about"])
 def test_remarks_that_are_not_text(tmp_path: Path, text: bytes) -> None:
     """Nothing reads them, but what is written from them must be text."""
     proto = dense()
@@ -460,6 +460,7 @@ def test_remarks_that_are_not_text(tmp_path: Path, text: bytes) -> None:
     proto.graph.node[0].doc_string = "inner"
     proto.graph.initializer[0].doc_string = "tensor"
     proto.metadata_props.add(key="entry", value="1")
+    proto.graph.initializer[0].metadata_props.add(key="about", value="1")
     content = proto.SerializeToString()
     assert text in content
     (tmp_path / "m.onnx").write_bytes(content.replace(text, b"\xd1" * len(text)))

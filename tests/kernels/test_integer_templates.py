@@ -125,7 +125,8 @@ def convolved(op: QConvOp, x: Array, w: Array) -> Array:
     per_in, per_out = op.x.c // op.groups, op.y.c // op.groups
     for ky in range(op.kernel[0]):
         for kx in range(op.kernel[1]):
-            first, second = ky * op.dilations[0], kx * op.dilations[1]
+            first = top - op.offset[0] + ky * op.dilations[0]
+            second = left - op.offset[1] + kx * op.dilations[1]
             rows = slice(first, first + (op.y.h - 1) * op.strides[0] + 1, op.strides[0])
             columns = slice(second, second + (op.y.w - 1) * op.strides[1] + 1, op.strides[1])
             for g in range(op.groups):
@@ -216,11 +217,16 @@ def test_convolution_over_blocks(kind: str, target: Target, limit: int, tmp_path
     ids=["4-bit", "7-bit", "8-bit", "4-bit-pairs"],
 )
 def test_one_pixel_over_blocks(target: Target, limit: int, tmp_path: Path) -> None:
-    """Classifiers, with borders and residuals as squeezed images have them; codes and floats."""
+    """Classifiers, with borders and residuals as squeezed images have them, and one that reads the
+    border; codes and floats."""
     rng = np.random.default_rng(9)
     low, high = (-8, 7) if limit == 8 else (-limit, limit)
     ops, weights = [], []
-    for c, co, pads in ((16, 8, (0, 0, 0, 0)), (40, 41, (1, 0, 0, 2)), (1200, 10, (0, 0, 0, 0))):
+    none, border = (0, 0, 0, 0), (1, 0, 0, 2)
+    for c, co, pads, offset in (
+        (16, 8, none, (0, 0)), (40, 41, border, (0, 0)), (40, 41, border, (1, 0)),
+        (1200, 10, none, (0, 0)),
+    ):  # fmt: skip
         for kind in ("codes", "added", "float32"):
             x = codes(1, c, 1, 1, int(rng.integers(256)), pads)
             y = codes(1, co, 1, 1, int(rng.integers(256)), pads)
@@ -234,7 +240,11 @@ def test_one_pixel_over_blocks(target: Target, limit: int, tmp_path: Path) -> No
             w = rng.integers(low, high + 1, (co, c)) * kept.repeat(4, 1)[:, :c]
             weights.append(w.astype(np.int8)[:, :, None, None])
             stored = qsparse_gemv.blocks(weights[-1])
-            ops.append(QConvOp(x, y, (1, 1), limits, limit=limit, residuals=added, stored=stored))
+            ops.append(
+                QConvOp(
+                    x, y, (1, 1), limits, offset=offset, limit=limit, residuals=added, stored=stored
+                )
+            )
     kernels = Kernels(list(ops), target, tmp_path)
     for index, (op, w) in enumerate(zip(ops, weights, strict=True)):
         assert kernels.templates[index].name == "q_sparse_gemv"
