@@ -86,7 +86,20 @@ def build(
     runnable = opset.runnable(proto).SerializeToString(deterministic=True)
     reference = OnnxParts(runnable, weights)
     shapes.infer(proto, light, origin, reference)
-    model = ir.serde.deserialize_model(proto)
+    model = _graph(proto, origin)
     for initializer, array in weights.items():
         model.graph.initializers[initializer].const_value = ir.tensor(array, name=initializer)
     return Source(name, origin, sha256, model, reference)
+
+
+def _graph(proto: onnx.ModelProto, where: str) -> ir.Model:
+    """``proto`` as onnx-ir's graph; UserError for what neither check nor checker objects to."""
+    try:
+        return ir.serde.deserialize_model(proto)
+    except ir.serde.SerdeError as error:
+        # Each level of the message wraps the error in one that prints the level.
+        cause: BaseException = error
+        while cause.__cause__ is not None:
+            cause = cause.__cause__
+        text = f"not a valid ONNX model: {checks.first_line(cause)}"
+        raise UserError(text, where=where) from None

@@ -267,6 +267,18 @@ def test_sequence_input(tmp_path: Path) -> None:
         importer.load(path)
 
 
+def test_types_of_nothing_within_a_branch(tmp_path: Path) -> None:
+    """ONNX's checker and inference let them pass."""
+    constant = numpy_helper.from_array(np.ones(4, np.float32))
+    node = helper.make_node("Constant", [], ["b"], value=constant)
+    branch = helper.make_graph([node], "branch", [], [value("b", (4,))])
+    branch.output[0].type.sequence_type.SetInParent()
+    condition = helper.make_tensor_value_info("c", TensorProto.BOOL, ())
+    choice = helper.make_node("If", ["c"], ["y"], then_branch=branch, else_branch=branch)
+    proto = model([choice], [condition], [value("y", (4,))])
+    assert "SequenceTypeProto must have elem_type set" in refusal(save(proto, tmp_path))
+
+
 @pytest.mark.parametrize(
     ("dims", "shapes", "words"),
     [
