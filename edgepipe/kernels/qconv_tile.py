@@ -23,7 +23,7 @@ from edgepipe.kernels.builder import (
 from edgepipe.kernels.dot import Dot
 from edgepipe.kernels.integer_ops import QConvOp
 from edgepipe.kernels.qproduct import finished
-from edgepipe.kernels.requantize import put
+from edgepipe.kernels.requantize import put_pixels
 from edgepipe.kernels.template import Knobs
 
 
@@ -169,10 +169,12 @@ class Emission:
                     acc[(i * self.groups + j) * parts + p] = value
         self.accumulate(acc, n, tile, row, start)
         pixels = pixels_from(self.op.y, row, start, self.pixels, self.flat)
-        for i, pixel in enumerate(pixels):
-            sums = [self.sum(acc, i, j, channel, (n, *pixel)) for j in range(self.groups)]
-            place = (n, *pixel)
-            put(self.target, self.op.y, place, channel, sums, self.op.limits, arch, lanes)
+        places = [(n, *pixel) for pixel in pixels]
+        sums = [
+            [self.sum(acc, i, j, channel, place) for j in range(self.groups)]
+            for i, place in enumerate(places)
+        ]
+        put_pixels(self.target, self.op.y, places, channel, sums, self.op.limits, arch, lanes)
 
     def sum(self, acc: Registers, i: int, j: int, channel: Any, place: Any) -> Any:
         """The float sum of one vector of channels of one pixel."""

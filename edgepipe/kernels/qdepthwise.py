@@ -49,10 +49,17 @@ def default(op: QConvOp, target: Target) -> Knobs:
     wide = wide and (op.y.dtype != "float32" or op.y.lanes % 16 == 0)
     return {
         "lanes": 16 if wide else 8,
-        "columns": min(op.y.w, 2 if target.kind == "wasm" or target.arch == "arm" else 4),
+        "columns": _columns(op.y.w, target),
         "sums": op.short_sums or short_sums(np.full((1, taps), op.limit), signed),
         "arch": target.arch,
     }
+
+
+def _columns(width: int, target: Target) -> int:
+    """Pixels of a row at a time: as many as registers hold, and as divide the row best."""
+    if target.simd.registers < 32:
+        return min(width, 2 if target.kind == "wasm" or target.arch == "arm" else 4)
+    return min(range(min(width, 4), min(width, 7) + 1), key=lambda n: -(-width // n) * n)
 
 
 def settings(op: QConvOp, target: Target) -> list[Knobs]:

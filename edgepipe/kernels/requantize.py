@@ -72,11 +72,14 @@ _PACK_BYTES = {
 }
 
 
-def emit_codes(sums: Sequence[Any], y: Blocked, limits: Limits, arch: str, lanes: int) -> Any:
+def emit_codes(
+    sums: Sequence[Any], y: Blocked, limits: Limits, arch: str, lanes: int, parted: bool = False
+) -> Any:
     """Vectors of float sums, ``lanes`` each (a multiple of 4), as one vector of codes.
 
     Integers beyond int16 and then beyond a byte saturate on the way, which is what bounds at the
-    ends of the type ask for; tighter ones are applied to bytes.
+    ends of the type ask for; tighter ones are applied to bytes. ``parted`` says that parts of the
+    vector are stored apart.
     """
     if not limits.bounded and arch != "aarch64":
         sums = [cut(s, limits.low, limits.high, lanes) for s in sums]
@@ -86,7 +89,8 @@ def emit_codes(sums: Sequence[Any], y: Blocked, limits: Limits, arch: str, lanes
     words = [p for i in integers for p in _pieces(i, wide, 4)]
     count = len(words)
     shorts = [_shorts(words[i], words[min(i + 1, count - 1)], arch) for i in range(0, count, 2)]
-    lowest = arch == "aarch64" and y.zero == -128
+    # LLVM would do what is common to the parts for each of them in general registers.
+    lowest = arch == "aarch64" and y.zero == -128 and not parted
     if arch == "aarch64" and y.zero and not lowest:
         offset = splat(tirx.const(y.zero, "int16"), 8)
         shorts = [intrinsic("int16x8", "aarch64.neon.sqadd", s, offset) for s in shorts]
@@ -162,6 +166,29 @@ def put(
         inside = cut(value, limits.low, limits.high, lanes)
         code = tirx.Cast(_vector(y.dtype, lanes), rounded(inside, y.zero, lanes, arch))
         store(target, at + j * lanes, code, lanes)
+
+
+def put_pixels(
+    target: Any, y: Blocked, places: Sequence[Any], channel: Any, sums: Sequence[Sequence[Any]],
+    limits: Limits, arch: str, lanes: int,
+) -> None:  # fmt: skip
+    """``put`` for every place; codes are narrowed as many pixels at a time as fill a vector."""
+    width = lanes * len(sums[0])
+    together = 1 if y.dtype == "float32" or width not in (4, 8) else 16 // width
+    for first in range(0, len(places), together):
+        part = range(first, min(first + together, len(places)))
+        if len(part) == 1:
+            put(target, y, places[first], channel, sums[first], limits, arch, lanes)
+            continue
+        # Three pixels take the room of four.
+        filled = [*part, *([part[-1]] * (len(part) % 2))]
+        every = [s for i in filled for s in sums[i]]
+        codes = emit_codes(every, y, limits, arch, lanes, parted=True)
+        words = reinterpret(f"int{8 * width}x{len(filled)}", codes)
+        for k, i in enumerate(part):
+            n, row, column = places[i]
+            word = reinterpret(f"{y.dtype}x{width}", tirx.Shuffle([words], [k]))
+            store(target, y.offset(n, 0, row, column) + channel, word, width)
 
 
 def _vector(dtype: str, lanes: int) -> str:
