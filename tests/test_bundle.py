@@ -249,6 +249,8 @@ def test_links_out_of_the_bundle_are_refused(tmp_path: Path, objects: dict[str, 
         {"quantization": {"integer": True}}, {"golden": "none"}, {"files": {}},
         {"files": {"model.wasm": {"bytes": 1, "sha256": ""}}},
         {"files": {"weights.bin": {"bytes": 1, "sha256": ""}}},
+        {"kernels": [{"op": "x", "op_type": "Conv", "kernel": "k", "arithmetic": "float32",
+                      "accumulator": "float32", "macs": 1, "sparsity": {"zeros": 0.5}}]},
     ],
 )  # fmt: skip
 def test_foreign_manifests_are_refused(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 from edgepipe.blob import Blob
 
@@ -60,6 +60,20 @@ class Call:
 
 
 @dataclass(frozen=True)
+class SparseAudit:
+    """What became of an op whose weights are a share of ``zeros``, 0…1.
+
+    ``form`` is ``dense``, or how a sparse kernel stores the weights, ``stored_weights`` of them.
+    ``estimated_instructions``: vector instructions per inference by form.
+    """
+
+    zeros: float
+    form: str
+    stored_weights: int | None = None
+    estimated_instructions: dict[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
 class KernelAudit:
     """What really executes for one op: kernel, arithmetic, accumulator, work.
 
@@ -78,7 +92,7 @@ class KernelAudit:
     accumulator: str
     macs: int
     knobs: str = ""
-    sparsity: dict[str, Any] | None = None
+    sparsity: SparseAudit | None = None
     weight_bytes: int = 0
     activation_bytes: int = 0
     pieces: int = 1

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 
+from edgepipe.codegen.plan import SparseAudit
 from edgepipe.kernels.epilogue import Step
 from edgepipe.kernels.layout import NO_PADS, Blocked, Pads
 from edgepipe.kernels.ops import (
@@ -48,7 +48,7 @@ class KernelNode:
     inputs: list[np.ndarray | None] = field(default_factory=list)
     residuals: list[np.ndarray | None] = field(default_factory=list)
     #: Of a kernel whose weights have many zeros: what the manifest says about them.
-    sparsity: dict[str, Any] | None = None
+    sparsity: SparseAudit | None = None
 
 
 def dtype_of(value: ir.Value | None) -> str:

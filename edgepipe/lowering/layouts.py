@@ -210,7 +210,7 @@ class _Assigner:
             weights=conv_weights(group.anchor) if group.kind.startswith("conv") else [],
             inputs=[None] * len(inputs),
             residuals=arrays,
-            sparsity=None if choice is None else choice.to_json(),
+            sparsity=None if choice is None else choice.audit(),
         )
         sources = [
             self._as(v, layout) for v, layout in zip(group.inputs, inputs, strict=False)
@@ -325,7 +325,7 @@ class _Assigner:
         choice = self.choices.get(group)
         if choice is not None and isinstance(kernel.op, MatmulOp):
             op = replace(kernel.op, sparse=choice.form)
-            kernel = replace(kernel, op=op, sparsity=choice.to_json())
+            kernel = replace(kernel, op=op, sparsity=choice.audit())
         sources = [
             self._plain(v) if v in self.layout else self.renamed.get(v, v)
             for v in [*group.inputs, *(o for o in group.operands if constant(o) is None)]

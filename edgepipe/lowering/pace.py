@@ -55,7 +55,7 @@ def judge(audits: Iterable[KernelAudit], context: Context) -> None:
             "vector instructions in integers; compile fp32 too and measure both "
             "(edgepipe compare)",
         )
-    forms = [a.sparsity["form"] for a in audits if a.sparsity]
+    forms = [a.sparsity.form for a in audits if a.sparsity]
     if context.recipe.sparsity is not None and forms and set(forms) == {"dense"}:
         context.warn(
             STAGE,

@@ -9,11 +9,11 @@ of their region; a row form that does not, with them, beat what else there is, i
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 
+from edgepipe.codegen.plan import SparseAudit
 from edgepipe.context import Context
 from edgepipe.kernels import sparse_cost, sparse_shared
 from edgepipe.kernels.layout import NO_PADS, Blocked
@@ -44,14 +44,10 @@ class Choice:
         """Whether the kernel reads and writes planes."""
         return self.form is not None and self.form.form == "rows"
 
-    def to_json(self) -> dict[str, Any]:
+    def audit(self) -> SparseAudit:
         """For the manifest."""
-        return {
-            "zeros": round(self.zeros, 4),
-            "form": "dense" if self.form is None else self.form.form,
-            "stored_weights": None if self.form is None else self.form.weights,
-            "estimated_instructions": self.estimates,
-        }
+        form, stored = ("dense", None) if self.form is None else (self.form.form, self.form.weights)
+        return SparseAudit(round(self.zeros, 4), form, stored, self.estimates)
 
     def without_rows(self) -> Choice:
         """The best of the other forms."""

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 import edgepipe
-from edgepipe.codegen.plan import KernelAudit
+from edgepipe.codegen.plan import KernelAudit, SparseAudit
 from edgepipe.context import Context, Note
 from edgepipe.kernels.integer_ops import Limits, QConvOp
 from edgepipe.kernels.layout import Blocked
@@ -39,7 +39,7 @@ def test_integers_that_take_more_instructions_are_said() -> None:
 
 
 def test_zeros_that_no_kernel_leaves_out_are_said() -> None:
-    dense, rows = (replace(AUDIT, sparsity={"form": form}) for form in ("dense", "rows"))
+    dense, rows = (replace(AUDIT, sparsity=SparseAudit(0.5, form)) for form in ("dense", "rows"))
     (line,) = said("fp32+2:4", dense, dense)
     assert "no faster than fp32 by estimate: all 2 layers" in line
     assert said("fp32+2:4", dense, rows) == said("fp32", dense) == []

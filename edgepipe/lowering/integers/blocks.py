@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 
+from edgepipe.codegen.plan import SparseAudit
 from edgepipe.context import Context
 from edgepipe.kernels import qsparse, qsparse_cost, qsparse_gemv
 from edgepipe.kernels.integer_ops import QConvOp
@@ -19,7 +19,7 @@ LEAST_ZEROS = 0.2
 
 def choose(
     op: QConvOp, codes: Array, name: str, context: Context
-) -> tuple[QConvOp, dict[str, Any] | None]:
+) -> tuple[QConvOp, SparseAudit | None]:
     """``op`` in the form with the lower estimate, and what the manifest says about it; None for
     weights ``codes[co, ci/g, kh, kw]`` that are dense."""
     zeros = 1 - float(np.count_nonzero(codes)) / max(codes.size, 1)
@@ -38,10 +38,6 @@ def choose(
     told = ", ".join(f"{kind} {count:,}" for kind, count in estimates.items())
     text = f"{100 * zeros:.0f} % zeros: {form} kernel; estimated instructions: {told}"
     context.note(STAGE, name, text if reason is None else f"{text}; no blocks: {reason}")
-    facts = {
-        "zeros": round(zeros, 4),
-        "form": form,
-        "stored_weights": None if form == "dense" else sparse.stored * qsparse.BLOCK,
-        "estimated_instructions": estimates,
-    }
-    return (op if form == "dense" else sparse), facts
+    stored = None if form == "dense" else sparse.stored * qsparse.BLOCK
+    audit = SparseAudit(round(zeros, 4), form, stored, estimates)
+    return (op if form == "dense" else sparse), audit
