@@ -316,6 +316,14 @@ def test_resize(attributes: dict[str, Any], scale: tuple[float, float]) -> None:
 
 
 @pytest.mark.parametrize("mode", ["linear", "cubic"])
+def test_resize_to_one_by_a_scale_that_says_more(mode: str) -> None:
+    """1.5 is one element, whose position is 0 by the operator's text and in ONNX Runtime."""
+    attributes = {"mode": mode, "coordinate_transformation_mode": "pytorch_half_pixel"}
+    scales = np.array([1, 1, 2, 0.5], np.float32)
+    _check(Node("Resize", [_f(1, 2, 3, 3)], [None, scales], attributes))
+
+
+@pytest.mark.parametrize("mode", ["linear", "cubic"])
 def test_resize_antialiased(mode: str) -> None:
     sizes = _ints(1, 2, 7, 9)
     attributes = {"mode": mode, "antialias": 1}

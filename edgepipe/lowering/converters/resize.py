@@ -53,7 +53,8 @@ def source_positions(rule: Rule, n: int, out: int, scale: float, roi: tuple[floa
         offset = n / 2 * (1 - out / exact)
         return offset + (o + 0.5) / scale - 0.5
     if kind == "pytorch_half_pixel":
-        return (o + 0.5) / scale - 0.5 if exact > 1 else np.zeros(out)
+        # By the length that there is: ONNX's own evaluator takes the scaled one, 1.5 for 1.
+        return (o + 0.5) / scale - 0.5 if out > 1 else np.zeros(out)
     if kind == "align_corners":
         return o * (n - 1) / (exact - 1) if exact != 1 else np.zeros(out)
     if kind == "asymmetric":
