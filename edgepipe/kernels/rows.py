@@ -111,16 +111,19 @@ def _layer_norm(op: LayerNormOp, lanes: int, buffers: Sequence[Any]) -> None:
         mean = row.total(lambda column, width: load(source, row.base + column, width))
         mean[0] = mean[0] * float32(1 / op.n)
 
-        def squared(column: Any, width: int) -> Any:
-            centred = load(source, row.base + column, width) - splat(mean[0], width)
-            return math.bind(centred, width, lambda c: c * c)
+        def centred(column: Any, width: int) -> Any:
+            return load(source, row.base + column, width) - splat(mean[0], width)
 
+        def squared(column: Any, width: int) -> Any:
+            return math.bind(centred(column, width), width, lambda c: c * c)
+
+        # And what rounding left (Chan et al. 1983): equal elements are their mean, or √ε shows it.
+        mean[0] = mean[0] + row.total(centred)[0] * float32(1 / op.n)
         factor = row.total(squared)
         factor[0] = float32(1) / tirx.sqrt(factor[0] * float32(1 / op.n) + float32(op.epsilon))
 
         def normalise(column: Any) -> None:
-            centred = load(source, row.base + column, lanes) - splat(mean[0], lanes)
-            value = centred * splat(factor[0], lanes) * load(scale, column, lanes)
+            value = centred(column, lanes) * splat(factor[0], lanes) * load(scale, column, lanes)
             if bias:
                 value = value + load(bias[0], column, lanes)
             store(target, row.base + column, value, lanes)

@@ -301,6 +301,19 @@ def test_softmax_and_layer_normalisation(lanes: int, tmp_path: Path) -> None:
             assert np.abs(np.roll(got, 1, 1) - expected).max() > 2e-5
 
 
+@pytest.mark.parametrize("lanes", [4, 16])
+def test_layer_normalization_of_equal_elements_is_its_bias(lanes: int, tmp_path: Path) -> None:
+    """Their mean is their value: what is left of a mean that is rounded is divided by √ε."""
+    op = LayerNormOp(200, 3, 1e-12, True)
+    values = np.random.default_rng(2)
+    x = values.standard_normal((op.rows, 1)).astype(np.float32).repeat(op.n, 1)
+    scale, bias = values.standard_normal((2, op.n)).astype(np.float32)
+    got = Kernels([op], target_with(lanes, 16), tmp_path).run(0, [x], [scale, bias], [], x.size)
+    np.testing.assert_array_equal(got.reshape(x.shape), np.broadcast_to(bias, x.shape))
+    times = x.sum(1) * np.float32(1 / op.n)  # positive control: what is to be avoided
+    assert (times != x[:, 0]).any()
+
+
 def test_every_template_is_reached_by_these_tests() -> None:
     from edgepipe.kernels.template import templates
 

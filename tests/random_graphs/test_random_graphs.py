@@ -11,6 +11,7 @@ from collections.abc import Callable
 
 import numpy as np
 import onnx
+import onnx_ir as ir
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
@@ -21,7 +22,7 @@ from tests.random_graphs.generate import Case, Expected, random_graph
 from tests.random_graphs.minimise import minimise, status_of
 from tests.random_graphs.run import run, trials_of
 from tests.random_graphs.trial import RECIPES
-from tests.random_graphs.verdict import by_deviation, by_noise
+from tests.random_graphs.verdict import by_deviation, by_noise, in_doubles, within_rounding
 
 #: Graphs of every run, how many to a test, and which of them are for WebAssembly too.
 ALL, COUNT, WASM_EVERY = 200, 40, 4
@@ -48,8 +49,18 @@ def test_a_seed_gives_one_graph() -> None:
     assert first.model != random_graph(8)[0].model
 
 
-def _expected(array: np.ndarray, deviation: float = 0.0) -> dict[str, Expected]:
-    return {"y": Expected(array, deviation)}
+def _expected(array: np.ndarray, error: float = 0.0) -> Case:
+    """y = x, for which ONNX Runtime is said to have given ``array`` with a relative error."""
+    value, kind = helper.make_tensor_value_info, helper.np_dtype_to_tensor_dtype(array.dtype)
+    graph = helper.make_graph(
+        [helper.make_node("Identity", ["x"], ["y"])],
+        "identity",
+        [value("x", kind, array.shape)],
+        [value("y", kind, array.shape)],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
+    given = (array * (1 + error)).astype(array.dtype)
+    return Case("identity", model, {"x": array}, {"y": Expected(given, 0.0)})
 
 
 def test_the_verdict_sees_values_shapes_dtypes_and_names() -> None:
@@ -65,6 +76,57 @@ def test_the_verdict_sees_values_shapes_dtypes_and_names() -> None:
     whole = np.arange(5)
     assert by_deviation({"y": whole}, _expected(whole)).status == "right"
     assert by_deviation({"y": whole + (whole == 3)}, _expected(whole)).status == "wrong"
+
+
+def test_rounding_of_onnx_runtime_is_not_ours() -> None:
+    right = np.linspace(-1, 1, 12, dtype=np.float32)
+    expected = _expected(right, 1e-4)
+    assert by_deviation({"y": right}, expected).status == "right"
+    assert by_deviation({"y": right * np.float32(1 - 1e-4)}, expected).status == "wrong"
+
+
+def test_doubles_are_as_exact_as_they_are_said_to_be() -> None:
+    x = np.float32([[-6.6, 0.3, -20.0]])
+    case = _expected(x)
+    case.model.graph.node[0].op_type = "Sigmoid"
+    exact = (1 / (1 + np.exp(-x.astype(np.float64)))).astype(np.float32)
+    np.testing.assert_array_equal(in_doubles(case.model, case.inputs)["y"], exact)
+
+
+def _resized() -> ir.Model:
+    """y = Resize(x, 4 → 7 elements) over codes of step 1: every other element lies between two."""
+    nodes = [
+        helper.make_node("QuantizeLinear", ["x", "s", "z"], ["codes"]),
+        helper.make_node("DequantizeLinear", ["codes", "s", "z"], ["rounded"]),
+        helper.make_node(
+            "Resize", ["rounded", "", "", "size"], ["wide"], mode="linear",
+            coordinate_transformation_mode="align_corners",
+        ),
+        helper.make_node("QuantizeLinear", ["wide", "s", "z"], ["wide_codes"]),
+        helper.make_node("DequantizeLinear", ["wide_codes", "s", "z"], ["y"]),
+    ]  # fmt: skip
+    value, constants = helper.make_tensor_value_info, {"s": np.float32(1), "z": np.int8(0)}
+    graph = helper.make_graph(
+        nodes,
+        "resized",
+        [value("x", TensorProto.FLOAT, [1, 1, 1, 4])],
+        [value("y", TensorProto.FLOAT, [1, 1, 1, 7])],
+        [numpy_helper.from_array(a, n) for n, a in constants.items()]
+        + [numpy_helper.from_array(np.int64([1, 1, 1, 7]), "size")],
+    )
+    return ir.from_proto(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)]))
+
+
+def test_codes_that_float_decides_are_told_from_wrong_ones() -> None:
+    inputs = {"x": np.float32([1, 2, 5, 6]).reshape(1, 1, 1, 4)}
+    defined = np.float32([1, 2, 2, 4, 5, 6, 6]).reshape(1, 1, 1, 7)  # 1.5, 3.5 and 5.5 to even
+    for element in range(7):
+        found = defined.copy()
+        found[..., element] += 1
+        tie = element in (1, 3, 5)
+        assert within_rounding({"y": found}, {"y": defined}, _resized(), inputs) == tie
+        found[..., element] += 1
+        assert not within_rounding({"y": found}, {"y": defined}, _resized(), inputs)
 
 
 def _rounding(scale: float) -> onnx.ModelProto:

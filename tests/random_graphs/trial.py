@@ -15,7 +15,6 @@ from edgepipe import importer, passes, prune, quantize
 from edgepipe.context import Context
 from edgepipe.errors import UserError
 from edgepipe.importer.source import Source
-from edgepipe.quantization.interpreter import Interpreter
 from edgepipe.recipe import Recipe
 from edgepipe.target import Target
 from tests.random_graphs.builder import Array
@@ -108,15 +107,15 @@ def _compile(module: Module, trial: Trial, source: Source, canonical: ir.Model) 
     graph, quantized = quantize.run(graph, source, None, context)
     module.add(trial.name, graph, context)
     if quantized is not None:
-        interpreter = Interpreter(ir.from_proto(onnx.load_model_from_string(quantized.definition)))
+        definition = ir.from_proto(onnx.load_model_from_string(quantized.definition))
         steps = dict(quantized.manifest["output_steps"])
         # Its notes tell of operators that the integer lowering leaves, such as a last Mul.
         falls_back = any(
             note.stage.startswith("lowering") and "in float" in note.text for note in context.notes
         )
         model = quantized.reference
-        return lambda found: by_integers(found, interpreter, model, case, steps, falls_back)
+        return lambda found: by_integers(found, definition, model, case, steps, falls_back)
     if pruned is not None:
         reference = onnx.load_model_from_string(pruned.reference)
         return lambda found: by_noise(found, reference, case.inputs)
-    return lambda found: by_deviation(found, case.outputs)
+    return lambda found: by_deviation(found, case)

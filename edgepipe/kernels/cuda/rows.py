@@ -89,21 +89,25 @@ def _layer_norm(op: LayerNormOp, buffers: Sequence[Any]) -> None:
     source, scale, *bias, y = buffers
     with launch((op.rows,), THREADS) as (row, _, _, thread):
         memory, base, factor = shared(THREADS), row * op.n, float32(1 / op.n)
+        mean, inverse = Registers(1, 1), Registers(1, 1)
 
         def x(i: Any) -> Any:
             return read(source, base + i, 1)
 
-        mean = _gather(memory, thread, op.n, 0, x, _add) * factor
+        def centred(i: Any) -> Any:
+            return x(i) - mean[0]
 
         def squared(i: Any) -> Any:
-            return (x(i) - mean) * (x(i) - mean)
+            return centred(i) * centred(i)
 
+        mean[0] = _gather(memory, thread, op.n, 0, x, _add) * factor
+        # And what rounding left (Chan et al. 1983): equal elements are their mean, or √ε shows it.
+        mean[0] = mean[0] + _gather(memory, thread, op.n, 0, centred, _add) * factor
         variance = _gather(memory, thread, op.n, 0, squared, _add) * factor
-        inverse = Registers(1, 1)
         inverse[0] = float32(1) / tirx.sqrt(variance + float32(op.epsilon))
 
         def normalise(i: Any) -> None:
-            value = (x(i) - mean) * inverse[0] * scale[i]
+            value = centred(i) * inverse[0] * scale[i]
             write(y, base + i, value + bias[0][i] if bias else value, 1)
 
         _strided(op.n, thread, normalise)

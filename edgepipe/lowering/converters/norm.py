@@ -41,7 +41,13 @@ def moments(x: Any, axes: list[int], count: int) -> tuple[Any, Any]:
     """TE: mean and (biased) variance of ``x`` over ``axes``, kept with extent 1; two passes."""
     dtype = kind(x)
     total = fold_axes(x, axes, SUM, lambda v: v, "total")
-    mean = te.compute(total.shape, lambda *i: total(*i) * const(1 / count, dtype), name="mean")
+    rough = te.compute(total.shape, lambda *i: total(*i) * const(1 / count, dtype), name="rough")
+    # And what rounding left (Chan et al. 1983): equal elements are their mean, or √ε shows it.
+    off = te.compute(x.shape, lambda *i: x(*i) - at(rough, i), name="off")
+    rest = fold_axes(off, axes, SUM, lambda v: v, "rest")
+    mean = te.compute(
+        total.shape, lambda *i: rough(*i) + rest(*i) * const(1 / count, dtype), name="mean"
+    )
     centred = te.compute(x.shape, lambda *i: x(*i) - at(mean, i), name="centred")
     squares = fold_axes(centred, axes, SUM, lambda v: v * v, "squares")
     variance = te.compute(
