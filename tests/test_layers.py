@@ -28,6 +28,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "gpu": set(),
     "roofline": {"codegen.plan", "target"},
     "patterns": {"errors"},
+    # Numbers of bilinear resizing, for kernels and for what defines them.
+    "bilinear": set(),
     "recipe": {"errors", "patterns", "sparsity.pattern", "tables"},
     "components": {"codegen.link", "resources", "target"},
     "target": {"errors", "gpu", "recipe", "resources", "tables"},
@@ -42,8 +44,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "passes": {"context", "errors", "importer.opset"},
     "sparsity": {"context", "errors"},
     # Training knows masks.
-    "quantization": {"context", "errors", "onnx_session", "patterns", "sparsity"},
-    "kernels": {"errors", "target"},
+    "quantization": {"bilinear", "context", "errors", "onnx_session", "patterns", "sparsity"},
+    "kernels": {"bilinear", "errors", "target"},
     "lowering": {
         "codegen.plan",
         "codegen.math",

@@ -122,6 +122,16 @@ class QPoolOp:
 
 
 @dataclass(frozen=True)
+class QResizeOp:
+    """Bilinear between codes, along the height and the width, times a multiplier."""
+
+    x: Blocked
+    y: Blocked
+    multiplier: float
+    limits: Limits
+
+
+@dataclass(frozen=True)
 class QTableOp:
     """y = table[x]: a function of one code."""
 
@@ -165,5 +175,14 @@ class MoveOp:
 
 
 IntegerOp = (
-    QConvOp | QMatmulOp | QAddOp | QMulOp | QPoolOp | QTableOp | QuantizeOp | DequantizeOp | MoveOp
+    QConvOp
+    | QMatmulOp
+    | QAddOp
+    | QMulOp
+    | QPoolOp
+    | QResizeOp
+    | QTableOp
+    | QuantizeOp
+    | DequantizeOp
+    | MoveOp
 )

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from edgepipe.bilinear import both_tables
 from edgepipe.kernels.builder import kernel, load, loop, parallel, splat, zero_border
 from edgepipe.kernels.ops import BilinearOp, Op
 from edgepipe.kernels.output import finish, signature
@@ -22,29 +23,8 @@ def default(op: BilinearOp, target: Target) -> Knobs:
     return {}
 
 
-def source_positions(mode: str, source: int, result: int) -> np.ndarray:
-    """Fractional source coordinate of each output (ONNX Resize, coordinate transformations)."""
-    at = np.arange(result, dtype=np.float64)
-    if mode == "align_corners":
-        return at * (source - 1) / max(result - 1, 1)
-    if mode == "asymmetric":
-        return at * source / result
-    if mode == "pytorch_half_pixel" and result == 1:
-        return at * 0
-    return (at + 0.5) * source / result - 0.5
-
-
-def tables(mode: str, source: int, result: int) -> tuple[np.ndarray, np.ndarray]:
-    """Per output the two source indices, interleaved, and the weight of the second."""
-    at = np.clip(source_positions(mode, source, result), 0, source - 1)
-    low = np.minimum(np.floor(at).astype(np.int32), max(source - 2, 0))
-    high = np.minimum(low + 1, source - 1)
-    indices = np.stack([low, high], 1).astype(np.int32).reshape(-1)
-    return indices, (at - low).astype(np.float32)
-
-
 def pack(op: BilinearOp, knobs: Knobs, arrays: Sequence[np.ndarray]) -> list[np.ndarray]:
-    return [*tables(op.mode, op.x.h, op.y.h), *tables(op.mode, op.x.w, op.y.w)]
+    return both_tables(op.mode, (op.x.h, op.x.w), (op.y.h, op.y.w))
 
 
 def emit(op: BilinearOp, knobs: Knobs) -> Any:

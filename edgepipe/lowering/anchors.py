@@ -13,6 +13,7 @@ import numpy as np
 import onnx_ir as ir
 
 from edgepipe.lowering.elementwise import attribute, constant
+from edgepipe.quantization import linear_resize
 from edgepipe.target import Target
 
 Blocked = Callable[[ir.Value | None], bool]
@@ -92,25 +93,7 @@ def _meets(node: ir.Node, axis: int) -> bool:
 
 
 def bilinear(node: ir.Node, blocked: Blocked, target: Target) -> str | None:
-    if node.op_type != "Resize" or not blocked(node.inputs[0]):
-        return ""
-    if attribute(node, "mode", "nearest") != "linear":
-        return ""
-    if int(attribute(node, "antialias", 0)) or int(attribute(node, "exclude_outside", 0)):
-        return "antialias or exclude_outside"
-    source, result = _shape(node.inputs[0]), _shape(node.outputs[0])
-    if len(source) != 4 or source[:2] != result[:2]:
-        return "not along height and width"
-    transform = str(attribute(node, "coordinate_transformation_mode", "half_pixel"))
-    if transform not in ("half_pixel", "pytorch_half_pixel", "asymmetric", "align_corners"):
-        return transform
-    # Coordinates follow the scales where they are given; the tables are made from the sizes.
-    scales = constant(node.inputs[2]) if len(node.inputs) > 2 else None
-    if scales is not None and scales.size:
-        whole = np.array(source) * scales.astype(np.float64)
-        if "axes" in node.attributes or not np.allclose(whole, result, atol=1e-3):
-            return "its scales do not give whole sizes"
-    return None
+    return linear_resize.unfit(node) if blocked(node.inputs[0]) else ""
 
 
 def pool(node: ir.Node, blocked: Blocked, target: Target) -> str | None:

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from edgepipe.quantization import integer_ops
+from edgepipe.quantization import integer_ops, linear_resize
 from edgepipe.quantization.float_node import FloatNodes
 from edgepipe.quantization.graph import Array, is_op
 from edgepipe.quantization.interpreter import Sum, Term
@@ -29,6 +29,9 @@ def move(node: ir.Node, term: Term, inputs: list[Any]) -> list[Any] | None:
         return None
     if node.op_type not in MOVEMENT or (is_op(node, "MaxPool") and len(node.outputs) > 1):
         return None
+    if linear_resize.unfit(node) is None:
+        resized = linear_resize.interpolate(node, term.integers.astype(np.float32))
+        return [Sum((Term(resized, term.scale),))]
     # Codes are at most 2^24 away from zero, so float32 carries them exactly.
     arrays = [term.integers.astype(np.float32), *inputs[1:]]
     found = _float_nodes.run(node, arrays)

@@ -150,6 +150,12 @@ def test_elementwise(test: Any, on_cuda: type[Signed], tmp_path: Path) -> None:
     assembled(on_cuda.made, 72, "7.4")
 
 
+@pytest.mark.parametrize("c", [1, 19, 40])
+def test_bilinear_resizing(c: int, on_cuda: type[Signed], tmp_path: Path) -> None:
+    cpu.test_bilinear_resizing(c, tmp_path)
+    assembled(on_cuda.made[:3], 72, "7.4")
+
+
 @pytest.mark.parametrize("c", [1, 3, 16, 19])
 def test_quantisation_and_copies(c: int, on_cuda: type[Signed], tmp_path: Path) -> None:
     cpu.test_quantisation_and_copies(c, tmp_path)

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from edgepipe import bilinear
 from edgepipe.kernels import qsparse, qsparse_gemv
 from edgepipe.kernels.integer_ops import (
     DequantizeOp,
@@ -21,6 +22,7 @@ from edgepipe.kernels.integer_ops import (
     QMatmulOp,
     QMulOp,
     QPoolOp,
+    QResizeOp,
     QTableOp,
     QuantizeOp,
     Residual,
@@ -40,6 +42,7 @@ TEMPLATES = {
     "q_elementwise",
     "q_matmul",
     "q_pool",
+    "q_resize",
     "q_sparse",
     "q_sparse_gemv",
 }
@@ -329,6 +332,33 @@ def test_pooling(tmp_path: Path) -> None:
     check(kernels, 1, y, [x.pack(values)], [], [], rounded(mean, limits, 20))
     whole = centred(values, x).sum((2, 3), keepdims=True).astype(np.float32) * scale
     check(kernels, 2, one, [x.pack(values)], [], [], rounded(whole, limits, 20))
+
+
+@pytest.mark.parametrize("c", [1, 3, 8, 19, 40])
+def test_bilinear_resizing(c: int, tmp_path: Path) -> None:
+    rng = np.random.default_rng(c)
+    x, ops, modes = codes(2, c, 5, 6, 77, (1, 1, 0, 2)), [], []
+    for mode in bilinear.TRANSFORMS:
+        for h, w in ((10, 12), (7, 13), (3, 6), (1, 1)):
+            y = codes(2, c, h, w, 77, (0, 1, 1, 0))
+            ops.append(QResizeOp(x, y, 1.0, Limits(-77, 178)))
+            modes.append(mode)
+        y, plain = codes(2, c, 8, 9, 3), Blocked(2, c, 8, 9, 1)
+        ops.append(QResizeOp(x, y, float(np.float32(0.7)), Limits(-3, 100)))
+        ops.append(QResizeOp(x, plain, float(np.float32(0.05)), Limits(-np.inf, 2.5)))
+        modes += [mode, mode]
+    kernels, values = Kernels(list(ops), HOST, tmp_path), draw(rng, x)
+    for i, (op, mode) in enumerate(zip(ops, modes, strict=True)):
+        size = op.y.h, op.y.w
+        tables = bilinear.both_tables(mode, (x.h, x.w), size)
+        wide = bilinear.interpolate(centred(values, x).astype(np.float32), mode, size)
+        total = wide * np.float32(op.multiplier)
+        if op.y.dtype == "uint8":
+            expected = rounded(total, op.limits, op.y.zero)
+            check(kernels, i, op.y, [x.pack(values)], tables, [], expected)
+        else:
+            got = kernels.run(i, [x.pack(values)], tables, [], op.y.elements)
+            np.testing.assert_array_equal(op.y.unpack(got), np.minimum(total, np.float32(2.5)))
 
 
 @pytest.mark.parametrize("c", [1, 3, 16, 19])

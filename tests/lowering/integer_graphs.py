@@ -11,6 +11,8 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
+from edgepipe import bilinear
+
 Array = np.ndarray[Any, np.dtype[Any]]
 
 
@@ -273,6 +275,25 @@ def tables(g: Graph) -> None:
     g.finish(g.op(kind, [x]), rounds=True)
 
 
+def resized(g: Graph, addend: bool = False) -> None:
+    """Bilinear between the codes of a convolution, or of an input in ONNX's own layout; with an
+    ``addend`` that joins it before it is rounded."""
+    c, co = g.random.choice([3, 8, 10]), g.random.choice([0, 8, 12])
+    x, size = g.codes(1, c, 4, 5), g.random.choice([(8, 10), (7, 9)])
+    if co:
+        weight, scale = g.weights([co, c, 3, 3], 0, 63)
+        x = g.op("Conv", [x, weight, g.bias(scale * g.scales[x])], pads=[1, 1, 1, 1])
+        x = g.rounded(x, *g.grid(-4, 4))
+    sizes = g.const(np.array([1, co or c, *size], np.int64))
+    transform = g.random.choice(bilinear.TRANSFORMS)
+    y = g.op("Resize", [x, "", "", sizes], mode="linear", coordinate_transformation_mode=transform)
+    if addend:
+        y = g.op("Add", [y, g.codes(1, co or c, *size)])
+    if g.random.random() < 0.5:
+        y = g.op("Relu", [y])
+    g.finish(y)
+
+
 def movement(g: Graph) -> None:
     """Codes moved between two convolutions, so that layouts have to follow."""
     c = g.random.choice([8, 10])
@@ -313,7 +334,8 @@ LAYERS: list[Callable[[Graph], None]] = [
     lambda g: conv(g, "pointwise"), lambda g: conv(g, "regular"), lambda g: conv(g, "regular"),
     lambda g: conv(g, "depthwise"), lambda g: conv(g, "grouped"), conv1d, transposed, transposed,
     shuffled, dense, dense, products, arithmetic, arithmetic, pools, pools, tables, movement,
-    movement, blocks, blocks, three_rows,
+    movement, blocks, blocks, three_rows, resized,
+    lambda g: resized(g, addend=True),
 ]  # fmt: skip
 
 

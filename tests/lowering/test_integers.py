@@ -87,6 +87,19 @@ def test_depthwise_by_dot_products(tmp_path: Path) -> None:
     assert not differences(expected(tmp_path / "model.onnx", g.feeds), got)
 
 
+def test_bilinear_resizing_stays_in_codes(tmp_path: Path) -> None:
+    g = integer_graphs.Graph(5)
+    for i in range(10):
+        integer_graphs.resized(g, addend=i > 7)
+    onnx.save(g.model(), tmp_path / "model.onnx")
+    bundle = compiled(tmp_path / "model.onnx", HOST, tmp_path)
+    kernels = [k["kernel"].rstrip("0123456789_") for k in bundle.manifest["kernels"]]
+    assert kernels.count("q_bilinear") == 8 and "bilinear" not in kernels
+    assert kernels.count("integer_resize") == 2  # the general form
+    got = bundle.run(g.feeds, "local")
+    assert not differences(expected(tmp_path / "model.onnx", g.feeds), got)
+
+
 def test_a_transposed_convolution_in_the_general_form(tmp_path: Path) -> None:
     """Too few channels for a template: the convolution it becomes is computed as one."""
     g = integer_graphs.Graph(0)

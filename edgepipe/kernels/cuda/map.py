@@ -8,13 +8,13 @@ from typing import Any
 import numpy as np
 from tvm import tirx
 
+from edgepipe.bilinear import both_tables
 from edgepipe.kernels.builder import Registers, kernel, loop, operand_offset, splat
 from edgepipe.kernels.cuda.threads import each_vector, finish, read
 from edgepipe.kernels.ops import BilinearOp, MapOp, Op, PoolOp, UpsampleOp
 from edgepipe.kernels.output import signature
 from edgepipe.kernels.pool import divisor
 from edgepipe.kernels.pool import matches as pool_matches
-from edgepipe.kernels.resize import tables
 from edgepipe.kernels.template import KernelTemplate, Knobs
 from edgepipe.target import Target
 
@@ -34,7 +34,7 @@ def default(op: _Op, target: Target) -> Knobs:
 def pack(op: _Op, knobs: Knobs, arrays: Sequence[np.ndarray]) -> list[np.ndarray]:
     if not isinstance(op, BilinearOp):
         return list(arrays)
-    return [*tables(op.mode, op.x.h, op.y.h), *tables(op.mode, op.x.w, op.y.w)]
+    return both_tables(op.mode, (op.x.h, op.x.w), (op.y.h, op.y.w))
 
 
 def emit(op: _Op, knobs: Knobs) -> Any:

@@ -19,6 +19,7 @@ from edgepipe.lowering.converters.op import Expr, Op, at, cast, const, shape_of
 from edgepipe.lowering.converters.pool import pool_te
 from edgepipe.lowering.converters.reduce import SUM, fold_axes
 from edgepipe.lowering.integers.terms import AXES, Integer, integer_of
+from edgepipe.quantization import linear_resize
 
 #: int32 accumulator from the TE tensors of a node: (op, what it computes, inputs, constants).
 Accumulate = Callable[[Op, Integer, list[Any], list[Any]], Any]
@@ -29,7 +30,7 @@ def convert(op: Op) -> Expr:
     integer = integer_of(op.node)
     if integer.term.kind == "table":
         return _look_up(op, integer)
-    arrays = _constants(integer)
+    arrays = _constants(op, integer)
     count, inputs = len(op.inputs), [op.tensor(i) for i in range(len(op.inputs))]
     own = len(integer.term.inputs)
     constants = [op.as_tensor(op.const(a)) for a in [*arrays, *_multipliers(integer)]]
@@ -42,10 +43,12 @@ def convert(op: Op) -> Expr:
     return op.te(compute, *inputs, *constants)
 
 
-def _constants(integer: Integer) -> list[np.ndarray]:
-    """Weights (as small as they are) and bias, as far as there are any."""
+def _constants(op: Op, integer: Integer) -> list[np.ndarray]:
+    """Weights (as small as they are) and bias, as far as there are any; or tables."""
     found = []
     term = integer.term
+    if term.kind == "resize":
+        return linear_resize.tables(op.node)
     if term.weights is not None:
         codes = term.weights.codes
         small = np.abs(codes).max(initial=0) <= 127
@@ -81,6 +84,8 @@ def _accumulate(op: Op, integer: Integer, inputs: list[Any], constants: list[Any
         )
     if term.kind == "average":
         return _total(op, x)
+    if term.kind == "resize":
+        return _interpolated(op, x, constants)
     assert node is not None
     if term.weights is None:
         return matmul_te(x, _centred(inputs[1], term.inputs[1].zero), "int32")
@@ -100,6 +105,23 @@ def _accumulate(op: Op, integer: Integer, inputs: list[Any], constants: list[Any
         return y
     axis = 1 if node.op_type in ("Conv", "ConvTranspose") else len(y.shape) - 1
     return te.compute(y.shape, lambda *i: y(*i) + at(bias[0], [i[axis]]), name="biased")
+
+
+def _interpolated(op: Op, x: Any, tables: list[Any]) -> Any:
+    """TE: float32 between the integers, the width first (``bilinear.interpolate``)."""
+    rows, below, columns, right = tables
+
+    def mix(a: Any, b: Any, weight: Any) -> Any:
+        return a + _unfused((b - a) * weight)
+
+    def element(n: Any, c: Any, h: Any, w: Any) -> Any:
+        def across(row: Any) -> Any:
+            a, b = (cast(x(n, c, row, columns(2 * w + i)), "float32") for i in (0, 1))
+            return mix(a, b, right(w))
+
+        return mix(across(rows(2 * h)), across(rows(2 * h + 1)), below(h))
+
+    return te.compute(op.out_shape(), element, name="interpolated")
 
 
 def _total(op: Op, x: Any) -> Any:
@@ -142,8 +164,11 @@ def _finish(
 
 
 def _scaled(value: Any, multiplier: Any, index: Any) -> Any:
-    product = cast(value, "float32") * at(multiplier, index)
-    # Keeps the product and the sum behind it from becoming one fused multiply-add.
+    return _unfused(cast(value, "float32") * at(multiplier, index))
+
+
+def _unfused(product: Any) -> Any:
+    """Keeps the product and the sum behind it from becoming one fused multiply-add."""
     return tirx.call_llvm_pure_intrin("float32", "llvm.arithmetic.fence", product)
 
 

@@ -43,6 +43,7 @@ def view_of(node: ir.Node) -> str:
         "AveragePool",
         "GlobalAveragePool",
         "ReduceMean",
+        "Resize",
     ):
         return IMAGE
     if node.op_type in ("MatMul", "Gemm"):

@@ -20,6 +20,7 @@ from edgepipe.kernels.integer_ops import (
     QMatmulOp,
     QMulOp,
     QPoolOp,
+    QResizeOp,
     QTableOp,
     QuantizeOp,
     Residual,
@@ -41,6 +42,7 @@ from edgepipe.lowering.integers.geometry import (
     window,
 )
 from edgepipe.lowering.integers.terms import AXES, DOMAIN, Integer, integer_of
+from edgepipe.quantization import linear_resize
 from edgepipe.quantization.graph import Array, constant, is_op
 from edgepipe.target import Target
 
@@ -186,6 +188,8 @@ def _arithmetic(node: ir.Node, inputs: list[Blocked], y: Blocked) -> IntegerOp |
     if kind == "multiply":
         return _multiply(inputs, y, multiplier, limits)
     x = inputs[0]
+    if kind == "resize":
+        return QResizeOp(x, y, multiplier, limits)
     if node.op_type == "AveragePool":
         kernel, strides, offset = window(node), pair(node, "strides", 1), begin(node)
         return QPoolOp("average", x, y, kernel, strides, offset, multiplier, limits)
@@ -207,7 +211,7 @@ def limits_of(integer: Integer) -> Limits:
         largest = 255.0 * rows.max() + bias
     elif term.kind == "multiply":
         largest = 255.0**2
-    elif term.kind != "codes":
+    elif term.kind not in ("codes", "resize"):
         largest = np.inf
     first, *others = (float(np.abs(m).max(initial=0)) for m in integer.multipliers)
     reach = largest * first + 255.0 * sum(others)
@@ -278,13 +282,15 @@ def _product(
 
 
 def weights_of(node: ir.Node) -> list[Array]:
-    """What the template packs: int8 weights, int32 bias, float32 multipliers; or a table."""
+    """What the template packs: int8 weights, int32 bias, float32 multipliers; or tables."""
     if node.domain != DOMAIN:
         return []
     integer = integer_of(node)
     term = integer.term
     if term.table is not None:
         return [term.table]
+    if term.kind == "resize":
+        return linear_resize.tables(node)
     if term.weights is None:
         return []
     codes = term.weights.codes.astype(np.int8)

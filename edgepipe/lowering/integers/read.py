@@ -3,7 +3,7 @@
 1. Conv, ConvTranspose, Gemm, MatMul of codes and constant weights, and MatMul of two tensors of
    codes: a product. An Add of a bias with the product's own scale joins its accumulator.
 2. Add and Sub gather terms. Relu and Clip cut what is not rounded yet.
-3. Averages: the sum of the codes, the count in the scale.
+3. Averages: the sum of the codes, the count in the scale. A bilinear Resize: between the codes.
 4. Movement and MaxPool: the operator itself, on codes.
 5. Mul of two tensors of codes: the product of their integers; by a positive constant: the scales.
 6. A function of one tensor of codes is a table of all codes; so is a Mul of codes with a table of
@@ -18,7 +18,7 @@ import numpy as np
 import onnx_ir as ir
 
 from edgepipe.lowering.integers.terms import Codes, Sum, Term, Weights
-from edgepipe.quantization import integer_movement, interpreter
+from edgepipe.quantization import integer_movement, interpreter, linear_resize
 from edgepipe.quantization.float_node import FloatNodes
 from edgepipe.quantization.graph import Array, bounds, constant, dims, is_op
 from edgepipe.quantization.placement import AVERAGES, MOVEMENT, TABLES
@@ -45,6 +45,8 @@ def combine(node: ir.Node, operands: list[Operand]) -> Sum | None:
         return _named(node, _linear(node, first, operands), first)
     if is_op(node, *AVERAGES):
         return _named(node, _average(node, first), first)
+    if linear_resize.unfit(node) is None and (codes := first.codes) is not None:
+        return _named(node, Sum((Term("resize", (codes,), codes.scale, node),)), first)
     if is_op(node, "Add") and isinstance(second, Weights):
         return _named(node, _biased(first, second), first)
     if is_op(node, "Add", "Sub") and isinstance(second, Sum):

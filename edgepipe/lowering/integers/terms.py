@@ -51,8 +51,9 @@ class Term:
 
     ``kind``: ``codes`` (code − zero), ``product`` (of ``node``, a linear operator, with ``weights``
     and ``bias``, or of two tensors of codes), ``multiply`` (elementwise), ``average`` (the sum that
-    ``node`` divides; the count is in the scale) or ``table`` (a function of one code: ``table`` has
-    its 256 values). ``scale`` broadcasts against the result.
+    ``node`` divides; the count is in the scale), ``resize`` (float32 between two codes − zero, by
+    ``bilinear.interpolate``) or ``table`` (a function of one code: ``table`` has its 256 values).
+    ``scale`` broadcasts against the result.
     """
 
     kind: str
