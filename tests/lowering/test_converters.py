@@ -558,6 +558,12 @@ def test_a_shape_computed_at_run_time_is_refused_by_name() -> None:
     assert isinstance(caught.value, Unsupported), caught.value
 
 
+def test_logarithms_of_integers_are_refused_by_their_type() -> None:
+    node = Node("ReduceLogSumExp", [_i("int32", 3, 4)], [np.array([1], np.int64)], opset=18)
+    with pytest.raises(Unsupported, match="int32, whose logarithms"):
+        run_model(_model(node), _inputs(node))
+
+
 def test_the_check_notices_a_swapped_input() -> None:
     node = Node("Sub", [_f(33), _f(33, seed=1)])
     got = run_model(_model(node), _inputs(node))[0]

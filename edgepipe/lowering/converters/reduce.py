@@ -132,6 +132,8 @@ for _name in _REDUCTIONS:
 @converts("ReduceLogSumExp")
 def _log_sum_exp(op: Op) -> Expr:
     axes, dtype = reduced_axes(op), op.dtype()
+    if not dtype.startswith("float"):
+        raise op.unsupported(f"{dtype}, whose logarithms are no integers", "cast to float32")
     if 0 in op.shape():
         return _empty(op, -np.inf)
     if axes is None:
