@@ -1,11 +1,11 @@
-"""Depthwise convolution of codes with three rows of taps by dot products of four bytes: SDOT, or
-VPMADDUBSW and VPMADDWD.
+"""Depthwise convolution of codes with three rows of taps by dot products of four bytes: SDOT,
+VPDPBUSD, or VPMADDUBSW and VPMADDWD.
 
 A dot product adds up four neighbouring bytes of one channel; in NHWC these are four channels. So
 four rows of the input are interleaved first, ``[channel][row]``, once per input column. They serve
 two rows of the output and every pixel whose kernel covers that column: one instruction takes a
-whole column of taps for four channels (eight), which are packed as ``w0 w1 w2 0`` for the upper row
-and as ``0 w0 w1 w2`` for the lower one.
+whole column of taps for four channels (eight, sixteen), which are packed as ``w0 w1 w2 0`` for the
+upper row and as ``0 w0 w1 w2`` for the lower one.
 """
 
 from __future__ import annotations
@@ -25,19 +25,25 @@ from edgepipe.kernels.requantize import put
 from edgepipe.kernels.template import KernelTemplate, Knobs
 from edgepipe.target import Target
 
-#: Channels at a time, of which a dot product has four or eight; output rows; input rows.
+#: Channels at a time, of which a dot product has 4, 8 or all; output rows; input rows.
 _LANES, _DOWN, _ROWS = 16, 2, 4
 
 
-def _dot(arch: str) -> Dot:
-    """The dot product of an architecture."""
-    return dot.named("maddubs", 8, False) if arch == "x86_64" else dot.named("sdot", 4, True)
+def _dot(target: Target) -> Dot:
+    """The dot product of a target that has one."""
+    name = target.integer.dot
+    lanes = {"sdot": 4, "maddubs": 8, "vnni": target.simd.lanes_f32}[name]
+    return dot.named(name, lanes, name == "sdot")
+
+
+def _of(knobs: Knobs) -> Dot:
+    return dot.named(knobs["dot"], knobs["lanes"], knobs["dot"] == "sdot")
 
 
 def matches(op: Any, target: Target) -> str | None:
     if not isinstance(op, QConvOp) or not op.depthwise:
         return ""
-    if target.integer.dot not in ("sdot", "maddubs"):
+    if target.integer.dot not in ("sdot", "maddubs", "vnni"):
         return ""
     if target.integer.dot == "maddubs" and op.limit > target.integer.weight_limit:
         return "sums of two products of its weights do not fit int16"
@@ -45,14 +51,21 @@ def matches(op: Any, target: Target) -> str | None:
         return "its kernel has not three rows, is strided or dilated, or gives one row"
     if op.x.blocks > 1 or op.x.lanes % _LANES:
         return "its input is not in NHWC with channels in sixteens"
-    lanes = _dot(target.arch).lanes
+    lanes = _dot(target).lanes
     if op.y.dtype == "float32" and op.y.lanes % lanes:
         return f"its float output has vectors of fewer than {lanes} channels"
     return None
 
 
 def default(op: QConvOp, target: Target) -> Knobs:
-    return {"columns": min(2, op.y.w), "arch": target.arch}
+    chosen = _dot(target)
+    columns = 4 if chosen.lanes == _LANES else 2
+    return {
+        "columns": min(columns, op.y.w),
+        "dot": chosen.name,
+        "lanes": chosen.lanes,
+        "arch": target.arch,
+    }
 
 
 def settings(op: QConvOp, target: Target) -> list[Knobs]:
@@ -68,7 +81,7 @@ def pack(op: QConvOp, knobs: Knobs, arrays: Sequence[np.ndarray]) -> list[np.nda
     grown = np.zeros((channels, kw, _DOWN, _ROWS), np.int8)
     for down in range(_DOWN):
         grown[:c, :, down, down : down + kh] = weight[:, 0].transpose(0, 2, 1)
-    lanes = _dot(knobs["arch"]).lanes
+    lanes = knobs["lanes"]
     parts = grown.reshape(channels // lanes, lanes, kw, _DOWN, _ROWS)
     return [np.ascontiguousarray(parts.transpose(0, 2, 3, 1, 4)), *vectors(op, arrays, channels)]
 
@@ -88,7 +101,7 @@ class _Emission:
         self.source, self.weights, self.bias, self.multipliers, *self.rest = buffers
         self.target = self.rest.pop()
         self.columns = knobs["columns"]
-        self.dot = _dot(self.arch)
+        self.dot = _of(knobs)
         self.parts = _LANES // self.dot.lanes
 
     def run(self) -> None:
@@ -176,6 +189,7 @@ TEMPLATE = KernelTemplate(
     pack=pack,
     knobs=settings,
     rank=3,
+    version=2,
     arithmetic="int8",
     accumulator="int32",
 )
