@@ -334,7 +334,9 @@ def test_pooling(tmp_path: Path) -> None:
     check(kernels, 2, one, [x.pack(values)], [], [], rounded(whole, limits, 20))
 
 
-@pytest.mark.parametrize("c", [1, 3, 8, 19, 40])
+@pytest.mark.parametrize(
+    "c", [3, 40, *(pytest.param(c, marks=pytest.mark.slow) for c in (1, 8, 19))]
+)
 def test_bilinear_resizing(c: int, tmp_path: Path) -> None:
     rng = np.random.default_rng(c)
     x, ops, modes = codes(2, c, 5, 6, 77, (1, 1, 0, 2)), [], []

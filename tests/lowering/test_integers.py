@@ -87,6 +87,7 @@ def test_depthwise_by_dot_products(tmp_path: Path) -> None:
     assert not differences(expected(tmp_path / "model.onnx", g.feeds), got)
 
 
+@pytest.mark.slow
 def test_bilinear_resizing_stays_in_codes(tmp_path: Path) -> None:
     g = integer_graphs.Graph(5)
     for i in range(10):
