@@ -18,7 +18,6 @@ from tvm import tirx
 
 from edgepipe.kernels import dot
 from edgepipe.kernels.builder import Registers, kernel, load, loop, minimum, parallel, zero_border
-from edgepipe.kernels.dot import Dot
 from edgepipe.kernels.integer_ops import QConvOp
 from edgepipe.kernels.qproduct import arguments, finished, vectors
 from edgepipe.kernels.requantize import put
@@ -27,17 +26,6 @@ from edgepipe.target import Target
 
 #: Channels at a time, of which a dot product has 4, 8 or all; output rows; input rows.
 _LANES, _DOWN, _ROWS = 16, 2, 4
-
-
-def _dot(target: Target) -> Dot:
-    """The dot product of a target that has one."""
-    name = target.integer.dot
-    lanes = {"sdot": 4, "maddubs": 8, "vnni": target.simd.lanes_f32}[name]
-    return dot.named(name, lanes, name == "sdot")
-
-
-def _of(knobs: Knobs) -> Dot:
-    return dot.named(knobs["dot"], knobs["lanes"], knobs["dot"] == "sdot")
 
 
 def matches(op: Any, target: Target) -> str | None:
@@ -51,19 +39,20 @@ def matches(op: Any, target: Target) -> str | None:
         return "its kernel has not three rows, is strided or dilated, or gives one row"
     if op.x.blocks > 1 or op.x.lanes % _LANES:
         return "its input is not in NHWC with channels in sixteens"
-    lanes = _dot(target).lanes
+    lanes = dot.choose(target, op.limit, op.x.lanes).lanes
     if op.y.dtype == "float32" and op.y.lanes % lanes:
         return f"its float output has vectors of fewer than {lanes} channels"
     return None
 
 
 def default(op: QConvOp, target: Target) -> Knobs:
-    chosen = _dot(target)
+    chosen = dot.choose(target, op.limit, op.x.lanes)
     columns = 4 if chosen.lanes == _LANES else 2
     return {
         "columns": min(columns, op.y.w),
         "dot": chosen.name,
         "lanes": chosen.lanes,
+        "signed": chosen.signed,
         "arch": target.arch,
     }
 
@@ -101,7 +90,7 @@ class _Emission:
         self.source, self.weights, self.bias, self.multipliers, *self.rest = buffers
         self.target = self.rest.pop()
         self.columns = knobs["columns"]
-        self.dot = _of(knobs)
+        self.dot = dot.named(knobs["dot"], knobs["lanes"], knobs["signed"])
         self.parts = _LANES // self.dot.lanes
 
     def run(self) -> None:

@@ -15,6 +15,7 @@ from edgepipe.kernels.dot import intrinsic
 from edgepipe.kernels.integer_ops import QResizeOp
 from edgepipe.kernels.qelementwise import over_channels, vector
 from edgepipe.kernels.requantize import put, scaled
+from edgepipe.kernels.resize import table_arguments
 from edgepipe.kernels.template import KernelTemplate, Knobs
 from edgepipe.target import Target
 
@@ -60,10 +61,7 @@ def emit(op: QResizeOp, knobs: Knobs) -> Any:
 
     arguments = [
         ("x", op.x.elements, op.x.dtype),
-        ("iy", 2 * op.y.h, "int32"),
-        ("wy", op.y.h, "float32"),
-        ("ix", 2 * op.y.w, "int32"),
-        ("wx", op.y.w, "float32"),
+        *table_arguments(op.y),
         ("y", op.y.elements, op.y.dtype),
     ]
     return kernel("q_bilinear", arguments, body)

@@ -9,8 +9,9 @@ import numpy as np
 
 from edgepipe.bilinear import both_tables
 from edgepipe.kernels.builder import kernel, load, loop, parallel, splat, zero_border
+from edgepipe.kernels.layout import Blocked
 from edgepipe.kernels.ops import BilinearOp, Op
-from edgepipe.kernels.output import finish, signature
+from edgepipe.kernels.output import Argument, finish, signature
 from edgepipe.kernels.template import KernelTemplate, Knobs
 from edgepipe.target import Target
 
@@ -55,14 +56,18 @@ def emit(op: BilinearOp, knobs: Knobs) -> Any:
             )
         zero_border(y, target)
 
-    inputs = [
-        ("x", x.elements, "float32"),
+    inputs = [("x", x.elements, "float32"), *table_arguments(y)]
+    return kernel("bilinear", signature(op, inputs), body)
+
+
+def table_arguments(y: Blocked) -> list[Argument]:
+    """The parameters that ``both_tables`` fills."""
+    return [
         ("iy", 2 * y.h, "int32"),
         ("wy", y.h, "float32"),
         ("ix", 2 * y.w, "int32"),
         ("wx", y.w, "float32"),
     ]
-    return kernel("bilinear", signature(op, inputs), body)
 
 
 TEMPLATE = KernelTemplate(name="resize", matches=matches, default=default, emit=emit, pack=pack)

@@ -11,7 +11,6 @@ from collections.abc import Callable
 
 import numpy as np
 import onnx
-import onnx_ir as ir
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
@@ -22,7 +21,7 @@ from tests.random_graphs.generate import Case, Expected, random_graph
 from tests.random_graphs.minimise import minimise, status_of
 from tests.random_graphs.run import run, trials_of
 from tests.random_graphs.trial import RECIPES
-from tests.random_graphs.verdict import by_deviation, by_noise, in_doubles, within_rounding
+from tests.random_graphs.verdict import by_deviation, by_noise, in_doubles
 
 #: Graphs of every run, how many to a test, and which of them are for WebAssembly too.
 ALL, COUNT, WASM_EVERY = 200, 40, 4
@@ -91,42 +90,6 @@ def test_doubles_are_as_exact_as_they_are_said_to_be() -> None:
     case.model.graph.node[0].op_type = "Sigmoid"
     exact = (1 / (1 + np.exp(-x.astype(np.float64)))).astype(np.float32)
     np.testing.assert_array_equal(in_doubles(case.model, case.inputs)["y"], exact)
-
-
-def _resized() -> ir.Model:
-    """y = Resize(x, 4 → 7 elements) over codes of step 1: every other element lies between two."""
-    nodes = [
-        helper.make_node("QuantizeLinear", ["x", "s", "z"], ["codes"]),
-        helper.make_node("DequantizeLinear", ["codes", "s", "z"], ["rounded"]),
-        helper.make_node(
-            "Resize", ["rounded", "", "", "size"], ["wide"], mode="linear",
-            coordinate_transformation_mode="align_corners",
-        ),
-        helper.make_node("QuantizeLinear", ["wide", "s", "z"], ["wide_codes"]),
-        helper.make_node("DequantizeLinear", ["wide_codes", "s", "z"], ["y"]),
-    ]  # fmt: skip
-    value, constants = helper.make_tensor_value_info, {"s": np.float32(1), "z": np.int8(0)}
-    graph = helper.make_graph(
-        nodes,
-        "resized",
-        [value("x", TensorProto.FLOAT, [1, 1, 1, 4])],
-        [value("y", TensorProto.FLOAT, [1, 1, 1, 7])],
-        [numpy_helper.from_array(a, n) for n, a in constants.items()]
-        + [numpy_helper.from_array(np.int64([1, 1, 1, 7]), "size")],
-    )
-    return ir.from_proto(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)]))
-
-
-def test_codes_that_float_decides_are_told_from_wrong_ones() -> None:
-    inputs = {"x": np.float32([1, 2, 5, 6]).reshape(1, 1, 1, 4)}
-    defined = np.float32([1, 2, 2, 4, 5, 6, 6]).reshape(1, 1, 1, 7)  # 1.5, 3.5 and 5.5 to even
-    for element in range(7):
-        found = defined.copy()
-        found[..., element] += 1
-        tie = element in (1, 3, 5)
-        assert within_rounding({"y": found}, {"y": defined}, _resized(), inputs) == tie
-        found[..., element] += 1
-        assert not within_rounding({"y": found}, {"y": defined}, _resized(), inputs)
 
 
 def _rounding(scale: float) -> onnx.ModelProto:

@@ -15,6 +15,7 @@ from edgepipe import importer, passes, prune, quantize
 from edgepipe.context import Context
 from edgepipe.errors import UserError
 from edgepipe.importer.source import Source
+from edgepipe.quantization.interpreter import Interpreter
 from edgepipe.recipe import Recipe
 from edgepipe.target import Target
 from tests.random_graphs.builder import Array
@@ -107,14 +108,14 @@ def _compile(module: Module, trial: Trial, source: Source, canonical: ir.Model) 
     graph, quantized = quantize.run(graph, source, None, context)
     module.add(trial.name, graph, context)
     if quantized is not None:
-        definition = ir.from_proto(onnx.load_model_from_string(quantized.definition))
+        interpreter = Interpreter(ir.from_proto(onnx.load_model_from_string(quantized.definition)))
         steps = dict(quantized.manifest["output_steps"])
         # Its notes tell of operators that the integer lowering leaves, such as a last Mul.
         falls_back = any(
             note.stage.startswith("lowering") and "in float" in note.text for note in context.notes
         )
         model = quantized.reference
-        return lambda found: by_integers(found, definition, model, case, steps, falls_back)
+        return lambda found: by_integers(found, interpreter, model, case, steps, falls_back)
     if pruned is not None:
         reference = onnx.load_model_from_string(pruned.reference)
         return lambda found: by_noise(found, reference, case.inputs)

@@ -43,7 +43,7 @@ def build_source(functions: Mapping[str, Any], target: Target) -> Device:
     """Print ``functions`` (symbol → PrimFunc) as one CUDA source file."""
     math.register_cuda()
     device = cuda_target(target)
-    module = tvm.IRModule({name: _scalar(f) for name, f in functions.items()})
+    module = tvm.IRModule({name: _unfenced(_scalar(f)) for name, f in functions.items()})
     both = device.with_host(tvm.target.Target({"kind": "llvm"}))
     module = tirx.transform.BindTarget(both)(module)
     launches: dict[str, list[Launch]] = {}
@@ -79,6 +79,21 @@ def _scalar(function: Any) -> Any:
     if bound or _extents(function.body):
         return function
     body = structural_map(function.body, (tirx.For, serial))
+    return tirx.PrimFunc(function.params, body, function.ret_type, function.attrs)
+
+
+def _unfenced(function: Any) -> Any:
+    """Products that an LLVM fence keeps from fusing with a sum as ``__fmul_rn``, which never does."""
+    fence = tvm.target.codegen.llvm_lookup_intrinsic_id("llvm.arithmetic.fence")
+
+    def product(call: Any) -> Any:
+        if call.op.name != "tirx.call_llvm_pure_intrin" or int(call.args[0]) != fence:
+            return call
+        value = call.args[-1]
+        assert isinstance(value, tirx.Mul), value
+        return tirx.call_pure_extern("float32", "__fmul_rn", value.a, value.b)
+
+    body = structural_map(function.body, (tvm.ir.Call, product))
     return tirx.PrimFunc(function.params, body, function.ret_type, function.attrs)
 
 

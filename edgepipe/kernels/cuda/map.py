@@ -15,6 +15,7 @@ from edgepipe.kernels.ops import BilinearOp, MapOp, Op, PoolOp, UpsampleOp
 from edgepipe.kernels.output import signature
 from edgepipe.kernels.pool import divisor
 from edgepipe.kernels.pool import matches as pool_matches
+from edgepipe.kernels.resize import table_arguments
 from edgepipe.kernels.template import KernelTemplate, Knobs
 from edgepipe.target import Target
 
@@ -40,8 +41,7 @@ def pack(op: _Op, knobs: Knobs, arrays: Sequence[np.ndarray]) -> list[np.ndarray
 def emit(op: _Op, knobs: Knobs) -> Any:
     inputs = [("x", op.x.elements, op.x.dtype)]
     if isinstance(op, BilinearOp):
-        inputs += [("iy", 2 * op.y.h, "int32"), ("wy", op.y.h, "float32")]
-        inputs += [("ix", 2 * op.y.w, "int32"), ("wx", op.y.w, "float32")]
+        inputs += table_arguments(op.y)
 
     def body(*buffers: Any) -> None:
         source, *rest, target = buffers

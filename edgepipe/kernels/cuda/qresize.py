@@ -9,14 +9,10 @@ from tvm import tirx
 from edgepipe.kernels.builder import Registers, float32, kernel
 from edgepipe.kernels.cuda.words import codes, each, held, put, scaled, width
 from edgepipe.kernels.integer_ops import QResizeOp
+from edgepipe.kernels.qresize import matches
+from edgepipe.kernels.resize import table_arguments
 from edgepipe.kernels.template import KernelTemplate, Knobs
 from edgepipe.target import Target
-
-
-def matches(op: Any, target: Target) -> str | None:
-    if not isinstance(op, QResizeOp):
-        return ""
-    return "its input is not in NHWC" if op.x.blocks > 1 else None
 
 
 def default(op: QResizeOp, target: Target) -> Knobs:
@@ -48,10 +44,7 @@ def emit(op: QResizeOp, knobs: Knobs) -> Any:
 
     arguments = [
         ("x", op.x.elements, op.x.dtype),
-        ("iy", 2 * op.y.h, "int32"),
-        ("wy", op.y.h, "float32"),
-        ("ix", 2 * op.y.w, "int32"),
-        ("wx", op.y.w, "float32"),
+        *table_arguments(op.y),
         ("y", op.y.elements, op.y.dtype),
     ]
     return kernel("q_bilinear", arguments, body)
