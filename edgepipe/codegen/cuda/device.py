@@ -83,7 +83,7 @@ def _scalar(function: Any) -> Any:
 
 
 def _unfenced(function: Any) -> Any:
-    """Products that an LLVM fence keeps from fusing with a sum as ``__fmul_rn``, which never does."""
+    """Products that a fence of LLVM keeps apart from a sum as ``__fmul_rn``, which never fuses."""
     fence = tvm.target.codegen.llvm_lookup_intrinsic_id("llvm.arithmetic.fence")
 
     def product(call: Any) -> Any:
