@@ -81,7 +81,7 @@ def test_depthwise_by_dot_products(tmp_path: Path) -> None:
     onnx.save(g.model(), tmp_path / "model.onnx")
     bundle = compiled(tmp_path / "model.onnx", "raspberry-pi-5", tmp_path)
     kernels = [k for k in bundle.manifest["kernels"] if k["op_type"] == "Conv"]
-    by_dots = [k for k in kernels if "lanes=" not in k["knobs"]]
+    by_dots = [k for k in kernels if "dot=" in k["knobs"]]
     assert 4 <= len(by_dots) < len(kernels)
     got = bundle.run(g.feeds, "qemu")
     assert not differences(expected(tmp_path / "model.onnx", g.feeds), got)
