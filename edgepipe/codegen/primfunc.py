@@ -49,12 +49,12 @@ def llvm_target(target: Target, extra_attributes: tuple[str, ...] = ()) -> Any:
         spec["mattr"] = attributes
     if target.kind == "wasm":  # TVM does not know it and says so on every build
         spec["vector-width"] = 128
-    # LLVM 22's loop vectoriser miscompiles i % 4 under AVX-512 (it drops the wrap, see
-    # tests/lowering/test_llvm_vectoriser.py). Schedules vectorise explicitly instead.
-    spec["cl-opt"] = ["-vectorize-loops:bool=false"]
+    # LLVM 22's loop vectoriser miscompiles i % 4 under AVX-512 (it drops the wrap), and its SLP
+    # vectoriser does not come to an end on some transposes of bytes, nor the WebAssembly backend
+    # on vectors of half that it makes (see tests/lowering/test_llvm_vectoriser.py). Schedules
+    # vectorise explicitly instead.
+    spec["cl-opt"] = ["-vectorize-loops:bool=false", "-vectorize-slp:bool=false"]
     if target.kind == "wasm":
-        # Its SLP vectoriser makes vectors of half that the WebAssembly backend never finishes.
-        spec["cl-opt"].append("-vectorize-slp:bool=false")
         # Kernels unroll by themselves where it pays. What LLVM unrolls besides is a quarter of
         # the download, and V8 runs it no faster.
         spec["cl-opt"].append("-unroll-threshold-aggressive:uint=0")
