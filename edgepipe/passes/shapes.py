@@ -69,7 +69,7 @@ def _infer(
 ) -> dict[str, onnx.TypeProto]:
     proto = ir.serde.serialize_node(node)
     if node.op_type == "ConvTranspose":
-        _leave_padding_to_auto_pad(proto)
+        _cut_output_padding(proto, shape_of(node.inputs[1]))
     newest = defs.onnx_opset_version()
     while True:
         schema = defs.get_schema(node.op_type, opset, "")
@@ -86,14 +86,19 @@ def _infer(
             opset = newest  # later versions of many operators only add element types
 
 
-def _leave_padding_to_auto_pad(proto: onnx.NodeProto) -> None:
-    """With auto_pad SAME_* the output is input · stride whatever ``output_padding`` says (ONNX
-    ConvTranspose); the schema's inference adds that."""
-    auto = [a.s for a in proto.attribute if a.name == "auto_pad"]
-    if auto and auto[0].startswith(b"SAME"):
-        kept = [a for a in proto.attribute if a.name != "output_padding"]
-        del proto.attribute[:]
-        proto.attribute.extend(kept)
+def _cut_output_padding(proto: onnx.NodeProto, weight: tuple[int, ...] | None) -> None:
+    """With auto_pad SAME_* the output is at most input · stride, as padding makes room for all of
+    ``output_padding`` that goes beyond (ONNX Runtime); the schema's inference adds all of it."""
+    given = {a.name: a for a in proto.attribute}
+    if "output_padding" not in given or weight is None or "auto_pad" not in given:
+        return
+    extra, rank = given["output_padding"].ints, len(weight) - 2
+    strides, dilations = (
+        given[name].ints if name in given else [1] * rank for name in ("strides", "dilations")
+    )
+    if given["auto_pad"].s.startswith(b"SAME"):
+        for i, (k, stride, dilation) in enumerate(zip(weight[2:], strides, dilations, strict=True)):
+            extra[i] = min(extra[i], max(0, stride - (k - 1) * dilation - 1))
 
 
 def _assign(value: ir.Value, proto: onnx.TypeProto) -> None:

@@ -61,11 +61,13 @@ def test_2_conv_transpose_output_shape(wanted: str) -> None:
     assert_equal(result)
 
 
-def test_2_auto_pad_decides_over_output_padding() -> None:
-    text = """g (float[1,2,3,3] x) => (float[1,2,9,6] y) <float[2,2,3,3] w> {
+@pytest.mark.parametrize("kernel", [(3, 3), (1, 1), (2, 1)])
+def test_2_auto_pad_decides_over_output_padding(kernel: tuple[int, int]) -> None:
+    """Output padding counts where a kernel shorter than its stride leaves room for it."""
+    text = f"""g (float[1,2,3,3] x) => (float[1,2,N,M] y) <float[2,2,{kernel[0]},{kernel[1]}] w> {{
       y = ConvTranspose<strides=[3,2], output_padding=[1,1], auto_pad="SAME_UPPER">(x, w)
-    }"""
-    result = rewrite(text, canonical.run, w=normal(2, 2, 3, 3))
+    }}"""
+    result = rewrite(text, canonical.run, w=normal(2, 2, *kernel))
     assert "auto_pad" not in result.node("ConvTranspose").attributes
     assert_equal(result)
 
