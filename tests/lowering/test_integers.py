@@ -13,6 +13,8 @@ from edgepipe import importer, passes, pipeline
 from edgepipe.bundle import Bundle
 from edgepipe.context import Context
 from edgepipe.errors import UserError
+from edgepipe.lowering.integers.kernels import limits_of
+from edgepipe.lowering.integers.terms import Integer, Term, Weights
 from edgepipe.quantization.interpreter import Interpreter
 from edgepipe.recipe import Recipe
 from edgepipe.target import Target
@@ -85,6 +87,21 @@ def test_depthwise_by_dot_products(tmp_path: Path) -> None:
     assert 4 <= len(by_dots) < len(kernels)
     got = bundle.run(g.feeds, "qemu")
     assert not differences(expected(tmp_path / "model.onnx", g.feeds), got)
+
+
+@pytest.mark.parametrize("codes", [[[127] * 4000], [[127]] * 4000], ids=["row", "column"])
+def test_sums_of_weights_of_one_scale(codes: list[list[int]]) -> None:
+    """It does not say which axis is that of the outputs: the larger sums count."""
+    scale = np.asarray(1, np.float32)
+    weights = Weights(np.asarray(codes), scale, 1)
+    term = Term("product", (), np.ones(1), weights=weights)
+
+    def bounded(multiplier: float) -> bool:
+        multipliers = (np.asarray(multiplier, np.float32),)
+        return limits_of(Integer(term, (), multipliers, -128, 127, 0, ())).bounded
+
+    reach = 4000 * 127 * 255
+    assert bounded(0.9 * 2**21 / reach) and not bounded(1.1 * 2**21 / reach)
 
 
 @pytest.mark.slow

@@ -205,10 +205,8 @@ def limits_of(integer: Integer) -> Limits:
     term = integer.term
     largest = 255.0
     if term.weights is not None:
-        codes, axis = np.abs(term.weights.codes.astype(np.float64)), term.weights.axis
-        rows = np.moveaxis(codes, axis, 0).reshape(codes.shape[axis], -1).sum(1)
         bias = 0.0 if term.bias is None else np.abs(term.bias.astype(np.float64)).max()
-        largest = 255.0 * rows.max() + bias
+        largest = 255.0 * term.weights.magnitudes().max() + bias
     elif term.kind == "multiply":
         largest = 255.0**2
     elif term.kind not in ("codes", "resize"):

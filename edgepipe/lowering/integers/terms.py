@@ -44,6 +44,22 @@ class Weights:
     scale: Array
     axis: int
 
+    def magnitudes(self) -> Array:
+        """float64 that Σ|w| of an output does not exceed: per index of ``axis``; one for all where
+        one scale leaves open whether outputs are the first axis or the second."""
+        codes = np.abs(self.codes.astype(np.float64))
+        if codes.ndim < 2:
+            return np.asarray([codes.sum()])
+        if self.scale.size > 1:
+            return _sums(codes, self.axis)
+        return np.asarray([max(_sums(codes, axis).max() for axis in (0, 1))])
+
+
+def _sums(codes: Array, axis: int) -> Array:
+    """Sums over all axes but ``axis``."""
+    sums: Array = np.moveaxis(codes, axis, 0).reshape(codes.shape[axis], -1).sum(1)
+    return sums
+
 
 @dataclass(frozen=True, eq=False)
 class Term:

@@ -102,13 +102,7 @@ def _check_accumulator(term: Term, names: tuple[str, ...]) -> None:
     """Refuse a product whose int32 accumulator could overflow."""
     if term.weights is None:
         return
-    axis = term.weights.axis
-    codes = np.abs(term.weights.codes.astype(np.float64))
-    total = (
-        codes.sum()
-        if codes.ndim < 2
-        else np.moveaxis(codes, axis, 0).reshape(codes.shape[axis], -1).sum(1).max()
-    )
+    total = term.weights.magnitudes().max()
     bias = 0 if term.bias is None else np.abs(term.bias.astype(np.float64)).max()
     if total * 255 + bias >= 2**31:
         raise Unsupported(
