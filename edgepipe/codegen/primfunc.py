@@ -51,7 +51,7 @@ def llvm_target(target: Target, extra_attributes: tuple[str, ...] = ()) -> Any:
         spec["vector-width"] = 128
     # LLVM 22's loop vectoriser miscompiles i % 4 under AVX-512 (it drops the wrap), and its SLP
     # vectoriser does not come to an end on some transposes of bytes, nor the WebAssembly backend
-    # on vectors of half that it makes (see tests/lowering/test_llvm_vectoriser.py). Schedules
+    # on vectors of half that it makes (see tests/lowering/test_llvm.py). Schedules
     # vectorise explicitly instead.
     spec["cl-opt"] = ["-vectorize-loops:bool=false", "-vectorize-slp:bool=false"]
     if target.kind == "wasm":

@@ -1,14 +1,16 @@
-"""Kernels that LLVM's vectorisers compile wrongly or for ever (TVM 0.27, LLVM 22, AVX-512)."""
+"""Kernels that LLVM compiles wrongly, or for ever, if they are written as one first would."""
 
 from __future__ import annotations
 
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import onnx
 import pytest
 
+from edgepipe import pipeline
 from edgepipe.codegen import primfunc
 from edgepipe.target import Target
 from tests.lowering.running import run_model
@@ -62,3 +64,19 @@ def test_transpose_of_bytes_compiles() -> None:
 def test_half_precision_compiles_for_webassembly() -> None:
     of = "g (float16[3,14] x) => (float16[3,14] y)"
     _ends("wasm-simd", of + " { y = Celu(x) }", of + " { y = Mod<fmod=0>(x, x) }")
+
+
+@pytest.mark.slow
+@pytest.mark.needs_node
+def test_shifts_of_bytes_for_webassembly(tmp_path: Path) -> None:
+    # What the first leaves above the byte came back with the second.
+    model = onnx.parser.parse_model(
+        """<ir_version: 9, opset_import: ["": 18]> g (uint8[4, 5] x) => (uint8[4, 5] y) {
+          z = BitShift<direction="LEFT">(x, x)
+          y = BitShift<direction="RIGHT">(z, x) }"""
+    )
+    onnx.save(model, tmp_path / "model.onnx")
+    bundle = pipeline.compile(tmp_path / "model.onnx", target="wasm-simd", output=tmp_path / "b")
+    x = np.arange(20, dtype=np.uint8).reshape(4, 5) % 11
+    (y,) = bundle.run({"x": x}, "node").values()
+    np.testing.assert_array_equal(y, (x << x) >> x)
