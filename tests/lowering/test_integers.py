@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import onnx
+import onnx_ir as ir
 import pytest
 
 from edgepipe import importer, passes, pipeline
@@ -89,18 +90,17 @@ def test_depthwise_by_dot_products(tmp_path: Path) -> None:
     assert not differences(expected(tmp_path / "model.onnx", g.feeds), got)
 
 
-@pytest.mark.parametrize("codes", [[[127] * 4000], [[127]] * 4000], ids=["row", "column"])
-def test_sums_of_weights_of_one_scale(codes: list[list[int]]) -> None:
-    """It does not say which axis is that of the outputs: the larger sums count."""
-    scale = np.asarray(1, np.float32)
-    weights = Weights(np.asarray(codes), scale, 1)
-    term = Term("product", (), np.ones(1), weights=weights)
+@pytest.mark.parametrize(("kind", "largest"), [("MatMul", 4), ("Gemm", 4), ("Conv", 4000)])
+def test_sums_of_weights_of_one_scale(kind: str, largest: int) -> None:
+    """The operator says which axis is that of the outputs, not the one its scale would have."""
+    weights = Weights(np.full((4, 4000), 127), np.asarray(1, np.float32), 1)
+    term = Term("product", (), np.ones(1), ir.Node("", kind, []), weights)
 
     def bounded(multiplier: float) -> bool:
         multipliers = (np.asarray(multiplier, np.float32),)
         return limits_of(Integer(term, (), multipliers, -128, 127, 0, ())).bounded
 
-    reach = 4000 * 127 * 255
+    reach = largest * 127 * 255
     assert bounded(0.9 * 2**21 / reach) and not bounded(1.1 * 2**21 / reach)
 
 

@@ -206,7 +206,7 @@ def limits_of(integer: Integer) -> Limits:
     largest = 255.0
     if term.weights is not None:
         bias = 0.0 if term.bias is None else np.abs(term.bias.astype(np.float64)).max()
-        largest = 255.0 * term.weights.magnitudes().max() + bias
+        largest = 255.0 * term.largest_weights() + bias
     elif term.kind == "multiply":
         largest = 255.0**2
     elif term.kind not in ("codes", "resize"):

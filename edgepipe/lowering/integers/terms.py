@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
+from edgepipe.lowering.weights import channel_axis
 from edgepipe.quantization.graph import Array
 
 #: Domain of the nodes that compute in integers.
@@ -44,22 +45,6 @@ class Weights:
     scale: Array
     axis: int
 
-    def magnitudes(self) -> Array:
-        """float64 that Σ|w| of an output does not exceed: per index of ``axis``; one for all where
-        one scale leaves open whether outputs are the first axis or the second."""
-        codes = np.abs(self.codes.astype(np.float64))
-        if codes.ndim < 2:
-            return np.asarray([codes.sum()])
-        if self.scale.size > 1:
-            return _sums(codes, self.axis)
-        return np.asarray([max(_sums(codes, axis).max() for axis in (0, 1))])
-
-
-def _sums(codes: Array, axis: int) -> Array:
-    """Sums over all axes but ``axis``."""
-    sums: Array = np.moveaxis(codes, axis, 0).reshape(codes.shape[axis], -1).sum(1)
-    return sums
-
 
 @dataclass(frozen=True, eq=False)
 class Term:
@@ -79,6 +64,17 @@ class Term:
     weights: Weights | None = None
     bias: Array | None = None
     table: Array | None = None
+
+    def largest_weights(self) -> float:
+        """The largest Σ|w| of an output of a product with weights. The axis of their scale is not
+        asked: one scale for all has any."""
+        assert self.weights is not None and self.node is not None
+        codes = np.abs(self.weights.codes.astype(np.float64))
+        if codes.ndim < 2:
+            return float(codes.sum())
+        # Inputs of nodes that were replaced are gone, which ``channel_axis`` would ask of MatMul.
+        axis = codes.ndim - 1 if self.node.op_type == "MatMul" else channel_axis(self.node)
+        return float(np.moveaxis(codes, axis, 0).reshape(codes.shape[axis], -1).sum(1).max())
 
 
 @dataclass(frozen=True, eq=False)
