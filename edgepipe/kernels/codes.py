@@ -95,7 +95,9 @@ def _quantize(op: QuantizeOp, knobs: Knobs, source: Any, target: Any) -> None:
         codes = rounded(cut(value, low, high, lanes), op.y.zero, lanes, knobs["arch"])
         store(target, _at(op.y, place, channel), tirx.Cast(op.y.dtype, codes), lanes)
 
-    _over(op.x if op.y.lanes > op.x.c else op.y, lanes, visit)
+    # The channels that both hold: either may be filled up further than the other.
+    channels = min(op.x.lanes * op.x.blocks, op.y.lanes * op.y.blocks) if lanes > 1 else op.y.c
+    _over(Blocked(op.y.n, channels, op.y.h, op.y.w, channels), lanes, visit)
 
 
 def _over(layout: Blocked, lanes: int, visit: Any) -> None:

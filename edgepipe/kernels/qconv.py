@@ -30,6 +30,8 @@ def matches(op: Any, target: Target) -> str | None:
     lanes = dot.choose(target, op.limit, op.y.c // op.groups).lanes
     if op.y.lanes * op.y.blocks < lanes:
         return f"{op.y.c} output channels do not fill a vector of {lanes}"
+    if any(r.layout.lanes < lanes for r in op.residuals):
+        return f"the channels of what is added do not fill a vector of {lanes}"
     if op.x.blocks > 1:
         return "its input is not in NHWC"
     if op.x.lanes % 4 and not merges(op):

@@ -21,6 +21,8 @@ from edgepipe.target import Simd, Target
 FLOOR_DB = 110.0
 #: Threads that share a kernel: no divisor of most extents, more than some have pieces.
 PARTS = 5
+#: Elements behind an output that must stay as they are.
+BEHIND = 64
 
 
 def target_with(lanes: int, registers: int) -> Target:
@@ -80,12 +82,13 @@ class Kernels:
         elements: int,
         dtype: str = "float32",
     ) -> np.ndarray:
-        """Call kernel ``index``; a float output starts as NaN so that a hole shows. Parts of it,
-        the last one first, must come to the same bits."""
+        """Call kernel ``index``; a float output starts as NaN so that a hole shows, and what lies
+        behind it must stay. Parts of it, the last one first, must come to the same bits."""
         packed = self.templates[index].pack(self.ops[index], self.knobs[index], weights)
         arrays = [aligned(a) for a in [*inputs, *packed, *residuals]]
-        outs = [aligned(np.full(elements, np.nan if dtype == "float32" else 77, dtype))
-                for _ in range(2)]  # fmt: skip
+        hole = np.nan if dtype == "float32" else 77
+        grown = [aligned(np.full(elements + BEHIND, hole, dtype)) for _ in range(2)]
+        outs = [out[:elements] for out in grown]
         sizes = self.templates[index].scratch(self.ops[index], self.knobs[index])
         scratch = [aligned(np.full(size, -1, np.int32)) for size in sizes]
         function = getattr(self.library, f"k{index}")
@@ -93,9 +96,13 @@ class Kernels:
             pointers = [ctypes.c_void_p(a.ctypes.data) for a in [*arrays, out, *scratch]]
             if self.pieces.get(f"k{index}", 1) == 1:
                 function(*pointers)
-                return out
+                break
             for part in reversed(range(parts)):
                 function(*pointers, part, parts)
+        for out in grown:
+            assert np.array_equal(out[elements:], np.full(BEHIND, hole, dtype), equal_nan=True)
+        if self.pieces.get(f"k{index}", 1) == 1:
+            return outs[0]
         assert outs[0].tobytes() == outs[1].tobytes(), f"parts differ: {self.ops[index]}"
         return outs[0]
 

@@ -392,6 +392,18 @@ def test_quantisation_and_copies(c: int, tmp_path: Path) -> None:
     check(kernels, 5, large, [padded.pack(q)], [], [], q.repeat(2, 2).repeat(2, 3))
 
 
+@pytest.mark.parametrize(("c", "lanes"), [(3, 8), (20, 16), (20, 4), (24, 16)])
+def test_vectors_filled_up_differently(c: int, lanes: int, tmp_path: Path) -> None:
+    """Floats in vectors of ``lanes`` and codes: neither is written beyond its last pixel."""
+    rng = np.random.default_rng(c + lanes)
+    blocked, packed = Blocked(2, c, 3, 5, lanes), codes(2, c, 3, 5, 40, (0, 1, 0, 0))
+    scale = np.float32(0.05)
+    kernels = Kernels([QuantizeOp(blocked, packed, float(scale))], HOST, tmp_path)
+    x = (rng.standard_normal((2, c, 3, 5)) * 6).astype(np.float32)
+    q = (np.clip(np.rint(x / scale), -40, 215) + 40).astype(np.uint8)
+    check(kernels, 0, packed, [blocked.pack(x)], [], [], q)
+
+
 def test_rows_that_are_no_whole_vectors(tmp_path: Path) -> None:
     """37 values in a row: the last vector overlaps, and writes nothing beyond."""
     rng = np.random.default_rng(7)

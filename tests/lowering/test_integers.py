@@ -14,8 +14,9 @@ from edgepipe import importer, passes, pipeline
 from edgepipe.bundle import Bundle
 from edgepipe.context import Context
 from edgepipe.errors import UserError
+from edgepipe.lowering.integers.geometry import IMAGE, layout
 from edgepipe.lowering.integers.kernels import limits_of
-from edgepipe.lowering.integers.terms import Integer, Term, Weights
+from edgepipe.lowering.integers.terms import DOMAIN, META, Integer, Term, Weights
 from edgepipe.quantization.interpreter import Interpreter
 from edgepipe.recipe import Recipe
 from edgepipe.target import Target
@@ -102,6 +103,22 @@ def test_sums_of_weights_of_one_scale(kind: str, largest: int) -> None:
 
     reach = largest * 127 * 255
     assert bounded(0.9 * 2**21 / reach) and not bounded(1.1 * 2**21 / reach)
+
+
+@pytest.mark.parametrize(
+    ("c", "lanes", "sums", "floats"),
+    [(20, 16, 8, 8), (32, 16, 16, 16), (20, 4, 4, 4), (3, 16, 8, 4), (2, 8, 8, 2), (40, 16, 8, 8)],
+)
+def test_floats_have_no_more_channels_than_codes(
+    c: int, lanes: int, sums: int, floats: int
+) -> None:
+    """What a kernel reads per vector of its float output, the pixels of its codes have."""
+    node = ir.Node("", "DequantizeLinear", [ir.val("q")], outputs=[ir.val("y")])
+    product = ir.Node(DOMAIN, "Conv", [ir.val("q")], outputs=[ir.val("z")])
+    product.meta[META] = Integer(Term("product", (), np.ones(1)), (), (), 0, 0, 0, ())
+    for value, expected in ((node.outputs[0], floats), (product.outputs[0], sums)):
+        value.shape = ir.Shape([1, c, 2, 2])
+        assert layout(value, IMAGE, lanes).lanes == expected
 
 
 @pytest.mark.slow

@@ -73,20 +73,30 @@ def four(value: ir.Value, view: str) -> tuple[int, int, int, int] | None:
 
 
 def layout(value: ir.Value, view: str, lanes: int, pads: Pads = NO_PADS) -> Blocked:
-    """How a group stores ``value``; ``lanes`` of float32."""
+    """How a group stores ``value``; ``lanes`` of float32 at most."""
     found = four(value, view)
     assert found is not None
     n, c, h, w = found
+    # One or two channels are packed as they are: four bytes are then several taps of a row.
+    held = c if c <= 2 else 4 if c <= 4 else -(-c // 8) * 8
     if view == ROWS:
         lanes = c
     elif is_codes(value):
-        # One or two channels are packed as they are: four bytes are then several taps of a row.
-        lanes = c if c <= 2 else 4 if c <= 4 else -(-c // 8) * 8
+        lanes = held
+    else:  # no channels for which the codes it is made of have none; products fill vectors of 8
+        least = 8 if _is_product(value) else 1
+        while lanes > least and -(-c // lanes) * lanes > held:
+            lanes //= 2
     dtype = "float32"
     if is_codes(value):
         assert value.dtype is not None
         dtype = str(value.dtype.numpy())
     return Blocked(n, c, h, w, lanes, pads, dtype, zero_of(value) if is_codes(value) else 0)
+
+
+def _is_product(value: ir.Value) -> bool:
+    node = value.producer()
+    return node is not None and node.domain == DOMAIN and integer_of(node).term.kind == "product"
 
 
 def plain(value: ir.Value, view: str) -> Blocked:
