@@ -14,17 +14,19 @@
 8. ReduceMean over exactly the spatial axes of an image (rank 4 and more), and AveragePool over
    a whole image without pads → GlobalAveragePool (and Reshape without keepdims). Rank 3 is left
    alone: there it is as likely a sequence [batch, position, feature].
+9. ReduceMean of integers → ReduceSum and Div, which cuts fractions off too.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 
 import numpy as np
 import onnx_ir as ir
 
 from edgepipe.errors import UserError
-from edgepipe.passes.editor import Editor, array_of, is_op, shape_of
+from edgepipe.passes.editor import Array, Editor, array_of, is_op, shape_of
 
 _SPATIAL = ("Conv", "ConvTranspose", "MaxPool", "AveragePool", "LpPool")
 _REDUCE = (
@@ -220,9 +222,10 @@ def _reduce(edit: Editor, node: ir.Node) -> bool:
     keep = node.attributes.get_int("keepdims", 1)
     spatial = len(dims) >= 4 and axes.tolist() == list(range(2, len(dims)))
     source = node.inputs[0]
-    if node.op_type == "ReduceMean" and spatial and source is not None and source.dtype is not None:
-        if not source.dtype.is_floating_point():
-            return False
+    mean, dtype = node.op_type == "ReduceMean", None if source is None else source.dtype
+    if mean and dtype is not None and not dtype.is_floating_point():
+        return _integer_mean(edit, node, axes, math.prod(dims[a] for a in axes))
+    if mean and spatial and dtype is not None:
         if keep:
             edit.become(node, "GlobalAveragePool", [source])
         else:
@@ -233,6 +236,17 @@ def _reduce(edit: Editor, node: ir.Node) -> bool:
     if given is None or not np.array_equal(array_of(given), axes):  # type: ignore[arg-type]
         edit.set_inputs(node, [source, edit.constant(axes, f"{node.name}/axes")])
     node.attributes.pop("noop_with_empty_axes", None)
+    return True
+
+
+def _integer_mean(edit: Editor, node: ir.Node, axes: Array, count: int) -> bool:
+    source = node.inputs[0]
+    if not count or source is None or source.dtype is None:
+        return False
+    keep = {"keepdims": node.attributes.get_int("keepdims", 1)}
+    total = edit.insert(node, "ReduceSum", [source, edit.constant(axes, f"{node.name}/axes")], keep)
+    divisor = np.asarray(count, source.dtype.numpy())
+    edit.become(node, "Div", [total, edit.constant(divisor, f"{node.name}/count")])
     return True
 
 

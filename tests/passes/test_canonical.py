@@ -151,6 +151,19 @@ def test_8_sequences_are_left_alone() -> None:
     assert rewrite(text, canonical.run).ops == ["ReduceMean"]
 
 
+@pytest.mark.parametrize("kind", ["int32", "int64"])
+def test_9_mean_of_integers(kind: str) -> None:
+    """Of either sign: the centred ones have means of both."""
+    text = f"""g ({kind}[2,3,4,5] x, {kind}[3,4,5] m) => ({kind}[2,3] y, {kind}[2,3,1,5] z) {{
+      c = Sub(x, m)
+      y = ReduceMean<axes=[-1,-2], keepdims=0>(c)
+      z = ReduceMean<axes=[2]>(c)
+    }}"""
+    result = rewrite(text, canonical.run)
+    assert result.ops == ["Sub", "ReduceSum", "Div", "ReduceSum", "Div"]
+    assert_equal(result, "moves data only")
+
+
 def test_8_average_pool_over_the_image() -> None:
     text = "g (float[2,3,4,5] x) => (float[2,3,1,1] y) { y = AveragePool<kernel_shape=[4,5]>(x) }"
     result = rewrite(text, canonical.run)
