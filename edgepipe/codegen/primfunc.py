@@ -54,9 +54,10 @@ def llvm_target(target: Target, extra_attributes: tuple[str, ...] = ()) -> Any:
     # on vectors of half that it makes (see tests/lowering/test_llvm.py). Schedules
     # vectorise explicitly instead.
     spec["cl-opt"] = ["-vectorize-loops:bool=false", "-vectorize-slp:bool=false"]
-    if target.kind == "wasm":
+    if target.kind == "wasm" or target.arch == "aarch64":
         # Kernels unroll by themselves where it pays. What LLVM unrolls besides is a quarter of
-        # the download, and V8 runs it no faster.
+        # the download, and V8 runs it no faster; for ARM it then takes the weights of all steps
+        # out of the loop over pixels, into more registers than there are.
         spec["cl-opt"].append("-unroll-threshold-aggressive:uint=0")
     try:
         llvm = tvm.target.Target({"kind": "llvm", "opt-level": 3, **spec})

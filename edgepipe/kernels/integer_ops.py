@@ -14,11 +14,13 @@ from edgepipe.kernels.layout import Blocked
 
 @dataclass(frozen=True)
 class Limits:
-    """Bounds of a float sum. ``bounded`` says that it surely lies within ±2^22 by itself."""
+    """Bounds of a float sum. ``bounded`` says that it surely lies within ±2^22 by itself, ``short``
+    that it rounds to an int16."""
 
     low: float
     high: float
     bounded: bool = False
+    short: bool = False
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -223,25 +223,49 @@ class Emission:
         if self.dot.name == "mlal":
             self.long_steps(acc, at, run, step, count)
             return
-        whole = self.dot.name == "sdot" and count % 4 == 0  # sixteen bytes of every pixel at once
-        words = Registers(self.pixels if whole else 0, 4, "int32")
+        operand = self.operands(at, run, step, count)
         for u in range(count):
-            if whole and u % 4 == 0:
-                for i in range(self.pixels):
-                    data = load(self.source, self.input_offset(at, run, i) + (step + u) * 4, 16)
-                    words[i] = dot.reinterpret("int32x4", data)
-            operands = [
-                self.dot.word(words.lane(i, u % 4))
-                if whole
-                else self.dot.operand(self.source, self.input_offset(at, run, i) + (step + u) * 4)
-                for i in range(self.pixels)
-            ]
+            inputs = [operand(u, i) for i in range(self.pixels)]
             for j in range(self.groups):
                 for p in range(self.dot.parts):
                     w = self.weight(at, run, step, u, j, p)
                     for i in range(self.pixels):
                         r = (i * self.groups + j) * self.dot.parts + p
-                        acc[r] = self.dot.accumulate(acc[r], operands[i], w)
+                        acc[r] = self.dot.accumulate(acc[r], inputs[i], w)
+
+    def operands(self, at: Any, run: Any, step: Any, count: int) -> Callable[[int, int], Any]:
+        """The inputs of steps ``step + u`` of pixels ``i``; where an instruction takes one of the
+        four words of a register, sixteen bytes at once."""
+        places = [self.input_offset(at, run, i) + step * 4 for i in range(self.pixels)]
+        if self.dot.name == "sdot" and count % 4 == 0:
+            words = Registers(self.pixels, 4, "int32")
+
+            def of_pixel(u: int, i: int) -> Any:
+                if u % 4 == 0:
+                    words[i] = self.words(places[i] + u * 4)
+                return self.dot.word(words.lane(i, u % 4))
+
+            return of_pixel
+        stride = self.op.strides[1]
+        length = (self.pixels - 1) * stride + count
+        if self.dot.name == "sdot" and self.g.merged and self.op.x.lanes == 4 <= length:
+            # A word is a pixel of the input, of an image for example, which neighbours share. The
+            # last ones are moved back, not to read past what is theirs.
+            starts = [min(first, length - 4) for first in range(0, length, 4)]
+            words = Registers(len(starts), 4, "int32")
+            for k, first in enumerate(starts):
+                words[k] = self.words(places[0] + first * 4)
+
+            def of_row(u: int, i: int) -> Any:
+                k = (i * stride + u) // 4
+                return self.dot.word(words.lane(k, i * stride + u - starts[k]))
+
+            return of_row
+        return lambda u, i: self.dot.operand(self.source, places[i] + u * 4)
+
+    def words(self, place: Any) -> Any:
+        """Sixteen bytes as int32x4."""
+        return dot.reinterpret("int32x4", load(self.source, place, 16))
 
     def shared_step(self, acc: Registers, at: Any, run: Any) -> None:
         """One step over several short rows of taps; those that are missing weigh zero."""

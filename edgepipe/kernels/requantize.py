@@ -88,7 +88,8 @@ def emit_codes(
     integers = [rounded(p, zero, wide, arch) for s in sums for p in _pieces(s, lanes, wide)]
     words = [p for i in integers for p in _pieces(i, wide, 4)]
     count = len(words)
-    shorts = [_shorts(words[i], words[min(i + 1, count - 1)], arch) for i in range(0, count, 2)]
+    pairs = [(words[i], words[min(i + 1, count - 1)]) for i in range(0, count, 2)]
+    shorts = [_shorts(*pair, arch, limits.short) for pair in pairs]
     # LLVM would do what is common to the parts for each of them in general registers.
     lowest = arch == "aarch64" and y.zero == -128 and not parted
     if arch == "aarch64" and y.zero and not lowest:
@@ -115,8 +116,11 @@ def _pieces(value: Any, lanes: int, width: int) -> list[Any]:
     ]
 
 
-def _shorts(first: Any, second: Any, arch: str) -> Any:
-    """Two int32x4 as int16x8, saturated."""
+def _shorts(first: Any, second: Any, arch: str, fit: bool) -> Any:
+    """Two int32x4 as int16x8, saturated unless they are known to ``fit``."""
+    if fit and arch == "aarch64":  # one instruction for both
+        halves = [reinterpret("int16x8", v) for v in (first, second)]
+        return tirx.Shuffle(halves, list(range(0, 16, 2)))
     if arch in _PACK_SHORTS:
         return intrinsic("int16x8", _PACK_SHORTS[arch], first, second)
     halves = [intrinsic("int16x4", _NARROW_SHORTS[arch], v) for v in (first, second)]

@@ -159,6 +159,18 @@ def blocks(g: Graph) -> None:
     g.finish(g.activated(y))
 
 
+def image(g: Graph) -> None:
+    """A convolution whose neighbours share most of what they read, and fill vectors of channels."""
+    r = g.random
+    kernel, strides = [r.choice([1, 3]), r.choice([2, 3, 5, 7])], [1, r.choice([1, 2, 2, 3])]
+    pads = [r.randrange(k) for k in kernel * 2]
+    c, co = r.choice([3, 4]), r.choice([16, 24, 40])
+    x = g.codes(1, c, kernel[0] + r.randrange(2), kernel[1] + r.randrange(30))
+    weight, scale = g.weights([co, c, *kernel], 0, r.choice(LIMITS))
+    y = g.op("Conv", [x, weight, g.bias(scale * g.scales[x])], pads=pads, strides=strides)
+    g.finish(g.activated(y))
+
+
 def three_rows(g: Graph) -> None:
     """Depthwise, three rows of taps, whole vectors of channels: what dot products do."""
     r = g.random

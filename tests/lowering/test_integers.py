@@ -14,6 +14,7 @@ from edgepipe import importer, passes, pipeline
 from edgepipe.bundle import Bundle
 from edgepipe.context import Context
 from edgepipe.errors import UserError
+from edgepipe.kernels.integer_ops import Limits
 from edgepipe.lowering.integers.geometry import IMAGE, layout
 from edgepipe.lowering.integers.kernels import limits_of
 from edgepipe.lowering.integers.terms import DOMAIN, META, Integer, Term, Weights
@@ -119,6 +120,37 @@ def test_floats_have_no_more_channels_than_codes(
     for value, expected in ((node.outputs[0], floats), (product.outputs[0], sums)):
         value.shape = ir.Shape([1, c, 2, 2])
         assert layout(value, IMAGE, lanes).lanes == expected
+
+
+@pytest.mark.slow
+@pytest.mark.needs_qemu
+def test_images_by_dot_products(tmp_path: Path) -> None:
+    """Neighbouring pixels take their words out of the same registers."""
+    g = integer_graphs.Graph(6)
+    for _ in range(16):
+        integer_graphs.image(g)
+    onnx.save(g.model(), tmp_path / "model.onnx")
+    bundle = compiled(tmp_path / "model.onnx", "raspberry-pi-5", tmp_path)
+    kernels = [k for k in bundle.manifest["kernels"] if k["op_type"] == "Conv"]
+    assert all("dot=sdot" in k["knobs"] for k in kernels)
+    got = bundle.run(g.feeds, "qemu")
+    assert not differences(expected(tmp_path / "model.onnx", g.feeds), got)
+
+
+def test_how_far_sums_reach() -> None:
+    weights = Weights(np.asarray([[100, 1], [20, 1]]), np.ones(2, np.float32), 1)
+    bias = np.asarray([100, 100])
+    term = Term("product", (), np.ones(1), ir.Node("", "MatMul", []), weights, bias=bias)
+
+    def limits(*multipliers: float) -> Limits:
+        of_channels = (np.asarray(multipliers, np.float32),)
+        return limits_of(Integer(term, (), of_channels, -128, 127, 0, ()))
+
+    assert limits(1, 50).short  # the first channel: 255 · 120 + 100
+    assert not limits(1.1, 50).short
+    assert limits(1.1, 50).bounded
+    assert not limits(70, 1).bounded
+    assert not limits(2).short  # one for both
 
 
 @pytest.mark.slow

@@ -196,24 +196,34 @@ def _arithmetic(node: ir.Node, inputs: list[Blocked], y: Blocked) -> IntegerOp |
     return QPoolOp("average", x, y, (x.h, x.w), (1, 1), (0, 0), multiplier, limits)
 
 
-#: Float sums inside this are rounded by adding 1.5 · 2^23; a margin is left for rounding errors.
-_ROUNDABLE = 2.0**21
+#: Float sums inside this are rounded by adding 1.5 · 2^23, and inside this they are an int16; a
+#: margin is left for rounding errors.
+_ROUNDABLE, _SHORT = 2.0**21, 32000.0
 
 
 def limits_of(integer: Integer) -> Limits:
-    """Bounds of the node's sum, and whether its accumulators can leave the roundable range."""
+    """Bounds of the node's sum, and how far its accumulators can take it."""
     term = integer.term
-    largest = 255.0
+    largest = np.full(1, 255.0)
     if term.weights is not None:
-        bias = 0.0 if term.bias is None else np.abs(term.bias.astype(np.float64)).max()
-        largest = 255.0 * term.largest_weights() + bias
+        bias = np.zeros(1) if term.bias is None else term.bias
+        sums = term.weight_sums()
+        largest = 255.0 * sums + _of_channels(bias, sums.size)
     elif term.kind == "multiply":
-        largest = 255.0**2
+        largest = np.full(1, 255.0**2)
     elif term.kind not in ("codes", "resize"):
-        largest = np.inf
-    first, *others = (float(np.abs(m).max(initial=0)) for m in integer.multipliers)
-    reach = largest * first + 255.0 * sum(others)
-    return Limits(integer.low, integer.high, bool(reach < _ROUNDABLE))
+        largest = np.full(1, 1e300)  # unknown, and finite for multipliers of zero
+    first, *others = integer.multipliers
+    reach = float((largest * _of_channels(first, largest.size)).max())
+    reach += 255.0 * sum(float(_of_channels(m, 1)[0]) for m in others)
+    return Limits(integer.low, integer.high, reach < _ROUNDABLE, reach < _SHORT)
+
+
+def _of_channels(values: Array, count: int) -> Array:
+    """Magnitudes (float64) of ``count`` channels; the largest for all where they are not as many,
+    since a transposed convolution's groups share their weights' channels."""
+    magnitudes: Array = np.abs(values.astype(np.float64)).reshape(-1)
+    return magnitudes if magnitudes.size == count else magnitudes.max(initial=0, keepdims=True)
 
 
 def _multiply(

@@ -65,16 +65,17 @@ class Term:
     bias: Array | None = None
     table: Array | None = None
 
-    def largest_weights(self) -> float:
-        """The largest Σ|w| of an output of a product with weights. The axis of their scale is not
-        asked: one scale for all has any."""
+    def weight_sums(self) -> Array:
+        """float64 Σ|w| of every output channel of a product with weights. The axis of their scale
+        is not asked: one scale for all has any."""
         assert self.weights is not None and self.node is not None
         codes = np.abs(self.weights.codes.astype(np.float64))
         if codes.ndim < 2:
-            return float(codes.sum())
+            return np.atleast_1d(codes.sum())
         # Inputs of nodes that were replaced are gone, which ``channel_axis`` would ask of MatMul.
         axis = codes.ndim - 1 if self.node.op_type == "MatMul" else channel_axis(self.node)
-        return float(np.moveaxis(codes, axis, 0).reshape(codes.shape[axis], -1).sum(1).max())
+        sums: Array = codes.sum(tuple(i for i in range(codes.ndim) if i != axis))
+        return sums
 
 
 @dataclass(frozen=True, eq=False)

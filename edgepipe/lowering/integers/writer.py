@@ -102,7 +102,7 @@ def _check_accumulator(term: Term, names: tuple[str, ...]) -> None:
     """Refuse a product whose int32 accumulator could overflow."""
     if term.weights is None:
         return
-    total = term.largest_weights()
+    total = term.weight_sums().max()
     bias = 0 if term.bias is None else np.abs(term.bias.astype(np.float64)).max()
     if total * 255 + bias >= 2**31:
         raise Unsupported(
