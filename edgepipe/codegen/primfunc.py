@@ -23,7 +23,7 @@ from tvm.target.codegen import (
 )
 from tvm.tirx.buffer import buffer_data_pointer_type, is_buffer_var
 
-from edgepipe.codegen import math, parts
+from edgepipe.codegen import lets, math, parts
 from edgepipe.errors import UserError
 from edgepipe.target import Target
 
@@ -202,5 +202,5 @@ def build_module(
         for var, func in module.functions.items():
             symbol = var.name_hint
             raw[symbol], workspaces[symbol] = _raw_pointers(func, symbol, pieces or {})
-        module = tirx.transform.LowerIntrin()(tvm.IRModule(raw))
+        module = lets.flatten(tirx.transform.LowerIntrin()(tvm.IRModule(raw)))
     return tvm.get_global_func("target.build.llvm")(module, llvm), workspaces

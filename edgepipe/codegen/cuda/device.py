@@ -14,7 +14,7 @@ from tvm import tirx
 from tvm.tirx.buffer import buffer_data_pointer_type, is_buffer_var
 from tvm_ffi import structural_map, structural_walk
 
-from edgepipe.codegen import math
+from edgepipe.codegen import lets, math
 from edgepipe.codegen.cuda.functions import with_functions
 from edgepipe.codegen.plan import Launch
 from edgepipe.codegen.primfunc import buffer_bytes, passes
@@ -56,7 +56,7 @@ def build_source(functions: Mapping[str, Any], target: Target) -> Device:
             parts, workspaces[symbol] = _split(function, symbol, device)
             launches[symbol] = [_launch(name, part) for name, part in parts.items()]
             kernels |= parts
-        module = tirx.transform.LowerIntrin()(tvm.IRModule(kernels))
+        module = lets.flatten(tirx.transform.LowerIntrin()(tvm.IRModule(kernels)))
     library = tvm.get_global_func("target.build.cuda")(module, device)
     source = with_functions(str(library.inspect_source("cuda")))
     return Device(source, launches, workspaces)
