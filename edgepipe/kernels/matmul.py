@@ -4,6 +4,9 @@ A register tile of ``rows`` x ``blocks * lanes`` columns accumulates over k. The
 dimension is moved back to overlap its neighbour, so that every access is a whole vector and
 nothing is padded. A constant right operand is packed ``[tile][k][blocks * lanes]``, in any weight
 format.
+
+A single row of few columns has ``parts`` such tiles, which take turns along k and are added up in
+the end: one alone would wait for its own last sum at every step.
 """
 
 from __future__ import annotations
@@ -15,6 +18,7 @@ import numpy as np
 
 from edgepipe.kernels.builder import (
     Registers,
+    float32,
     fma,
     kernel,
     load,
@@ -61,13 +65,17 @@ def default(op: MatmulOp, target: Target) -> Knobs:
         return round(done / (op.m * op.n), 2)
 
     rows, blocks = min(choices, key=lambda c: (waste(c), choices.index(c)))
+    blocks = min(blocks, wide)
+    parts = 1 if op.m > 1 or op.weights.group else 1 << (8 // blocks).bit_length() - 1
+    unroll = 1 if target.kind == "wasm" else 8 if op.weights.kind == "int4" else 4
     arm = target.arch in ("aarch64", "arm")
     return {
         "lanes": lanes,
         "rows": min(rows, op.m),
-        "blocks": min(blocks, wide),
+        "blocks": blocks,
+        "parts": parts,
         # As for convolutions, an unrolled body spills in WebAssembly.
-        "unroll": 1 if target.kind == "wasm" else min(8 if op.weights.kind == "int4" else 4, op.k),
+        "unroll": max(parts, min(unroll, op.k)),
         "by_element": arm and lanes == 4,
         "fused": arm,
         "half": half_conversion(target),
@@ -84,7 +92,8 @@ def settings(op: MatmulOp, target: Target) -> list[Knobs]:
         for rows in range(1, min(op.m, most) + 1)
         for blocks in (1, 2, 3, 4, 6, 8)
         for unroll in unrolls
-        if blocks <= wide and unroll <= op.k and rows * blocks <= most
+        if blocks <= wide and unroll <= op.k and rows * blocks * base["parts"] <= most
+        if unroll % base["parts"] == 0
         if rows * blocks >= most // 3 or rows == op.m
     ]
 
@@ -135,6 +144,7 @@ class _Emission:
     def __init__(self, op: MatmulOp, knobs: Knobs, buffers: Sequence[Any]) -> None:
         self.op, self.knobs = op, knobs
         self.lanes, self.rows, self.blocks = knobs["lanes"], knobs["rows"], knobs["blocks"]
+        self.parts, self.tile = knobs["parts"], self.rows * self.blocks
         self.width = self.lanes * self.blocks
         self.a, *rest, self.y = buffers
         right, rest = rest[: op.weights.arrays], rest[op.weights.arrays :]
@@ -158,7 +168,9 @@ class _Emission:
 
     def register_tile(self, at: tuple[Any, Any, Any, Any]) -> None:
         """Accumulate ``rows`` x ``blocks`` vectors over k, then apply the epilogue."""
-        acc = Registers(self.rows * self.blocks, self.lanes)
+        acc = Registers(self.parts * self.tile, self.lanes)
+        for r in range(self.tile, acc.count):
+            acc[r] = splat(float32(0), self.lanes)
         for j in range(self.blocks):
             start = self.weights.start(self.bias_vector(at[3] + j * self.lanes))
             for i in range(self.rows):
@@ -171,6 +183,8 @@ class _Emission:
                     self.weights.end_group(acc, first + run.group + g)
         else:
             self.steps(acc, at, 0, self.op.k)
+        for r in range(self.tile, acc.count):
+            acc[r % self.tile] = acc[r % self.tile] + acc[r]
         self.finish(acc, at)
 
     def steps(self, acc: Registers, at: tuple[Any, Any, Any, Any], first: Any, count: int) -> None:
@@ -201,7 +215,7 @@ class _Emission:
                     scalar = self.a[self.a_offset(at, i, k + u)]
                 else:
                     scalar = inputs.lane(i, u)
-                r = i * self.blocks + j
+                r = u % self.parts * self.tile + i * self.blocks + j
                 acc[r] = fma(splat(scalar, lanes), vectors[j], acc[r], lanes, self.knobs["fused"])
 
     def a_offset(self, at: tuple[Any, Any, Any, Any], i: int, k: Any) -> Any:
@@ -234,5 +248,11 @@ class _Emission:
 
 
 TEMPLATE = KernelTemplate(
-    name="matmul", matches=matches, default=default, emit=emit, pack=pack, knobs=settings
+    name="matmul",
+    matches=matches,
+    default=default,
+    emit=emit,
+    pack=pack,
+    knobs=settings,
+    version=2,
 )

@@ -275,6 +275,66 @@ def test_matmul(lanes: int, registers: int, knobs: dict[str, object], tmp_path: 
         assert snr_db(expected, out.reshape(expected.shape)) > FLOOR_DB, op
 
 
+@pytest.mark.parametrize(("lanes", "registers"), [(4, 16), (4, 32), (8, 16), (16, 32)])
+def test_dense_layers_of_few_outputs(lanes: int, registers: int, tmp_path: Path) -> None:
+    rng, values = random.Random(lanes + registers), np.random.default_rng(registers)
+    ops, target = [], target_with(lanes, registers)
+    for m in (1, 1, 1, 2, 5, 9):
+        for n in (1, 2, 3, lanes + 1 if m == 1 else lanes - 1):
+            least = (
+                max(2 * lanes, 12) if n == 1 else 160
+            )  # below that, vectors of outputs may be cheaper
+            k = least + rng.choice([0, 1, lanes - 1, 3 * lanes + 5, 150])
+            kinds = tuple(rng.choice(["full", "row"]) for _ in range(rng.choice([0, 1, 2])))
+            steps = (*(Step(rng.choice(["add", "mul"])) for _ in kinds), Step("relu"))
+            ops.append(MatmulOp(rng.choice([1, 3]), m, k, n, True, rng.random() < 0.5,
+                                epilogue=steps, residuals=kinds))  # fmt: skip
+    ops = [op for op in ops if op.batch == 1 or op.n < lanes]
+    kernels = Kernels(ops, target, tmp_path)
+    for i, op in enumerate(ops):
+        assert kernels.templates[i].name == "narrow", op
+        a = values.standard_normal((op.batch, op.m, op.k), dtype=np.float32)
+        b = values.standard_normal((op.k, op.n), dtype=np.float32)
+        bias = values.standard_normal(op.n, dtype=np.float32)
+        sizes = {"full": (op.batch, op.m, op.n), "row": (op.n,)}
+        operands = [values.standard_normal(sizes[r], dtype=np.float32) for r in op.residuals]
+        plain = a.astype(np.float64) @ b.astype(np.float64) + (bias if op.bias else 0)
+        expected = reference.apply(op.epilogue, plain, operands)
+        weights = [b, bias] if op.bias else [b]
+        out = kernels.run(i, [a], weights, operands, op.batch * op.m * op.n)
+        # Elements may cancel, and a result has few: against the size of what is added up.
+        error = np.abs(out.reshape(expected.shape) - expected).max()
+        scale = np.prod([max(1.0, np.abs(r).max()) for r in operands]) * np.sqrt(op.k)
+        assert error < 2e-6 * scale, op
+        wrong = kernels.run(i, [np.roll(a, 1, 2)], weights, operands, op.batch * op.m * op.n)
+        assert np.abs(wrong.reshape(expected.shape) - expected).max() > 2e-6 * scale or not (
+            expected.any()  # what ReLU leaves nothing of
+        )
+
+
+@pytest.mark.parametrize(("lanes", "registers"), [(4, 16), (8, 16), (16, 32)])
+def test_sums_of_one_row_are_several_short_ones(lanes: int, registers: int, tmp_path: Path) -> None:
+    """Rounding grows with the terms of a sum: p sums of k / p terms have √p less of it than one.
+
+    The control is what one sum in turn is away from float64."""
+    k = 2431
+    ops = [MatmulOp(1, 1, k, n, True) for n in (1, lanes - 1, registers)]
+    kernels = Kernels(ops, target_with(lanes, registers), tmp_path)
+    assert [t.name for t in kernels.templates] == ["narrow", "narrow", "matmul"]
+    values = np.random.default_rng(lanes)
+    for i, op in enumerate(ops):
+        parts = kernels.knobs[i]["parts"] * (lanes if kernels.templates[i].name == "narrow" else 1)
+        found, alone = [], []
+        for _ in range(1 + 500 // op.n):
+            a = values.standard_normal((1, k), dtype=np.float32)
+            b = values.standard_normal((k, op.n), dtype=np.float32)
+            exact = (a.astype(np.float64) @ b.astype(np.float64))[0]
+            found.append(kernels.run(i, [a], [b], [], op.n) - exact)
+            alone.append((a.T * b).cumsum(0, dtype=np.float32)[-1] - exact)
+        ratio = np.sqrt(np.mean(np.square(found)) / np.mean(np.square(alone)))
+        assert ratio < 1.5 / np.sqrt(parts), (op, parts)
+
+
 @pytest.mark.parametrize("lanes", [4, 8, 16])
 def test_softmax_and_layer_normalisation(lanes: int, tmp_path: Path) -> None:
     rng, values = random.Random(lanes), np.random.default_rng(lanes)
@@ -327,6 +387,7 @@ def test_every_template_is_reached_by_these_tests() -> None:
         "map",
         "relayout",
         "matmul",
+        "narrow",
         "rows",
         *test_integer_templates.TEMPLATES,
         *test_sparse_templates.TEMPLATES,
