@@ -105,6 +105,7 @@ def test_a_long_epilogue_computes_what_it_says(tmp_path: Path) -> None:
     assert snr_db(expected, np.roll(got, 1)) < 20  # positive control
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["Sigmoid", "Sum"])
 def test_forty_elementwise_operators_in_a_row(kind: str, tmp_path: Path) -> None:
     """Both compiled to one kernel, the first by TVM's own rules."""

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from edgepipe import bilinear
-from edgepipe.kernels import qsparse, qsparse_gemv
+from edgepipe.kernels import dot, qconv, qsparse, qsparse_gemv
 from edgepipe.kernels.integer_ops import (
     DequantizeOp,
     Limits,
@@ -252,6 +252,22 @@ def test_one_pixel_over_blocks(target: Target, limit: int, tmp_path: Path) -> No
     for index, (op, w) in enumerate(zip(ops, weights, strict=True)):
         assert kernels.templates[index].name == "q_sparse_gemv"
         check_convolution(kernels, index, op, w, rng)
+
+
+@pytest.mark.parametrize("target", [HOST, PAIRS], ids=["host", "pairs"])
+def test_codes_that_do_not_fill_a_vector_are_refused(target: Target) -> None:
+    """A kernel would read or write a neighbour's: outputs and what is added to them alike."""
+    lanes = dot.choose(target, 127, 64).lanes
+
+    def reason(outputs: int, added: int) -> str | None:
+        y = Blocked(1, 64, 4, 4, outputs, dtype="uint8", zero=3)
+        residual = Residual(Blocked(1, 64, 4, 4, added, dtype="uint8", zero=9), 0.5)
+        op = QConvOp(codes(1, 16, 4, 4, 3), y, (1, 1), Limits(-3, 252), residuals=(residual,))
+        return qconv.TEMPLATE.matches(op, target)
+
+    assert reason(64, 64) is None and reason(64, lanes) is None
+    short = f"the channels of what is added do not fill a vector of {lanes}"
+    assert reason(64, lanes // 2) == short
 
 
 @pytest.mark.parametrize("target", [HOST, PAIRS], ids=["host", "pairs"])

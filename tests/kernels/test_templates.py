@@ -275,6 +275,7 @@ def test_matmul(lanes: int, registers: int, knobs: dict[str, object], tmp_path: 
         assert snr_db(expected, out.reshape(expected.shape)) > FLOOR_DB, op
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("lanes", "registers"), [(4, 16), (4, 32), (8, 16), (16, 32)])
 def test_dense_layers_of_few_outputs(lanes: int, registers: int, tmp_path: Path) -> None:
     rng, values = random.Random(lanes + registers), np.random.default_rng(registers)
@@ -312,6 +313,7 @@ def test_dense_layers_of_few_outputs(lanes: int, registers: int, tmp_path: Path)
         )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("lanes", "registers"), [(4, 16), (8, 16), (16, 32)])
 def test_sums_of_one_row_are_several_short_ones(lanes: int, registers: int, tmp_path: Path) -> None:
     """Rounding grows with the terms of a sum: p sums of k / p terms have √p less of it than one.
@@ -322,17 +324,16 @@ def test_sums_of_one_row_are_several_short_ones(lanes: int, registers: int, tmp_
     kernels = Kernels(ops, target_with(lanes, registers), tmp_path)
     assert [t.name for t in kernels.templates] == ["narrow", "narrow", "matmul"]
     values = np.random.default_rng(lanes)
-    for i, op in enumerate(ops):
-        parts = kernels.knobs[i]["parts"] * (lanes if kernels.templates[i].name == "narrow" else 1)
+    for i, (op, parts) in enumerate(zip(ops, (4 * lanes, lanes, 2), strict=True)):
         found, alone = [], []
-        for _ in range(1 + 500 // op.n):
+        for _ in range(1 + 200 // op.n):
             a = values.standard_normal((1, k), dtype=np.float32)
             b = values.standard_normal((k, op.n), dtype=np.float32)
             exact = (a.astype(np.float64) @ b.astype(np.float64))[0]
             found.append(kernels.run(i, [a], [b], [], op.n) - exact)
             alone.append((a.T * b).cumsum(0, dtype=np.float32)[-1] - exact)
         ratio = np.sqrt(np.mean(np.square(found)) / np.mean(np.square(alone)))
-        assert ratio < 1.5 / np.sqrt(parts), (op, parts)
+        assert ratio < 1.3 / np.sqrt(parts), (op, parts)
 
 
 @pytest.mark.parametrize("lanes", [4, 8, 16])
