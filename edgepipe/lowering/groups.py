@@ -58,6 +58,10 @@ def is_float(value: ir.Value) -> bool:
     return value.dtype == ir.DataType.FLOAT
 
 
+#: Operators of whose inputs only the shape counts.
+_OF_SHAPES = frozenset({"EyeLike", "Shape", "Size"})
+
+
 def find(graph: ir.Graph, context: Context) -> list[Group]:
     """Return the groups of ``graph`` in the order of their last nodes."""
     finder = _Finder(graph, context)
@@ -74,6 +78,8 @@ class _Finder:
         self.gates = _self_gates(graph)
         self.gating = set(self.gates.values())
         self.order = {node: i for i, node in enumerate(graph)}
+        #: Values that depend on constants and static shapes alone: TVM computes them as it lowers.
+        self.known: set[ir.Value] = set()
 
     def groups(self) -> list[Group]:
         return sorted(self.by_output.values(), key=lambda g: self.order[g.nodes[-1]])
@@ -82,6 +88,9 @@ class _Finder:
         return value in self.by_output and self.by_output[value].blocked
 
     def visit(self, node: ir.Node) -> None:
+        if self._is_known(node):
+            self.known.update(node.outputs)
+            return
         if kernels.handles(node):
             self._integer(node)
             return
@@ -98,6 +107,12 @@ class _Finder:
                 return
             if reason:
                 self.context.note(STAGE, node.name, f"{node.op_type} is not a {kind}: {reason}")
+
+    def _is_known(self, node: ir.Node) -> bool:
+        if node.domain in ("", "ai.onnx") and node.op_type in _OF_SHAPES:
+            return True
+        inputs = [v for v in node.inputs if v is not None]
+        return bool(inputs) and all(v in self.known or constant(v) is not None for v in inputs)
 
     def _start(self, kind: str, node: ir.Node) -> None:
         inputs = [v for v in node.inputs if v is not None and constant(v) is None]

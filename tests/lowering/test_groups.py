@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 
 import numpy as np
 import onnx_ir as ir
 import pytest
+from onnx.reference import ReferenceEvaluator
 
 from edgepipe import passes
 from edgepipe.context import Context
@@ -15,6 +17,7 @@ from edgepipe.kernels.ops import ConcatOp, ConvOp, MapOp, MatmulOp, RelayoutOp
 from edgepipe.lowering import groups, layouts, sparsity
 from edgepipe.recipe import Recipe
 from edgepipe.target import Target
+from tests.lowering.running import run_model
 
 
 @pytest.fixture
@@ -144,6 +147,25 @@ def test_a_transposed_convolution_of_biases_alone_is_left_to_tvm(context: Contex
         "ConvTranspose"
     ]
     assert any("no output sees an input" in n.text for n in context.notes)
+
+
+def test_what_depends_on_shapes_alone_is_computed_while_compiling(context: Context) -> None:
+    """A kernel takes flat buffers: TVM's folding of constants could not call it."""
+    model = network(
+        """c = EyeLike <k = -1> (x)
+           n = LayerNormalization <axis = -1> (c, s, b)
+           m = Softmax <axis = -1> (n)
+           y = Add(x, m)
+           z = Softmax <axis = -1> (y)""",
+        "float[5,7] x", "float[5,7] y, float[5,7] z", s=(7,), b=(7,),
+    )  # fmt: skip
+    nodes = lowered(copy.deepcopy(model), context)
+    assert [n.op_type for n in nodes if n.domain == "edgepipe"] == ["Softmax"]  # that of y
+    x = np.random.default_rng(3).standard_normal((5, 7)).astype(np.float32)
+    found = run_model(ir.to_proto(model), {"x": x})
+    expected = ReferenceEvaluator(ir.to_proto(model)).run(["y", "z"], {"x": x})
+    for got, wanted in zip(found, expected, strict=True):
+        np.testing.assert_allclose(got, wanted, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("read", ["i", "j"])
