@@ -94,7 +94,7 @@ def emit(op: MatmulOp, knobs: Knobs) -> Any:
     sizes = {"full": _rows(op) * op.n, "row": op.n}
     arguments += [(f"r{i}", sizes[kind], "float32") for i, kind in enumerate(op.residuals)]
     arguments.append(("y", _rows(op) * op.n, "float32"))
-    return kernel("narrow", arguments, lambda *buffers: _run(op, knobs, buffers))
+    return kernel("narrow_dense", arguments, lambda *buffers: _run(op, knobs, buffers))
 
 
 def _run(op: MatmulOp, knobs: Knobs, buffers: Sequence[Any]) -> None:

@@ -78,7 +78,8 @@ class _Finder:
         self.gates = _self_gates(graph)
         self.gating = set(self.gates.values())
         self.order = {node: i for i, node in enumerate(graph)}
-        #: Values that depend on constants and static shapes alone: TVM computes them as it lowers.
+        #: Values that depend on constants and static shapes alone: TVM computes them as it lowers,
+        #: which it cannot for a kernel of ours, over flat buffers.
         self.known: set[ir.Value] = set()
 
     def groups(self) -> list[Group]:

@@ -282,9 +282,8 @@ def test_dense_layers_of_few_outputs(lanes: int, registers: int, tmp_path: Path)
     ops, target = [], target_with(lanes, registers)
     for m in (1, 1, 1, 2, 5, 9):
         for n in (1, 2, 3, lanes + 1 if m == 1 else lanes - 1):
-            least = (
-                max(2 * lanes, 12) if n == 1 else 160
-            )  # below that, vectors of outputs may be cheaper
+            # Of less, vectors of outputs may take fewer multiply-adds.
+            least = max(2 * lanes, 12) if n == 1 else 160
             k = least + rng.choice([0, 1, lanes - 1, 3 * lanes + 5, 150])
             kinds = tuple(rng.choice(["full", "row"]) for _ in range(rng.choice([0, 1, 2])))
             steps = (*(Step(rng.choice(["add", "mul"])) for _ in kinds), Step("relu"))
