@@ -148,6 +148,24 @@ def test_an_interrupt_is_told_once(
     assert end(tmp_path, process) == (2, f"error: {INTERRUPTED}\n")
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupt_is_told_once_by_a_process_slow_to_end(
+    tmp_path: Path, number: signal.Signals
+) -> None:
+    work = "atexit.register(deaf) and time.sleep(60)"
+    process = start(tmp_path, work, before="import atexit\n")
+    process.send_signal(number)
+    assert end(tmp_path, process) == (2, f"error: {INTERRUPTED}\n")
+
+
+def test_the_limit_of_processor_time(tmp_path: Path) -> None:
+    before = "import resource\ndef spin():\n    while True: pass\n"
+    work = "resource.setrlimit(resource.RLIMIT_CPU, (1, 10)) or spin()"
+    assert end(tmp_path, start(tmp_path, work, before=before)) == (
+        2, "error: the limit of CPU time (ulimit -t) is reached; nothing was written\n"
+    )  # fmt: skip
+
+
 def test_work_that_the_system_killed(tmp_path: Path) -> None:
     process = start(tmp_path, "time.sleep(60)")
     os.kill(worker(tmp_path), signal.SIGKILL)

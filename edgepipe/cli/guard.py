@@ -104,7 +104,8 @@ def guarded(work: Callable[[], int], *, debug: bool) -> int:
             code, line = explain(error, interrupted=interrupt.came)
             if interrupt.came is not None and not debug:
                 _forget(error)
-            print(f"error: {line}", file=sys.stderr)
+            print(f"error: {line}", file=sys.stderr, flush=True)
+            limits.explained(code)
             return code
 
 

@@ -8,10 +8,12 @@ watches; a command that meets a limit, or its end, is one line and an exit code 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import ctypes
 import math
 import os
 import signal
+import socket
 import sys
 import time
 from collections.abc import Callable
@@ -33,8 +35,9 @@ _RESERVE_BYTES = 128 << 20
 _CGROUP = Path("/sys/fs/cgroup")
 _SET_DEATH_SIGNAL = 1  # PR_SET_PDEATHSIG of prctl(2)
 
-#: In the process that works: where the reason of LIMIT is read from.
-_reasons: int | None = None
+#: In the process that works: to the one that watches. What it says is the reason of LIMIT; what it
+#: is told is the exit code of an end that has been explained.
+_watcher: socket.socket | None = None
 
 
 @dataclass(frozen=True)
@@ -80,27 +83,43 @@ def supervised(work: Callable[[], int], limits: Limits) -> int:
         if limits != Limits():
             raise UserError("limits need Linux or macOS", where="--max-memory-gb, --max-minutes")
         return work()
-    reader, writer = os.pipe()
+    here, there = socket.socketpair()
+    here.setblocking(False)
+    there.setblocking(False)
     watching = os.getpid()
     sys.stdout.flush()
     sys.stderr.flush()
     if (pid := os.fork()) == 0:
-        global _reasons  # noqa: PLW0603 (one per process)
-        _reasons = reader
-        os.close(writer)
+        global _watcher  # noqa: PLW0603 (one per process)
+        _watcher = there
+        here.close()
         _end_with(watching)
         return work()
-    os.close(reader)
-    try:
-        return _watch(pid, limits, writer)
-    finally:
-        os.close(writer)
+    there.close()
+    with here:
+        return _watch(pid, limits, here)
 
 
 def reason() -> str:
     """Why LIMIT came, one line."""
-    told = os.read(_reasons, 1000).decode() if _reasons is not None else ""
+    told = _received(_watcher).decode() if _watcher is not None else ""
     return told or "the limit of CPU time (ulimit -t) is reached; nothing was written"
+
+
+def explained(code: int) -> None:
+    """Tell who watches that the line of an end with exit ``code`` is on stderr, however long the
+    process then takes to be gone."""
+    if _watcher is not None:
+        with contextlib.suppress(OSError):
+            _watcher.send(bytes([code]))
+
+
+def _received(channel: socket.socket) -> bytes:
+    """What there is to read, without waiting for it."""
+    try:
+        return channel.recv(1000)
+    except OSError:
+        return b""
 
 
 def _end_with(parent: int) -> None:
@@ -111,7 +130,7 @@ def _end_with(parent: int) -> None:
             os.kill(os.getpid(), signal.SIGKILL)
 
 
-def _watch(pid: int, limits: Limits, writer: int) -> int:
+def _watch(pid: int, limits: Limits, worker: socket.socket) -> int:
     """The exit code of process ``pid``, which is told to end when it is at a limit."""
     process = psutil.Process(pid)
     end = time.monotonic() + 60 * limits.minutes if limits.minutes else math.inf
@@ -124,15 +143,17 @@ def _watch(pid: int, limits: Limits, writer: int) -> int:
                 held = _held(process)
             told = _beyond(limits, held, end)
             if told is not None:
-                os.write(writer, told.encode())
-                return _finish(process, LIMIT or signal.SIGTERM, told)
+                worker.send(told.encode())
+                return _finish(process, worker, LIMIT or signal.SIGTERM, told)
     except KeyboardInterrupt:
-        return _finish(process, signal.SIGTERM, INTERRUPTED)
+        return _finish(process, worker, signal.SIGTERM, INTERRUPTED)
 
 
-def _finish(process: psutil.Process, number: signal.Signals, told: str) -> int:
-    """Ask ``process`` to end, which it tells itself; kill it with all that it started where it
-    does not. Raises UserError with ``told`` then."""
+def _finish(
+    process: psutil.Process, worker: socket.socket, number: signal.Signals, told: str
+) -> int:
+    """Ask ``process`` to end, which it explains itself; kill it with all that it started where it
+    does not end. Raises UserError with ``told`` where it has not explained it."""
     try:
         started = process.children(recursive=True)
         process.send_signal(number)
@@ -148,6 +169,8 @@ def _finish(process: psutil.Process, number: signal.Signals, told: str) -> int:
             one.kill()
         except psutil.NoSuchProcess:
             continue
+    if code := _received(worker):
+        return code[0]
     raise UserError(told)
 
 
