@@ -25,8 +25,8 @@ if TYPE_CHECKING:
 class OpProfile:
     """One kernel call. ``us`` is its time in whole inferences, ``warm_us`` repeated in place.
 
-    ``macs`` are those executed, zeros that a sparse kernel skips left out. ``bytes`` counts every
-    tensor it reads or writes once. ``peak_per_s`` (two operations per multiply-accumulate) and
+    ``macs`` are those executed: what a sparse kernel skips or Winograd saves is left out. ``bytes``
+    counts every tensor it reads or writes once. ``peak_per_s`` (two operations per product) and
     ``copy_per_s`` (bytes read and written, in blocks as large as the operator's tensors) are what
     the core reached in the same run; None where that was not measured.
     """
@@ -177,10 +177,11 @@ def _op(
 
 
 def executed_macs(kernel: Mapping[str, Any]) -> int:
-    """Multiply-accumulates without those with zero weights that a sparse kernel leaves out."""
-    sparsity = kernel.get("sparsity")
+    """Multiply-accumulates without those with zero weights that a sparse kernel leaves out, or that
+    Winograd's transforms save."""
+    sparsity, macs = kernel.get("sparsity"), int(kernel["macs"])
     skipped = sparsity["zeros"] if sparsity and sparsity["form"] != "dense" else 0.0
-    return round(int(kernel["macs"]) * (1 - skipped))
+    return min(round(macs * (1 - skipped)), int(kernel.get("executed_macs", 0)) or macs)
 
 
 def _percent(share: float | None) -> str:

@@ -166,6 +166,12 @@ def test_the_limit_of_processor_time(tmp_path: Path) -> None:
     )  # fmt: skip
 
 
+def test_a_limit_that_is_met_as_the_work_ends(tmp_path: Path) -> None:
+    """There is nobody left to tell: the work has ended as it ended."""
+    late = "limits._beyond = lambda *_: time.sleep(1) or 'too late'"
+    assert end(tmp_path, start(tmp_path, "time.sleep(0.3) or 3", "1, 1", late)) == (3, "")
+
+
 def test_work_that_the_system_killed(tmp_path: Path) -> None:
     process = start(tmp_path, "time.sleep(60)")
     os.kill(worker(tmp_path), signal.SIGKILL)

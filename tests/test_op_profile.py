@@ -75,6 +75,8 @@ def test_multiplications_that_a_sparse_kernel_leaves_out_do_not_count() -> None:
     assert executed_macs(kernel) == 250
     assert executed_macs({**kernel, "sparsity": {"zeros": 0.75, "form": "dense"}}) == 1000
     assert executed_macs({"macs": 1000, "sparsity": None}) == 1000
+    assert executed_macs({"macs": 1000, "executed_macs": 444}) == 444
+    assert executed_macs({"macs": 1000, "executed_macs": 1200}) == 1000
 
 
 def test_emulators_and_strange_manifests_are_refused(

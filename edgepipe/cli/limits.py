@@ -110,8 +110,13 @@ def explained(code: int) -> None:
     """Tell who watches that the line of an end with exit ``code`` is on stderr, however long the
     process then takes to be gone."""
     if _watcher is not None:
-        with contextlib.suppress(OSError):
-            _watcher.send(bytes([code]))
+        _send(_watcher, bytes([code]))
+
+
+def _send(channel: socket.socket, told: bytes) -> None:
+    """Tell the other side, which may have ended in this moment: then there is nothing to tell."""
+    with contextlib.suppress(OSError):
+        channel.send(told)
 
 
 def _received(channel: socket.socket) -> bytes:
@@ -143,7 +148,7 @@ def _watch(pid: int, limits: Limits, worker: socket.socket) -> int:
                 held = _held(process)
             told = _beyond(limits, held, end)
             if told is not None:
-                worker.send(told.encode())
+                _send(worker, told.encode())
                 return _finish(process, worker, LIMIT or signal.SIGTERM, told)
     except KeyboardInterrupt:
         return _finish(process, worker, signal.SIGTERM, INTERRUPTED)

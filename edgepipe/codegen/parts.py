@@ -4,15 +4,17 @@ A kernel marks loops whose iterations do not depend on one another (``kernels.bu
 Marked loops directly inside one another are one space of ``pieces``; part p of P runs its pieces
 ⌊pieces·p/P⌋ up to ⌊pieces·(p+1)/P⌋, in order. Every piece is computed by the same instructions
 whatever P is, so results have the same bits. What stands outside of marked loops is done by part 0,
-but registers are filled by all.
+but registers and workspaces, of which every part has its own, are filled by all.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from tvm import tirx
+from tvm_ffi import structural_walk
 
 from edgepipe.kernels.builder import MARK
 
@@ -29,15 +31,15 @@ class Sliced:
     pieces: int
 
 
-def slice_body(statements: list[Any]) -> Sliced | None:
+def slice_body(statements: list[Any], workspaces: Sequence[Any] = ()) -> Sliced | None:
     """The flat ``statements`` of a kernel for one part of several, or None where no loop of more
-    than one iteration is marked."""
+    than one iteration is marked. ``workspaces`` are buffers that every part has of its own."""
     pieces = max((_pieces(s) for s in statements), default=1)
     if pieces == 1:
         return None
     part, parts = tirx.Var("part", "int32"), tirx.Var("parts", "int32")
     body: list[Any] = []
-    private = [s.buffer for s in statements if isinstance(s, tirx.AllocBuffer)]
+    private = [*workspaces, *(s.buffer for s in statements if isinstance(s, tirx.AllocBuffer))]
     for statement in statements:
         own = _pieces(statement)
         if own > 1:
@@ -45,17 +47,23 @@ def slice_body(statements: list[Any]) -> Sliced | None:
             bounds = [tirx.truncdiv(own * p, parts) for p in (part, part + 1)]
             body += [tirx.Bind(v, b) for v, b in zip((low, high), bounds, strict=True)]
             body.append(_cut(statement, _int(0), low, high))
-        elif isinstance(statement, _DECLARING) or _stores_to(private, statement):
+        elif isinstance(statement, _DECLARING) or _fills(private, statement):
             body.append(statement)
         else:
             body.append(tirx.IfThenElse(part == _int(0), statement, None))
     return Sliced(body, (part, parts), pieces)
 
 
-def _stores_to(buffers: list[Any], statement: Any) -> bool:
-    """Whether it is a store to one of ``buffers``: registers, which every part has of its own."""
-    store = isinstance(statement, tirx.BufferStore)
-    return store and any(statement.buffer.same_as(b) for b in buffers)
+def _fills(buffers: list[Any], statement: Any) -> bool:
+    """Whether it stores, and to none but ``buffers`` and those that it allocates itself."""
+    stored: list[Any] = []
+    own = list(buffers)
+    structural_walk(
+        statement,
+        (tirx.BufferStore, lambda store: stored.append(store.buffer)),
+        (tirx.AllocBuffer, lambda held: own.append(held.buffer)),
+    )
+    return bool(stored) and all(any(s.same_as(b) for b in own) for s in stored)
 
 
 def _int(value: int) -> Any:

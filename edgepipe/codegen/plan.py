@@ -77,12 +77,13 @@ class SparseAudit:
 class KernelAudit:
     """What really executes for one op: kernel, arithmetic, accumulator, work.
 
-    ``macs`` counts zeros too, ``executed_macs`` also what fills the tiles of a GPU's kernel (0
-    where that is not known). ``weight_bytes`` and ``activation_bytes`` are the sizes of all
-    tensors that the call reads or writes, each once. ``sparsity`` of an op whose weights have many
-    zeros: see docs/sparsity.md. ``pieces`` as in ``Call``. ``tuned`` names where the tuning record
-    is from that gave ``knobs``; empty where the template's default rule did.
-    ``estimated_instructions``: of a convolution in integers, and of the same one in float32.
+    ``macs`` counts zeros too, ``executed_macs`` the products of a kernel that does fewer (Winograd)
+    or, to fill the tiles of a GPU's, more (0 where that is not known). ``weight_bytes`` and
+    ``activation_bytes`` are the sizes of all tensors that the call reads or writes, each once.
+    ``sparsity`` of an op whose weights have many zeros: see docs/sparsity.md. ``pieces`` as in
+    ``Call``. ``tuned`` names where the tuning record is from that gave ``knobs``; empty where
+    the template's default rule did. ``estimated_instructions``: of a convolution in integers,
+    and of the same one in float32.
     """
 
     op: str

@@ -138,6 +138,7 @@ def _raw_pointers(func: Any, symbol: str, pieces: dict[str, int]) -> tuple[Any, 
     params: list[Any] = []
     declarations: list[Any] = []
     workspaces: list[int] = []
+    held: list[Any] = []
 
     def pointer(buffer: Any, name: str) -> Any:
         var = tirx.Var(name, buffer_data_pointer_type(buffer))
@@ -150,10 +151,11 @@ def _raw_pointers(func: Any, symbol: str, pieces: dict[str, int]) -> tuple[Any, 
     for stmt in body:
         if isinstance(stmt, tirx.AllocBuffer) and buffer_bytes(stmt.buffer) > STACK_BYTES:
             workspaces.append(buffer_bytes(stmt.buffer))
+            held.append(stmt.buffer)
             params.append(pointer(stmt.buffer, f"w{len(workspaces)}"))
         else:
             rest.append(stmt)
-    if symbol in pieces and (sliced := parts.slice_body(rest)):
+    if symbol in pieces and (sliced := parts.slice_body(rest, held)):
         rest, pieces[symbol] = sliced.body, sliced.pieces
         params += sliced.params
     attrs = dict(func.attrs.items()) if func.attrs else {}

@@ -11,7 +11,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from edgepipe.kernels import conv, sparse_gemv, sparse_rows, sparse_shared
+from edgepipe.kernels import conv, sparse_gemv, sparse_rows, sparse_shared, winograd
 from edgepipe.kernels.layout import Blocked
 from edgepipe.kernels.ops import ConvOp, MatmulOp
 from edgepipe.kernels.sparse import GATHERED, Sparse
@@ -55,6 +55,8 @@ def _of_one_pixel(op: ConvOp, stored: int) -> float:
 
 def dense(op: ConvOp, target: Target) -> int:
     """The dense kernel, whatever ``op.sparse`` says."""
+    if winograd.matches(replace(op, sparse=None), target) is None:
+        return int(winograd.instructions(op, target, _products(target), _broadcasts(target)))
     knobs = conv.default(op, target)
     pixels, blocks = knobs["pixels"], knobs["blocks"]
     columns, rows = (op.y.h * op.y.w, 1) if knobs["flat"] else (op.y.w, op.y.h)

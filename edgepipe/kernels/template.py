@@ -46,7 +46,7 @@ class KernelTemplate:
     #: Knobs of the kernel in a variant of the bundle's code, None for the same kernel. It reads
     #: the same weights and takes the same arguments.
     variant: Callable[[Any, Knobs, str], Knobs | None] = lambda op, knobs, name: None
-    #: Multiply-accumulates of a kernel, what fills its tiles included; 0 where that is not known.
+    #: Multiply-accumulates that a kernel does, what fills its tiles included; 0: not known.
     executed: Callable[[Any, Knobs], int] = lambda op, knobs: 0
     rank: int = 0
     version: int = 1

@@ -84,21 +84,25 @@ def choose_knobs(
 ) -> tuple[Knobs, str]:
     """The knobs of a record for this operator, and whose it is; else those of the default rule.
 
-    A record of another version of the template, or with a setting that it does not offer, is stale.
+    A record of another version of the template, or with a setting that it does not offer, is
+    stale. Knobs that came after it are as the default rule has them, and as they were when it was
+    made: a knob that means another kernel by default raises the version.
     """
     record = context.records.find(template.name, op, context.target)
+    default = template.default(op, context.target)
     if record is None:
-        return template.default(op, context.target), ""
+        return default, ""
     origin = context.records.origin[record.key]
     if record.version == template.version:
+        wanted = {**plain(default), **record.knobs}
         for knobs in template.settings(op, context.target):
-            if plain(knobs) == record.knobs:
+            if plain(knobs) == wanted:
                 return knobs, origin
         why = "its setting is not among those on offer"
     else:
         why = f"made for version {record.version} of {template.name}, this is {template.version}"
     context.note(STAGE, name, f"stale tuning record of {origin} left out: {why}")
-    return template.default(op, context.target), ""
+    return default, ""
 
 
 def plain(knobs: Knobs) -> Knobs:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
 import random
+import re
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from edgepipe.kernels import winograd
 from edgepipe.kernels.epilogue import Step
 from edgepipe.kernels.layout import Blocked
 from edgepipe.kernels.ops import (
@@ -25,6 +28,7 @@ from edgepipe.kernels.ops import (
     SoftmaxOp,
     UpsampleOp,
 )
+from edgepipe.kernels.template import select
 from tests.kernels import reference, test_integer_templates, test_sparse_templates
 from tests.kernels.harness import FLOOR_DB, Kernels, snr_db, target_with
 
@@ -127,6 +131,60 @@ def test_convolution(
         w = (values.standard_normal(shape) * scale).astype(np.float32)
         b = values.standard_normal(op.y.c).astype(np.float32)
         check(op, kernels, i, reference.conv(x, w, b, op), [op.x.pack(x)], [w, b], values)
+
+
+def winograd_op(rng: random.Random, lanes: int) -> ConvOp:
+    """Channels that do not fill their last block, more border than is needed."""
+    c, co = rng.choice([32, 37, 48]), rng.choice([32, 40, 65])
+    h, w = rng.choice([(14, 14), (10, 22), (2, 98), (50, 4), (16, 18)])
+    offset = (rng.choice([0, 1, 2]), rng.choice([0, 1, 2]))
+    held = [max(2, s + 2 - o - rng.choice([0, 1])) for s, o in zip((h, w), offset, strict=True)]
+    pads = (offset[0], offset[1], h + 2 - offset[0] - held[0], w + 2 - offset[1] - held[1] + 1)
+    x = Blocked(rng.choice([1, 2]), c, *held, lanes, pads)
+    y = Blocked(x.n, co, h, w, lanes, rng.choice([(0, 0, 0, 0), (1, 2, 0, 1)]))
+    return ConvOp(x, y, (3, 3), (1, 1), (1, 1), offset, 1, *random_epilogue(rng, y))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("strips", [{}, {"rows": 3}], ids=["whole", "strips"])
+@pytest.mark.parametrize(("lanes", "registers", "knobs"), VECTORS)
+def test_winograd(
+    lanes: int, registers: int, knobs: dict[str, object], strips: dict[str, int], tmp_path: Path
+) -> None:
+    rng, values = random.Random(f"w{lanes}{registers}"), np.random.default_rng(8)
+    target = target_with(lanes, registers)
+    knobs = strips | {k: v for k, v in knobs.items() if k in ("channel_loop", "by_element")}
+    ops = [winograd_op(rng, lanes) for _ in range(8)]
+    assert all(select(op, target)[0] is winograd.TEMPLATE for op in ops)
+    kernels = Kernels(ops, target, tmp_path, **knobs)
+    for i, op in enumerate(ops):
+        x = data(values, op.x)
+        shape = (op.y.c, op.x.c, 3, 3)
+        w = (values.standard_normal(shape) * np.sqrt(2 / (9 * op.x.c))).astype(np.float32)
+        b = values.standard_normal(op.y.c).astype(np.float32)
+        check(op, kernels, i, reference.conv(x, w, b, op), [op.x.pack(x)], [w, b], values)
+
+
+@pytest.mark.parametrize(
+    "changes, why",
+    [
+        ({"strides": (2, 2)}, "it has strides"),
+        ({"x": Blocked(1, 64, 14, 14, 1, (1, 1, 1, 1))}, "not in blocks|is not in blocks"),
+        ({"y": Blocked(1, 64, 13, 14, 8)}, "an odd side"),
+        ({"y": Blocked(1, 31, 14, 14, 8)}, "fewer than 32 channels"),
+        ({"y": Blocked(1, 64, 14, 12, 8)}, "or 49 tiles"),
+        ({"groups": 2}, ""),
+    ],
+)
+def test_what_winograd_leaves_to_others(changes: dict[str, object], why: str) -> None:
+    op = ConvOp(Blocked(1, 64, 14, 14, 8, (1, 1, 1, 1)), Blocked(1, 64, 14, 14, 8), (3, 3),
+                offset=(1, 1))  # fmt: skip
+    target = target_with(8, 16)
+    assert select(op, target)[0] is winograd.TEMPLATE
+    template, reasons = select(dataclasses.replace(op, **changes), target)  # type: ignore[arg-type]
+    assert template is not None and template.name == "conv"
+    told = next((r for r in reasons if r.startswith("winograd")), "")
+    assert re.search(why, told) and bool(why) == bool(told)
 
 
 @pytest.mark.slow
@@ -380,6 +438,7 @@ def test_every_template_is_reached_by_these_tests() -> None:
     covered = {
         "conv",
         "conv_transpose",
+        "winograd",
         "depthwise",
         "resize",
         "pool",

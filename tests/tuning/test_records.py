@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from edgepipe import records
-from edgepipe.context import Context
+from edgepipe import pipeline, records
+from edgepipe.context import Context, Note
 from edgepipe.errors import UserError
 from edgepipe.kernels.epilogue import Step
 from edgepipe.kernels.integer_ops import Limits, QConvOp, Residual
@@ -117,11 +117,22 @@ def test_knobs_of_a_record_are_used(tmp_path: Path) -> None:
     assert choose_knobs(named, OP, context(path))[1] == ""
 
 
+def test_knobs_that_came_after_a_record_are_as_the_default_rule_has_them(tmp_path: Path) -> None:
+    own, full = template(), record()
+    default = plain(own.default(OP, PI))
+    newer = next(k for k in default if default[k] == full.knobs[k])
+    path = tmp_path / "r.jsonl"
+    records.append(path, record(knobs={k: v for k, v in full.knobs.items() if k != newer}))
+    knobs, origin = choose_knobs(own, OP, context(path))
+    assert (plain(knobs), origin) == (full.knobs, "r.jsonl")
+
+
 @pytest.mark.parametrize(
     "changes, why",
     [
         ({"version": 0}, "made for version 0 of conv, this is 1"),
         ({"knobs": {"pixels": 99}}, "its setting is not among those on offer"),
+        ({"knobs": {"gone": 1}}, "its setting is not among those on offer"),
     ],
 )
 def test_stale_records_are_left_out_with_a_note(
@@ -159,3 +170,15 @@ def test_records_that_come_along_serve_this_version() -> None:
     assert all(versions[r.template] == r.version for r in found.by_key.values())
     assert all(r.ratio < 1 for r in found.by_key.values())
     assert json.dumps([dataclasses.asdict(r) for r in found.by_key.values()]).isascii()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("target", ["x86-64-v3", "wasm-simd"])
+def test_records_that_come_along_are_used(tmp_path: Path, target: str) -> None:
+    """Every one for MobileNetV1: one whose setting is no longer on offer would help nobody."""
+    notes: list[Note] = []
+    bundle = pipeline.compile("mobilenet-v1", target=target, output=tmp_path / "b", notes=notes)
+    assert not [note for note in notes if "stale" in note.text]
+    tuned = {(k["kernel"], k["knobs"]) for k in bundle.manifest["kernels"] if k["tuned"]}
+    own = records.features(Target.load(target))
+    assert len(tuned) == sum(r.features == own for r in records.shipped().by_key.values())

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from edgepipe.kernels import winograd
 from edgepipe.kernels.epilogue import Step
 from edgepipe.kernels.integer_ops import Limits, QConvOp
 from edgepipe.kernels.layout import Blocked
@@ -82,6 +83,19 @@ def test_convolutions(lanes: int, registers: int, depthwise: bool, tmp_path: Pat
                    values.standard_normal(op.y.c, dtype=np.float32)]  # fmt: skip
         target = target_with(lanes, registers)
         agree(op, target, tmp_path / str(number), rng, [op.x.pack(x)], weights)
+
+
+@pytest.mark.slow
+def test_winograd(tmp_path: Path) -> None:
+    """Parts that do not come out even: strips of 7 rows, groups of 49 or fewer places."""
+    values, target = np.random.default_rng(14), target_with(8, 16)
+    op = ConvOp(Blocked(1, 37, 14, 14, 8, (1, 1, 1, 1)), Blocked(1, 64, 14, 14, 8), (3, 3),
+                offset=(1, 1), epilogue=(Step("relu"),))  # fmt: skip
+    assert select(op, target)[0] is winograd.TEMPLATE
+    x = values.standard_normal((1, 37, 14, 14), dtype=np.float32)
+    weights = [values.standard_normal((64, 37, 3, 3), dtype=np.float32),
+               values.standard_normal(64, dtype=np.float32)]  # fmt: skip
+    agree(op, target, tmp_path / "a", random.Random(14), [op.x.pack(x)], weights)
 
 
 @pytest.mark.slow

@@ -1,0 +1,337 @@
+"""3x3 convolution by Winograd's minimal filtering F(2x2, 3x3): 16 products for what takes 36.
+
+Lavin and Gray 2016, arXiv 1509.09308. A tile of 4x4 inputs becomes 16 sums and differences, so do
+the 3x3 weights of every pair of channels; their products, added up over input channels, are
+sixteen matrix products, and a tile of 2x2 outputs is sums and differences of the results. Factors
+are 1 and 1/2 only: rounding is that of a sum, and of fewer terms than the direct kernel adds.
+(F(4x4, 3x3) has factors up to 8 and loses a bit or more.)
+
+Weights come as they are and are transformed while running, a part of the output channels at a time;
+stored ready, ``weights.bin`` would have 16/9 of its bytes. Inputs are transformed a strip of tile
+rows at a time. Both, and the products of one register tile's channels, lie in workspaces:
+``U [tile][16][ci][width]``, ``V [16][ci block][place][lanes]``, ``M [16][place][width]``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from tvm.script.ir_builder import tirx as T
+
+from edgepipe.kernels import conv
+from edgepipe.kernels.builder import (
+    Registers,
+    float32,
+    fma,
+    kernel,
+    load,
+    loop,
+    minimum,
+    parallel,
+    splat,
+    store,
+    zero_border,
+)
+from edgepipe.kernels.ops import ConvOp, Op
+from edgepipe.kernels.output import finish, signature
+from edgepipe.kernels.template import KernelTemplate, Knobs
+from edgepipe.kernels.weights import grown
+from edgepipe.target import Target
+
+#: Products of a tile, its outputs' side, and taps.
+_POINTS, _SIDE, _TAPS = 16, 2, 9
+#: Channels and tiles below which the transforms take what the products save.
+_LEAST_CHANNELS, _LEAST_TILES = 32, 49
+#: Bytes of transformed weights at a time: what a second-level cache holds, or streams from the next
+#: one while a strip of inputs uses it.
+_WEIGHT_BYTES = 1 << 20
+#: Bytes of transformed inputs that stay in a second-level cache, from one register tile's channels
+#: to the next's, and what as many again cost in addition.
+_INPUT_BYTES, _FAR = 1 << 19, 0.2
+
+
+def matches(op: Op, target: Target) -> str | None:
+    if not isinstance(op, ConvOp) or op.kernel != (3, 3) or op.groups > 1 or op.sparse is not None:
+        return ""
+    if op.strides != (1, 1) or op.dilations != (1, 1):
+        return "it has strides or dilations"
+    if not op.weights.plain or op.x.lanes != op.y.lanes or op.y.lanes == 1:
+        return "its weights are no float32, or its input is not in blocks of channels"
+    if op.y.h % _SIDE or op.y.w % _SIDE:
+        return "its output has an odd side"
+    if min(op.x.c, op.y.c) < _LEAST_CHANNELS or _tiles(op) < _LEAST_TILES:
+        return f"fewer than {_LEAST_CHANNELS} channels or {_LEAST_TILES} tiles of 2x2 outputs"
+    return None
+
+
+def _tiles(op: ConvOp) -> int:
+    """Tiles of one image."""
+    return op.y.h // _SIDE * (op.y.w // _SIDE)
+
+
+def default(op: ConvOp, target: Target) -> Knobs:
+    inputs = op.x.blocks * op.x.lanes
+    most = max(1, _WEIGHT_BYTES // (4 * _POINTS * inputs * op.y.lanes))
+    splits = next(n for n in range(1, op.y.blocks + 1)
+                  if op.y.blocks % n == 0 and op.y.blocks // n <= most)  # fmt: skip
+    by_element = target.arch in ("aarch64", "arm") and op.x.lanes == 4
+    down, across = op.y.h // _SIDE, op.y.w // _SIDE
+
+    def tile(rows: int) -> tuple[int, int]:
+        return conv.tile(target, op.y.blocks // splits, rows * across, op.weights, by_element)
+
+    def cost(rows: int) -> float:
+        """Places in register tiles, what reading the weights again is worth included."""
+        pixels, size = tile(rows)[0], 4 * _POINTS * inputs * rows * across
+        far = max(0.0, size / _INPUT_BYTES - 1)
+        return -(-down // rows) * (-(-rows * across // pixels) * pixels + 8) * (1 + _FAR * far)
+
+    rows = min(range(1, down + 1), key=cost)
+    pixels, blocks = tile(rows)
+    return {
+        "rows": rows,
+        "splits": splits,
+        "pixels": pixels,
+        "blocks": blocks,
+        # For the reasons that the direct kernel has.
+        "channel_loop": target.kind == "wasm",
+        "by_element": by_element,
+        "fused": target.simd.fma and target.arch in ("aarch64", "arm"),
+    }
+
+
+def settings(op: ConvOp, target: Target) -> list[Knobs]:
+    """Other strips, parts of the channels and register tiles; sums keep their order."""
+    base = default(op, target)
+    down, across = op.y.h // _SIDE, op.y.w // _SIDE
+    tiles = {
+        (knobs["pixels"], knobs["blocks"])
+        for knobs in conv.settings(op, target)
+        if knobs["blocks"] > 1 or op.y.blocks == 1
+    }
+    return [
+        {**base, "rows": rows, "splits": splits, "pixels": pixels, "blocks": blocks}
+        for rows in sorted({1, 2, 4, base["rows"], -(-down // 2), down})
+        for splits in (1, 2, 4, 8)
+        for pixels, blocks in sorted(tiles)
+        if rows <= down and op.y.blocks % (splits * blocks) == 0 and pixels <= rows * across
+    ]
+
+
+def pack(op: ConvOp, knobs: Knobs, arrays: Sequence[np.ndarray]) -> list[np.ndarray]:
+    """``w[co, ci, 3, 3]``, ``b[co]`` → ``[tile][ci][3][3][blocks * lanes]`` and a padded bias."""
+    weight, bias = arrays
+    co, ci = weight.shape[:2]
+    width, lanes = knobs["blocks"] * op.y.lanes, op.x.lanes
+    spread = np.zeros((op.y.blocks * op.y.lanes, op.x.blocks * lanes, 3, 3), np.float32)
+    spread[:co, :ci] = weight
+    tiles = spread.reshape(-1, width, *spread.shape[1:])
+    packed = np.ascontiguousarray(tiles.transpose(0, 2, 3, 4, 1))
+    return [packed, grown(np.asarray(bias, np.float32), op.y.blocks * op.y.lanes)]
+
+
+def executed(op: ConvOp, knobs: Knobs) -> int:
+    """The products; the sums and differences of the transforms are left out."""
+    channels = op.x.blocks * op.x.lanes * op.y.blocks * op.y.lanes
+    return op.y.n * _tiles(op) * _POINTS * channels
+
+
+def instructions(op: ConvOp, target: Target, products: int, broadcasts: int) -> float:
+    """Vector instructions by the register tiles; a multiply-add takes ``products``, a scalar in
+    all lanes ``broadcasts``."""
+    knobs = default(op, target)
+    pixels, blocks, splits = (int(knobs[k]) for k in ("pixels", "blocks", "splits"))
+    tiles, inputs = op.y.n * _tiles(op), op.x.blocks * op.x.lanes
+    scalars = pixels / op.x.lanes if knobs["by_element"] else pixels * broadcasts
+    each = inputs * (pixels * blocks * products + blocks + scalars) + 2 * pixels * blocks
+    multiplied = _POINTS * tiles / pixels * (op.y.blocks / blocks) * each
+    # Loads, sums and stores: of 4x4 inputs, of sixteen products, of the weights.
+    transformed = tiles * op.x.blocks * 64 * splits + tiles * op.y.blocks * 48
+    return multiplied + transformed + op.y.n * inputs * op.y.blocks * 53
+
+
+def emit(op: ConvOp, knobs: Knobs) -> Any:
+    channels = op.y.blocks * op.y.lanes
+    inputs = [
+        ("x", op.x.elements, "float32"),
+        ("w", op.x.blocks * op.x.lanes * _TAPS * channels, "float32"),
+        ("b", channels, "float32"),
+    ]
+    return kernel("winograd", signature(op, inputs), lambda *held: _Emission(op, knobs, held).run())
+
+
+class _Emission:
+    """One kernel being emitted."""
+
+    def __init__(self, op: ConvOp, knobs: Knobs, buffers: Sequence[Any]) -> None:
+        self.op, self.knobs, self.lanes = op, knobs, op.y.lanes
+        self.source, self.weights, self.bias, *self.residuals, self.target = buffers
+        self.down, self.across = op.y.h // _SIDE, op.y.w // _SIDE
+        self.rows, self.splits = min(knobs["rows"], self.down), knobs["splits"]
+        self.places = self.rows * self.across
+        self.pixels, self.blocks = min(knobs["pixels"], self.places), knobs["blocks"]
+        self.width, self.inputs = self.blocks * self.lanes, op.x.blocks * op.x.lanes
+        #: Register tiles of channels in a part of them.
+        self.tiles = op.y.blocks // self.splits // self.blocks
+
+        def workspace(elements: int) -> Any:
+            return T.alloc_buffer((_POINTS * elements,), "float32", scope="local")
+
+        self.u = workspace(self.tiles * self.inputs * self.width)
+        self.v = workspace(self.inputs * self.places)
+        self.m = workspace(self.places * self.width)
+
+    def run(self) -> None:
+        strips = -(-self.down // self.rows)
+        with parallel(self.splits) as split, parallel(self.op.y.n) as n:
+            self.transform_weights(split)
+            with parallel(strips) as strip:
+                # The last strip is moved back over its neighbour.
+                row = minimum(strip * self.rows, self.down - self.rows)
+                self.transform_inputs(n, row)
+                with loop(self.tiles) as tile:
+                    self.multiply(tile)
+                    self.transform_outputs(n, row, split * self.tiles + tile)
+        zero_border(self.op.y, self.target)
+
+    def transform_weights(self, split: Any) -> None:
+        """U = G g Gᵀ."""
+        lanes = self.lanes
+        with loop(self.tiles) as tile, loop(self.inputs) as c:
+            first = ((split * self.tiles + tile) * self.inputs + c) * _TAPS * self.width
+            for j in range(self.blocks):
+                g = [
+                    [load(self.weights, first + (3 * y + x) * self.width + j * lanes, lanes)
+                     for x in range(3)]
+                    for y in range(3)
+                ]  # fmt: skip
+                columns = [self.filtered([g[y][x] for y in range(3)]) for x in range(3)]
+                for p in range(4):
+                    points = self.filtered([columns[x][p] for x in range(3)])
+                    for q in range(4):
+                        at = ((tile * _POINTS + 4 * p + q) * self.inputs + c) * self.width
+                        store(self.u, at + j * lanes, points[q], lanes)
+
+    def filtered(self, g: Sequence[Any]) -> list[Any]:
+        """G of three taps: the outer ones, and half of the sums with either sign between them."""
+        half = splat(float32(0.5), self.lanes)
+        kept = self.kept([g[0], g[1], g[2], g[0] + g[2]])
+        return self.kept([kept[0], (kept[3] + kept[1]) * half, (kept[3] - kept[1]) * half, kept[2]])
+
+    def kept(self, values: Sequence[Any]) -> list[Any]:
+        """``values`` in registers: an expression that is used twice would be computed twice."""
+        held = Registers(len(values), self.lanes)
+        for i, value in enumerate(values):
+            held[i] = value
+        return [held[i] for i in range(len(values))]
+
+    def transform_inputs(self, n: Any, first: Any) -> None:
+        """V = Bᵀ d B of the tiles from row ``first`` on."""
+        x, lanes = self.op.x, self.lanes
+        with loop(x.blocks) as block, loop(self.rows) as row, loop(self.across) as column:
+            top = (first + row) * _SIDE - self.op.offset[0]
+            left = column * _SIDE - self.op.offset[1]
+            columns = [
+                self.differences(
+                    [load(self.source, x.offset(n, block, top + i, left + j), lanes)
+                     for i in range(4)]
+                )
+                for j in range(4)
+            ]  # fmt: skip
+            for p in range(4):
+                points = self.differences([columns[j][p] for j in range(4)])
+                for q in range(4):
+                    at = ((4 * p + q) * x.blocks + block) * self.places + row * self.across + column
+                    store(self.v, at * lanes, points[q], lanes)
+
+    def differences(self, d: Sequence[Any]) -> list[Any]:
+        """Bᵀ of four inputs."""
+        d = self.kept(d)
+        return self.kept([d[0] - d[2], d[1] + d[2], d[2] - d[1], d[1] - d[3]])
+
+    def multiply(self, tile: Any) -> None:
+        """M = U V of one register tile's channels and the strip."""
+        lanes = self.lanes
+        groups = -(-self.places // self.pixels)
+        with loop(_POINTS) as point, loop(groups) as group:
+            # The last group overlaps its neighbour: the same values, stored twice.
+            start = minimum(group * self.pixels, self.places - self.pixels)
+            acc = Registers(self.pixels * self.blocks, lanes)
+            for r in range(acc.count):
+                acc[r] = splat(float32(0), lanes)
+            weights = (tile * _POINTS + point) * self.inputs * self.width
+            with loop(self.op.x.blocks) as block:
+                inputs = ((point * self.op.x.blocks + block) * self.places + start) * lanes
+                if self.knobs["channel_loop"]:
+                    with loop(lanes) as lane:
+                        self.multiply_add(acc, inputs, weights, block * lanes + lane, lane)
+                else:
+                    self.block(acc, inputs, weights, block * lanes)
+            for i in range(self.pixels):
+                for j in range(self.blocks):
+                    at = (point * self.places + start + i) * self.width + j * lanes
+                    store(self.m, at, acc[i * self.blocks + j], lanes)
+
+    def block(self, acc: Registers, inputs: Any, weights: Any, channel: Any) -> None:
+        """All channels of one input block, unrolled."""
+        held = None
+        if self.knobs["by_element"]:
+            held = Registers(self.pixels, self.lanes)
+            for i in range(self.pixels):
+                held[i] = load(self.v, inputs + i * self.lanes, self.lanes)
+        for lane in range(self.lanes):
+            self.multiply_add(acc, inputs, weights, channel + lane, lane, held)
+
+    def multiply_add(
+        self, acc: Registers, inputs: Any, weights: Any, channel: Any, lane: Any,
+        held: Registers | None = None,
+    ) -> None:  # fmt: skip
+        """One input channel of every place times a row of U."""
+        lanes, fused = self.lanes, self.knobs["fused"]
+        row = weights + channel * self.width
+        places = [(i, j) for i in range(self.pixels) for j in range(self.blocks)]
+        if held is not None:  # the scalars are in registers: one weight at a time fits as well
+            places.sort(key=lambda place: place[1])
+        for i, j in places:
+            scalar = self.v[inputs + i * lanes + lane] if held is None else held.lane(i, lane)
+            weight, r = load(self.u, row + j * lanes, lanes), i * self.blocks + j
+            acc[r] = fma(splat(scalar, lanes), weight, acc[r], lanes, fused)
+
+    def transform_outputs(self, n: Any, first: Any, tile: Any) -> None:
+        """Aᵀ M A, bias and epilogue of one register tile's channels."""
+        lanes = self.lanes
+        with loop(self.rows) as row, loop(self.across) as column:
+            for j in range(self.blocks):
+                block = tile * self.blocks + j
+                place = row * self.across + column
+                columns = [
+                    self.sums(
+                        [load(self.m, ((4 * p + q) * self.places + place) * self.width + j * lanes,
+                              lanes) for p in range(4)]
+                    )
+                    for q in range(4)
+                ]  # fmt: skip
+                bias = load(self.bias, block * lanes, lanes)
+                for p in range(_SIDE):
+                    for q, value in enumerate(self.sums([columns[i][p] for i in range(4)])):
+                        y, x = (first + row) * _SIDE + p, column * _SIDE + q
+                        finish(self.op, self.residuals, self.target, (n, block, y, x), value + bias)
+
+    def sums(self, m: Sequence[Any]) -> list[Any]:
+        """Aᵀ of four products."""
+        m = self.kept(m)
+        return self.kept([m[0] + m[1] + m[2], m[1] - m[2] - m[3]])
+
+
+TEMPLATE = KernelTemplate(
+    name="winograd",
+    matches=matches,
+    default=default,
+    emit=emit,
+    pack=pack,
+    knobs=settings,
+    executed=executed,
+    rank=2,
+)
