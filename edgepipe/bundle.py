@@ -265,7 +265,7 @@ def _code_files(
     sources = driver.render(plan, prefix, version)
     if target.kind == "wasm":
         texts = driver.wasm_files(plan, prefix, sorted(v for v in objects if v), bench)
-        code = link.wasm(target, sources, objects, prefix, bench.objects)
+        code = link.wasm(target, sources, objects, prefix, bench.objects, driver.is_warmed(plan))
     else:
         texts = driver.native_files(plan, prefix, bench)
         programs = ("bench.c", "profile.c", *driver.POOL)

@@ -39,9 +39,16 @@ def generate(program: Program, context: Context, prefix: str) -> tuple[Plan, dic
     if context.target.kind == "cuda":
         files, workspaces, gpu = cuda.build(chosen, context)
         return flat.plan(symbols, workspaces, gpu), files
-    shared = flat.worth_sharing() if context.threads != 1 else set()
-    pieces = {symbols[name]: 1 for name in called if name in shared}
+    warmed = context.target.kind == "wasm"
+    if warmed:
+        cut = flat.worth_warming()
+    else:
+        cut = flat.worth_sharing() if context.threads != 1 else set()
+    pieces = {symbols[name]: 1 for name in called if name in cut}
     objects, workspaces = _objects(chosen, program, symbols, context, pieces)
+    if warmed:
+        several = {symbol: count for symbol, count in pieces.items() if count > 1}
+        return flat.plan(symbols, workspaces, iterations=several), objects
     return flat.plan(symbols, workspaces, pieces=pieces, threads=context.threads), objects
 
 

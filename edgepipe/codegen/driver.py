@@ -89,9 +89,15 @@ def api_symbols(prefix: str, threaded: bool = False) -> list[str]:
     return [f"{prefix}_{name}" for name in (*_API, *["run_part"] * threaded)]
 
 
-def wasm_symbols(prefix: str) -> list[str]:
+def wasm_symbols(prefix: str, warmed: bool = False) -> list[str]:
     """The functions that a WebAssembly module exports; model.mjs knows the rest."""
-    return [f"{prefix}_{name}" for name in ("arena_bytes", "init", "run", "step_count", "step")]
+    names = ("arena_bytes", "init", "run", "step_count", "step", *["warm_up"] * warmed)
+    return [f"{prefix}_{name}" for name in names]
+
+
+def is_warmed(plan: Plan) -> bool:
+    """Whether kernels are to be warmed up before the first inference."""
+    return any(call.warm_up for call in plan.calls)
 
 
 _API = (
@@ -114,6 +120,7 @@ def render(
     a prefix or dtype that C cannot express.
     """
     check_prefix(prefix)
+    threaded, limited = plan.threads != 1, any(call.iterations for call in plan.calls)
     values = {
         "prefix": prefix,
         "PREFIX": prefix.upper(),
@@ -129,9 +136,10 @@ def render(
         "outputs": _descriptors(prefix, "output", plan.outputs),
         "prototypes": "\n".join(_prototypes(plan.calls)),
         "step_count": str(len(plan.calls)),
-        "calls": "\n".join(_call(i, call, plan.threads != 1) for i, call in enumerate(plan.calls)),
-        "parameters": ", int part, int parts" if plan.threads != 1 else "",
-        "whole": ", 0, 1" if plan.threads != 1 else "",
+        "calls": "\n".join(_call(i, call, threaded) for i, call in enumerate(plan.calls)),
+        "parameters": ", int part, int parts" if threaded else ", int limit" if limited else "",
+        "whole": ", 0, 1" if threaded else ", INT32_MAX" if limited else "",
+        "warm_ups": ", ".join(str(call.warm_up) for call in plan.calls),
         # ISO C has no empty arrays.
         "first_weights": ", ".join(str(_first_weights(c)) for c in plan.calls) or "0",
         "meets": _meets(plan.calls),
@@ -141,9 +149,9 @@ def render(
     }
     values["api"] = fill("api.c", values)
     values["gpu_api"] = fill("gpu_api.h", values) if gpu else ""
-    threaded = plan.threads != 1
     values["threads_api"] = fill("threads_api.h", values) if threaded else ""
     values["run_part"] = fill("run_part.c", values) if threaded else ""
+    values["warm_up"] = fill("warm_up.c", values) if is_warmed(plan) else ""
     values["state"] = _GPU_STATE if gpu else _CPU_STATE
     return {"model.h": fill("model.h", values), "driver.c": fill(template, values)}
 
@@ -246,6 +254,7 @@ def wasm_files(
         "copy_bytes": str(peaks.copy_bytes),
     }
     values["probes"] = fill("probes.mjs", values) if variants else "const PROBES = {};"
+    values["warm_up"] = 'this.#checked("warm_up");' if is_warmed(plan) else ""
     files = {name: fill(name, values) for name in _WASM_FILES}
     return files | {"model.mjs": _compact(files["model.mjs"])}
 
@@ -350,9 +359,9 @@ def _prototypes(calls: Sequence[Call]) -> list[str]:
     for call in calls:
         if arity.setdefault(call.symbol, len(call.arguments)) != len(call.arguments):
             raise ValueError(f"{call.symbol} is called with different numbers of arguments")
-    shared = {call.symbol: ["int32_t", "int32_t"] for call in calls if call.pieces > 1}
+    more = {call.symbol: ["int32_t"] * len(_more(call)) for call in calls}
     return [
-        f"void {symbol}({', '.join(['void *'] * count + shared.get(symbol, [])) or 'void'});"
+        f"void {symbol}({', '.join(['void *'] * count + more[symbol]) or 'void'});"
         for symbol, count in arity.items()
     ]
 
@@ -360,10 +369,16 @@ def _prototypes(calls: Sequence[Call]) -> list[str]:
 def _call(step: int, call: Call, threaded: bool) -> str:
     strides, first = call.strides or (0,) * len(call.arguments), _first_weights(call)
     arguments = [_argument(*pair, first) for pair in zip(call.arguments, strides, strict=True)]
-    shared = call.pieces > 1
-    called = f"{call.symbol}({', '.join(arguments + ['part', 'parts'] * shared)});"
-    alone = "if (part == 0) " if threaded and not shared else ""
+    called = f"{call.symbol}({', '.join(arguments + _more(call))});"
+    alone = "if (part == 0) " if threaded and call.pieces == 1 else ""
     return f"    case {step}: {alone}{called} break;"
+
+
+def _more(call: Call) -> list[str]:
+    """What a kernel of which a part can be done takes besides pointers."""
+    if call.pieces > 1:
+        return ["part", "parts"]
+    return ["limit"] if call.iterations else []
 
 
 def _meets(calls: Sequence[Call]) -> str:

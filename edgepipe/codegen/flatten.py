@@ -31,6 +31,9 @@ from edgepipe.lowering import Program
 #: What a core does in the time in which threads find one another, twice over: some microseconds.
 LEAST_SHARED_MACS = 200_000
 LEAST_SHARED_BYTES = 1 << 16
+#: V8 optimises a function that has executed about two megabytes of code. So many multiply-adds of
+#: float32 come to that, and kernels of no more than some times as many need no warming.
+WARM_MACS, LEAST_WARMED_MACS = 250_000, 1_000_000
 
 
 @dataclass(eq=False)
@@ -170,6 +173,17 @@ class Flattener:
                 worth.add(call.function)
         return worth
 
+    def worth_warming(self) -> set[str]:
+        """The functions of which slow code would take much of the first inference. Those over
+        codes gain nothing: a few iterations of theirs take longer than they save."""
+        worth = set()
+        for call in self.calls:
+            audits = self.program.audits.get(call.function, ())
+            floats = (a for a in audits if a.arithmetic.startswith("float32"))
+            if max((a.macs for a in floats), default=0) >= LEAST_WARMED_MACS:
+                worth.add(call.function)
+        return worth
+
     def plan(
         self,
         symbols: Mapping[str, str],
@@ -177,10 +191,13 @@ class Flattener:
         gpu: GpuCode | None = None,
         pieces: Mapping[str, int] = MappingProxyType({}),
         threads: int = 1,
+        iterations: Mapping[str, int] = MappingProxyType({}),
     ) -> Plan:
         """Place everything. ``symbols`` maps function names to C symbols; ``workspaces`` gives the
-        bytes of the extra pointers each symbol takes, ``pieces`` those that ``threads`` share."""
+        bytes of the extra pointers each symbol takes, ``pieces`` those that ``threads`` share,
+        ``iterations`` those of outermost loops that can be limited, to be warmed up."""
         calls = []
+        warmed = self._warm_ups(symbols, iterations)
         tensors: list[Buffer] = []
         for at, call in enumerate(self.calls):
             extra = [
@@ -211,8 +228,10 @@ class Flattener:
                     c.function,
                     pieces.get(symbols[c.function], 1),
                     tuple(b.stride for b in c.arguments),
+                    iterations.get(symbols[c.function], 0),
+                    warmed[i],
                 )
-                for c in calls
+                for i, c in enumerate(calls)
             ),
             arena_bytes=arena_bytes,
             peak_live_bytes=peak_live(lifetimes),
@@ -231,6 +250,17 @@ class Flattener:
             gpu=gpu,
             threads=threads,
         )
+
+    def _warm_ups(self, symbols: Mapping[str, str], iterations: Mapping[str, int]) -> list[int]:
+        """Per call how many iterations warm its kernel up, at its first call; else 0."""
+        counts, seen = [], set()
+        for call in self.calls:
+            of_all = iterations.get(symbols[call.function], 0)
+            first = of_all > 1 and call.function not in seen
+            seen.add(call.function)
+            macs = max((a.macs for a in self.program.audits.get(call.function, ())), default=0)
+            counts.append(-(-of_all * WARM_MACS // macs) if first else 0)
+        return counts
 
 
 def _placed(buffer: Buffer) -> Place:

@@ -188,15 +188,16 @@ def gpu(
 
 def wasm(
     target: Target, sources: Mapping[str, str], objects: Mapping[str, bytes], prefix: str,
-    peaks: Mapping[str, bytes] | None = None,
+    peaks: Mapping[str, bytes] | None = None, warmed: bool = False,
 ) -> dict[str, bytes]:  # fmt: skip
     """Link ``model.wasm`` and one ``model.VARIANT.wasm`` per further variant of ``objects``, and
     ``peaks.wasm`` likewise from ``peaks``.
 
     The modules import nothing; they export their memory, ``__heap_base`` and
-    ``driver.wasm_symbols``. Raises as ``native`` does.
+    ``driver.wasm_symbols``, with ``warm_up`` where kernels are ``warmed``. Raises as ``native``
+    does.
     """
-    exports = [*driver.wasm_symbols(prefix), "__heap_base"]
+    exports = [*driver.wasm_symbols(prefix, warmed), "__heap_base"]
     with tempfile.TemporaryDirectory(prefix="edgepipe-link-") as name:
         work = Path(name)
         for file, text in sources.items():

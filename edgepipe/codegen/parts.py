@@ -1,10 +1,14 @@
-"""Kernels that several threads share: each computes one part of the marked loops.
+"""Kernels of which one call computes a part: several threads share them, or they are warmed up.
 
 A kernel marks loops whose iterations do not depend on one another (``kernels.builder.parallel``).
 Marked loops directly inside one another are one space of ``pieces``; part p of P runs its pieces
 ⌊pieces·p/P⌋ up to ⌊pieces·(p+1)/P⌋, in order. Every piece is computed by the same instructions
 whatever P is, so results have the same bits. What stands outside of marked loops is done by part 0,
 but registers and workspaces, of which every part has its own, are filled by all.
+
+Engines of WebAssembly optimise a function once it has run for a while, and use the faster code from
+its next call on. Where a call can be told to do the first iterations of its outermost loops only,
+functions are warm before the first inference, of which most would otherwise be slow code.
 """
 
 from __future__ import annotations
@@ -23,11 +27,11 @@ _DECLARING = (tirx.AllocBuffer, tirx.DeclBuffer, tirx.Bind)
 
 @dataclass(frozen=True)
 class Sliced:
-    """A kernel body in parts. ``params`` (part, parts; int32) follow the kernel's own; ``pieces``
-    are those of the loops that have most."""
+    """A kernel body in parts. ``params`` (int32: part and parts, or how many iterations) follow its
+    own; ``pieces`` are those of the loops that have most."""
 
     body: list[Any]
-    params: tuple[Any, Any]
+    params: tuple[Any, ...]
     pieces: int
 
 
@@ -52,6 +56,27 @@ def slice_body(statements: list[Any], workspaces: Sequence[Any] = ()) -> Sliced 
         else:
             body.append(tirx.IfThenElse(part == _int(0), statement, None))
     return Sliced(body, (part, parts), pieces)
+
+
+def first_iterations(statements: list[Any]) -> Sliced | None:
+    """The flat ``statements`` of a kernel with a limit to the iterations of each outermost marked
+    loop, and all that stands beside those; None where none is marked. ``pieces`` are the iterations
+    that it takes for all."""
+    extents = [int(s.extent) if _is_marked(s) else 1 for s in statements]
+    if max(extents, default=1) == 1:
+        return None
+    limit = tirx.Var("limit", "int32")
+    body = [
+        _limited(statement, limit) if extent > 1 else statement
+        for statement, extent in zip(statements, extents, strict=True)
+    ]
+    return Sliced(body, (limit,), max(extents))
+
+
+def _limited(loop: Any, limit: Any) -> Any:
+    dtype = str(loop.loop_var.ty.dtype)
+    extent = _cast(dtype, tirx.min(limit, _int(int(loop.extent))))
+    return tirx.For(loop.loop_var, tirx.const(0, dtype), extent, loop.kind, loop.body)
 
 
 def _fills(buffers: list[Any], statement: Any) -> bool:

@@ -50,6 +50,8 @@ class Call:
 
     ``pieces``: how many shares of its work threads can take; 1 where one thread does it alone. The
     arguments of ``strides`` above 0 are the kernel's own memory, so many bytes for each thread.
+    ``iterations``: of its outermost loop, where a call can be told to do the first of them only;
+    else 0. ``warm_up``: how many make an engine of WebAssembly optimise it; 0 to leave it alone.
     """
 
     symbol: str
@@ -57,6 +59,8 @@ class Call:
     op: str
     pieces: int = 1
     strides: tuple[int, ...] = ()
+    iterations: int = 0
+    warm_up: int = 0
 
 
 @dataclass(frozen=True)

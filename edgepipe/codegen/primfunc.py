@@ -132,7 +132,9 @@ def buffer_bytes(buffer: Any) -> int:
     return count * max(1, int(bits) // 8) * int(lanes or 1)
 
 
-def _raw_pointers(func: Any, symbol: str, pieces: dict[str, int]) -> tuple[Any, list[int]]:
+def _raw_pointers(
+    func: Any, symbol: str, pieces: dict[str, int], limited: bool
+) -> tuple[Any, list[int]]:
     """Turn buffer parameters into pointers and big allocations into workspace pointers."""
     body = list(func.body.seq) if isinstance(func.body, tirx.SeqStmt) else [func.body]
     params: list[Any] = []
@@ -155,9 +157,11 @@ def _raw_pointers(func: Any, symbol: str, pieces: dict[str, int]) -> tuple[Any, 
             params.append(pointer(stmt.buffer, f"w{len(workspaces)}"))
         else:
             rest.append(stmt)
-    if symbol in pieces and (sliced := parts.slice_body(rest, held)):
-        rest, pieces[symbol] = sliced.body, sliced.pieces
-        params += sliced.params
+    if symbol in pieces:
+        sliced = parts.first_iterations(rest) if limited else parts.slice_body(rest, held)
+        if sliced is not None:
+            rest, pieces[symbol] = sliced.body, sliced.pieces
+            params += sliced.params
     attrs = dict(func.attrs.items()) if func.attrs else {}
     raw = tirx.PrimFunc(
         params,
@@ -177,8 +181,9 @@ def build_object(
     """Compile ``functions`` (symbol → PrimFunc) to one object file.
 
     Returns the object's bytes and, per symbol, the bytes of each workspace parameter that
-    follows its buffer parameters. ``pieces`` names the symbols that threads are to share: it
-    receives how many pieces each has, and those of more than one take ``int32_t part, parts`` last.
+    follows its buffer parameters. ``pieces`` names the symbols that threads are to share, or in
+    WebAssembly those to be warmed up: it receives how many pieces each has, and those of more than
+    one take ``int32_t part, parts`` last, or ``int32_t limit``.
     """
     library, workspaces = build_module(functions, target, extra_attributes, pieces)
     with tempfile.TemporaryDirectory() as folder:
@@ -203,6 +208,8 @@ def build_module(
         module = tvm.transform.Sequential(passes())(module)
         for var, func in module.functions.items():
             symbol = var.name_hint
-            raw[symbol], workspaces[symbol] = _raw_pointers(func, symbol, pieces or {})
+            raw[symbol], workspaces[symbol] = _raw_pointers(
+                func, symbol, pieces or {}, limited=target.kind == "wasm"
+            )
         module = lets.flatten(tirx.transform.LowerIntrin()(tvm.IRModule(raw)))
     return tvm.get_global_func("target.build.llvm")(module, llvm), workspaces

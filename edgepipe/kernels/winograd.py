@@ -201,7 +201,7 @@ class _Emission:
         lanes = self.lanes
         with loop(self.tiles) as tile, loop(self.inputs) as c:
             first = ((split * self.tiles + tile) * self.inputs + c) * _TAPS * self.width
-            for j in range(self.blocks):
+            with loop(self.blocks) as j:
                 g = [
                     [load(self.weights, first + (3 * y + x) * self.width + j * lanes, lanes)
                      for x in range(3)]
@@ -302,22 +302,20 @@ class _Emission:
     def transform_outputs(self, n: Any, first: Any, tile: Any) -> None:
         """Aᵀ M A, bias and epilogue of one register tile's channels."""
         lanes = self.lanes
-        with loop(self.rows) as row, loop(self.across) as column:
-            for j in range(self.blocks):
-                block = tile * self.blocks + j
-                place = row * self.across + column
-                columns = [
-                    self.sums(
-                        [load(self.m, ((4 * p + q) * self.places + place) * self.width + j * lanes,
-                              lanes) for p in range(4)]
-                    )
-                    for q in range(4)
-                ]  # fmt: skip
-                bias = load(self.bias, block * lanes, lanes)
-                for p in range(_SIDE):
-                    for q, value in enumerate(self.sums([columns[i][p] for i in range(4)])):
-                        y, x = (first + row) * _SIDE + p, column * _SIDE + q
-                        finish(self.op, self.residuals, self.target, (n, block, y, x), value + bias)
+        with loop(self.blocks) as j, loop(self.rows) as row, loop(self.across) as column:
+            block, place = tile * self.blocks + j, row * self.across + column
+            columns = [
+                self.sums(
+                    [load(self.m, ((4 * p + q) * self.places + place) * self.width + j * lanes,
+                          lanes) for p in range(4)]
+                )
+                for q in range(4)
+            ]  # fmt: skip
+            bias = load(self.bias, block * lanes, lanes)
+            for p in range(_SIDE):
+                for q, value in enumerate(self.sums([columns[i][p] for i in range(4)])):
+                    y, x = (first + row) * _SIDE + p, column * _SIDE + q
+                    finish(self.op, self.residuals, self.target, (n, block, y, x), value + bias)
 
     def sums(self, m: Sequence[Any]) -> list[Any]:
         """Aᵀ of four products."""

@@ -5,11 +5,13 @@ from __future__ import annotations
 import ctypes
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 from tvm import tirx
 
+from edgepipe.codegen import parts
 from edgepipe.codegen.primfunc import build_object
 from edgepipe.kernels.builder import Registers, kernel, load, loop, parallel, store
 from edgepipe.target import Target
@@ -39,10 +41,8 @@ def _size(number: int) -> int:
     return int(np.prod(extents)) * inner
 
 
-@pytest.fixture(scope="module")
-def library(tmp_path_factory: pytest.TempPathFactory) -> tuple[ctypes.CDLL, dict[str, int]]:
+def built(folder: Path) -> tuple[ctypes.CDLL, dict[str, int]]:
     """One kernel per nest; one of a nest, a plain loop and another nest; one without any mark."""
-    folder = tmp_path_factory.mktemp("parts")
     functions = {
         f"k{i}": kernel("k", [("y", _size(i), "int32")], lambda y, n=nest: _nest(y, *n, 0))
         for i, nest in enumerate(NESTS)
@@ -76,23 +76,28 @@ def library(tmp_path_factory: pytest.TempPathFactory) -> tuple[ctypes.CDLL, dict
     return ctypes.CDLL(str(folder / "k.so")), pieces
 
 
-def counted(library: ctypes.CDLL, name: str, size: int, chosen: list[int], parts: int) -> list[int]:
+@pytest.fixture(scope="module")
+def library(tmp_path_factory: pytest.TempPathFactory) -> tuple[ctypes.CDLL, dict[str, int]]:
+    return built(tmp_path_factory.mktemp("parts"))
+
+
+def counted(library: ctypes.CDLL, name: str, size: int, chosen: list[int], of: int) -> list[int]:
     y = np.zeros(size, np.int32)
     for part in chosen:
-        getattr(library, name)(ctypes.c_void_p(y.ctypes.data), part, parts)
+        getattr(library, name)(ctypes.c_void_p(y.ctypes.data), part, of)
     return [int(v) for v in y]
 
 
-@pytest.mark.parametrize("parts", [1, 2, 3, 5, 16])
-def test_every_piece_once(library: tuple[ctypes.CDLL, dict[str, int]], parts: int) -> None:
+@pytest.mark.parametrize("several", [1, 2, 3, 5, 16])
+def test_every_piece_once(library: tuple[ctypes.CDLL, dict[str, int]], several: int) -> None:
     code, pieces = library
-    everyone = list(range(parts))
+    everyone = list(range(several))
     for i, (extents, inner) in enumerate(NESTS):
         assert pieces[f"k{i}"] == np.prod(extents)
-        assert counted(code, f"k{i}", _size(i), everyone, parts) == [1] * _size(i)
-        shares = [sum(counted(code, f"k{i}", _size(i), [p], parts)) // inner for p in everyone]
+        assert counted(code, f"k{i}", _size(i), everyone, several) == [1] * _size(i)
+        shares = [sum(counted(code, f"k{i}", _size(i), [p], several)) // inner for p in everyone]
         assert max(shares) - min(shares) <= 1, shares
-    assert counted(code, "mixed", 14, everyone, parts) == [1] * 14
+    assert counted(code, "mixed", 14, everyone, several) == [1] * 14
 
 
 def test_what_is_not_marked_is_done_by_the_first(
@@ -114,3 +119,31 @@ def test_registers_are_filled_by_every_part(
 def test_a_part_left_out_shows(library: tuple[ctypes.CDLL, dict[str, int]]) -> None:
     """Positive control."""
     assert 0 in counted(library[0], "k0", _size(0), [0, 2], 3)
+
+
+@pytest.fixture(scope="module")
+def limited(tmp_path_factory: pytest.TempPathFactory) -> tuple[ctypes.CDLL, dict[str, int]]:
+    """The same kernels, cut as they are for WebAssembly, for this machine."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(parts, "slice_body", lambda body, _: parts.first_iterations(body))
+        return built(tmp_path_factory.mktemp("limited"))
+
+
+@pytest.mark.parametrize("limit", [1, 2, 4, 2**31 - 1])
+def test_the_first_iterations_of_outermost_loops(
+    limited: tuple[ctypes.CDLL, dict[str, int]], limit: int
+) -> None:
+    code, pieces = limited
+    for i, (extents, _) in enumerate(NESTS):
+        outermost = next(e for e in extents if e > 1)
+        assert pieces[f"k{i}"] == outermost
+        y = np.zeros(_size(i), np.int32)
+        getattr(code, f"k{i}")(ctypes.c_void_p(y.ctypes.data), limit)
+        assert y.tolist() == [
+            int(at < limit) for at in range(outermost) for _ in range(len(y) // outermost)
+        ]
+    y = np.zeros(14, np.int32)
+    code.mixed(ctypes.c_void_p(y.ctypes.data), limit)
+    assert pieces["mixed"] == 5 and pieces["plain"] == 1
+    first = [int(at < limit) for at in range(5)]
+    assert y.tolist() == first + [1] * 5 + [first[0]] * 2 + [first[1]] * 2

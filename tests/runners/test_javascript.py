@@ -16,8 +16,12 @@ from typing import Any
 import handmade
 import naming
 import numpy as np
+import onnx
+import onnxruntime as ort
 import pytest
+from onnx import helper as oh
 
+from edgepipe import pipeline
 from edgepipe.bundle import Bundle
 from edgepipe.runners import node
 from edgepipe.target import Target
@@ -185,6 +189,7 @@ def test_a_page_downloads_no_more_than_it_uses(made: Made) -> None:
     assert len(gzip.compress(text, 9)) < 2400
     code = text.partition(b"\n\n")[2]
     assert b"class Model" in code and b"\n//" not in code
+    assert b"warm_up" not in code  # its kernels are light
     assert b"PROBES = {}" in made("wasm-simd").file("model.mjs").read_bytes()
     exports = script(f"""
         import {{ readFileSync }} from "node:fs";
@@ -193,6 +198,41 @@ def test_a_page_downloads_no_more_than_it_uses(made: Made) -> None:
     """)
     api = ("arena_bytes", "init", "run", "step_count", "step")
     assert sorted(exports) == sorted([*(f"net_{n}" for n in api), "memory", "__heap_base"])
+
+
+def test_heavy_float_kernels_are_warm_before_the_first_run(tmp_path: Path) -> None:
+    """The one of two convolutions that is worth it; results are as ever, whenever that is done."""
+    rng = np.random.default_rng(1)
+    wide, narrow = (
+        rng.standard_normal(s).astype(np.float32) for s in ((64, 16, 3, 3), (1, 64, 1, 1))
+    )
+    nodes = [oh.make_node("Conv", ["x", "wide"], ["h"], pads=[1, 1, 1, 1], name="heavy"),
+             oh.make_node("Conv", ["h", "narrow"], ["y"], name="light")]  # fmt: skip
+    graph = oh.make_graph(
+        nodes, "g", [oh.make_tensor_value_info("x", 1, [1, 16, 28, 28])],
+        [oh.make_tensor_value_info("y", 1, [1, 1, 28, 28])],
+        [onnx.numpy_helper.from_array(*w) for w in ((wide, "wide"), (narrow, "narrow"))],
+    )  # fmt: skip
+    onnx.save(oh.make_model(graph, opset_imports=[oh.make_opsetid("", 17)]), tmp_path / "m.onnx")
+    made = pipeline.compile(tmp_path / "m.onnx", target="wasm-simd", output=tmp_path / "b",
+                            prefix="net")  # fmt: skip
+    exports, first, again = script(f"""
+        import {{ load }} from {module(made)};
+        import {{ readFileSync }} from "node:fs";
+        const code = readFileSync({json.dumps(str(made.file("model.wasm")))});
+        const exports = WebAssembly.Module.exports(new WebAssembly.Module(code));
+        const model = await load();
+        const x = Float32Array.from({{length: 16 * 28 * 28}}, (_, i) => Math.sin(i));
+        const run = () => [...model.run({{ x }}).y];
+        show([exports.map(({{ name }}) => name), run(), run()]);
+    """)
+    assert "net_warm_up" in exports and first == again
+    x = np.sin(np.arange(16 * 28 * 28)).astype(np.float32).reshape(1, 16, 28, 28)
+    np.testing.assert_array_equal(np.float32(first), made.run({"x": x}, "wasmtime")["y"].ravel())
+    session = ort.InferenceSession(tmp_path / "m.onnx", providers=["CPUExecutionProvider"])
+    np.testing.assert_allclose(first, session.run(None, {"x": x})[0].ravel(), atol=1e-3)
+    driver = made.file("model.mjs").read_text()
+    assert driver.count('this.#checked("warm_up")') == 1
 
 
 @pytest.mark.parametrize("name", ["wasm-simd", "wasm-relaxed"])

@@ -57,4 +57,4 @@ API int @prefix@_run(const void *const *inputs, void *const *outputs, void *aren
         execute(i, inputs, outputs, arena@whole@);
     return status;
 }
-@run_part@
+@warm_up@@run_part@

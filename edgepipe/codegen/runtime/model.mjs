@@ -82,6 +82,8 @@ export class Model {
     this.#views = TENSORS.map((t, i) => new ARRAYS[t.dtype](buffer, pointers[i], count(t)));
     const status = this.#call("init", blob, weights.length);
     if (status !== 0) throw new Error(`weights.bin does not belong to this model (error ${status})`);
+    // Engines optimise a function once it has run for a while, in the background.
+    @warm_up@
   }
 
   #call(name, ...values) {
