@@ -41,6 +41,18 @@ def store(buffer: Any, offset: Any, value: Any, lanes: int) -> None:
     T.buffer_store(buffer, value, [span(offset, lanes)])
 
 
+def hidden(distance: int) -> Any:
+    """``distance`` in elements as an index that LLVM for AArch64 takes for unknown.
+
+    Where vectors lie further apart than a load of two registers reaches, LLVM addresses all of
+    them from one base, one by one. From a distance that it does not know it makes a base for each
+    run of neighbours, which it then loads and stores two at a time.
+    """
+    zero = tirx.const(0, "int32")
+    name = "llvm.aarch64.neon.sqadd"  # saturating addition, which it does not fold
+    return tirx.call_llvm_pure_intrin("int32", name, tirx.const(distance, "int32"), zero)
+
+
 class Registers:
     """``count`` vector registers: a local buffer that LLVM promotes, its indices being constant."""
 
