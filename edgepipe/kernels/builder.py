@@ -156,6 +156,34 @@ def pixels_from(
     return [(first[0] + a, first[1] + i - a * width) for i, a in enumerate(after)]
 
 
+def neighbours(
+    layout: Blocked, row: Any, start: Any, count: int, flat: bool, even: bool,
+    emit: Callable[[tuple[Any, Any], Sequence[Any]], None],
+) -> None:  # fmt: skip
+    """``pixels_from`` for kernels that store runs of pixels at constant distances.
+
+    ``emit(first, gaps)`` receives row and column of the first pixel and, for each, how many pixels
+    of the border lie between. Where a row may end in the tile it emits both sides of a branch,
+    of which one has no gaps. ``even`` says that no row ends between an even pixel and the next.
+    """
+    if not (flat and layout.padded):
+        emit((row, start), [0] * count)
+        return
+    held, width = Registers(2, 1, "int32"), layout.w
+    held[0], held[1] = start // width, start % width
+    first = held[0], held[1]
+    with T.If(first[1] + count <= width):
+        with T.Then():
+            emit(first, [0] * count)
+        with T.Else():
+            ends = range(width, width + count - 1, width)
+            columns = [first[1] + (i - i % 2 * even) for i in range(count)]
+            emit(first, [
+                sum(tirx.Cast("int32", column >= end) * (layout.cols - width) for end in ends)
+                for column in columns
+            ])  # fmt: skip
+
+
 def zero_border(layout: Blocked, buffer: Any) -> None:
     """Write the border of ``layout``. Consumers read it as convolution padding.
 

@@ -15,8 +15,6 @@ from functools import partial
 from typing import Any
 
 import numpy as np
-from tvm import tirx
-from tvm.script.ir_builder import tirx as T
 
 from edgepipe.kernels import builder
 from edgepipe.kernels.builder import (
@@ -27,6 +25,7 @@ from edgepipe.kernels.builder import (
     load,
     loop,
     minimum,
+    neighbours,
     operand_offset,
     parallel,
     pixels_from,
@@ -329,36 +328,16 @@ class _Emission:
         for j in range(self.blocks):
             far[j] = hidden(border + j * plane)
 
-        def store_all(place: tuple[Any, Any], gaps: Sequence[Any]) -> None:
-            base = y.offset(n, first, *place) - border
+        def store_all(pixel: tuple[Any, Any], gaps: Sequence[Any]) -> None:
+            base = y.offset(n, first, *pixel) - border
             for j in range(self.blocks):
                 for i, gap in enumerate(gaps):
-                    at = base + far[j] + gap + i * y.lanes
+                    at = base + far[j] + (gap + i) * y.lanes
                     builder.store(self.target, at, acc[i * self.blocks + j], y.lanes)
 
-        near = [0] * pixels
-        if not (self.flat and y.padded):
-            store_all((row, start), near)
-            return
-        held = Registers(2, 1, "int32")
-        held[0], held[1] = start // y.w, start % y.w
-        pixel = held[0], held[1]
-        if y.w % pixels == 0 and self.columns % pixels == 0:
-            store_all(pixel, near)
-            return
-        with T.If(pixel[1] + pixels <= y.w):
-            with T.Then():
-                store_all(pixel, near)
-            with T.Else():  # a row ends in the tile, or several do
-                wider, ends = (y.cols - y.w) * y.lanes, range(y.w, y.w + pixels - 1, y.w)
-                # Where tiles begin at even pixels no row ends between the two of a pair.
-                even = y.w % 2 == self.pixels % 2 == 0
-                columns = [pixel[1] + (i - i % 2 * even) for i in range(pixels)]
-                gaps = [
-                    sum(tirx.Cast("int32", column >= end) * wider for end in ends)
-                    for column in columns
-                ]
-                store_all(pixel, gaps)
+        # Where tiles begin at even pixels no row ends between the two of a pair.
+        even = y.w % 2 == self.pixels % 2 == 0
+        neighbours(y, row, start, pixels, self.flat, even, store_all)
 
     def finished(self, value: Any, tile: Any, j: int) -> Any:
         """A complete accumulator of block ``j`` of the tile."""

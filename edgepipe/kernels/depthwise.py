@@ -14,6 +14,7 @@ import numpy as np
 from edgepipe.kernels.builder import (
     Registers,
     fma,
+    hidden,
     kernel,
     load,
     loop,
@@ -27,6 +28,9 @@ from edgepipe.kernels.template import KernelTemplate, Knobs
 from edgepipe.kernels.unpack import TileWeights, half_conversion
 from edgepipe.kernels.weights import grown, store
 from edgepipe.target import Target
+
+#: Float elements within which AArch64 loads two vectors with one instruction.
+_REACH = 1008 // 4
 
 
 def matches(op: Op, target: Target) -> str | None:
@@ -58,6 +62,8 @@ def default(op: ConvOp, target: Target) -> Knobs:
         "keep_weights": kh * kw <= 9 and registers >= 32 if op.weights.plain else kh * kw <= 25,
         "fused": arm,
         "half": half_conversion(target),
+        # Whether neighbours are loaded and stored one after another, two with one instruction.
+        **({"pairs": True} if target.arch == "aarch64" else {}),
     }
 
 
@@ -67,8 +73,14 @@ def _tile(op: ConvOp) -> tuple[int, int]:
     width = op.y.w
     if width <= 14:
         return width, 1
-    columns = min((8, 7, 4), key=lambda n: -(-width // n) * n)
-    return columns, 2 if op.strides == (1, 1) and op.y.h > 1 else 1
+    two_rows = op.strides == (1, 1) and op.y.h > 1
+    columns = min((8, 4, 7) if two_rows else (14, 8, 7, 4), key=lambda n: -(-width // n) * n)
+    return columns, 2 if two_rows else 1
+
+
+def _apart(distance: int, length: int) -> Any:
+    """``distance`` to ``length`` elements, hidden where pairs of vectors there are out of reach."""
+    return hidden(distance) if distance + length > _REACH else distance
 
 
 def settings(op: ConvOp, target: Target) -> list[Knobs]:
@@ -100,6 +112,8 @@ def emit(op: ConvOp, knobs: Knobs) -> Any:
     x, y, lanes = op.x, op.y, op.y.lanes
     (kh, kw), (sy, sx), (dy, dx) = op.kernel, op.strides, op.dilations
     rows, columns = min(knobs["rows"], y.h), min(knobs["columns"], y.w)
+    reach = (columns - 1) * sx + (kw - 1) * dx + 1
+    border = y.offset(0, 0, 0, 0)
 
     def body(*buffers: Any) -> None:
         source, *rest = buffers
@@ -114,29 +128,35 @@ def emit(op: ConvOp, knobs: Knobs) -> Any:
                 return weights.row(block * kh * kw, tap)[0]
 
             acc = Registers(rows * columns, lanes)
+
+            def multiply_add(at: int, vector: Any, ky: int, kx: int) -> None:
+                acc[at] = fma(vector, weight(ky, kx), acc[at], lanes, knobs["fused"])
+
             for at in range(rows * columns):
                 value = load(bias, block * lanes, lanes)
                 acc[at] = value if kept is not None else weights.start(value)
             # One pass over the input rows of the tile; each feeds every output row it belongs to.
             for input_row in sorted({r * sy + ky * dy for r in range(rows) for ky in range(kh)}):
+                taps = [(r, *divmod(input_row - r * sy, dy)) for r in range(rows)]
+                fed = [(r, ky) for r, ky, rest in taps if not rest and 0 <= ky < kh]
+                if knobs.get("pairs"):
+                    start = x.offset(n, block, row * sy - op.offset[0], column * sx - op.offset[1])
+                    start = start + _apart(input_row * x.cols * lanes, reach * lanes)
+                    for across in range(reach):
+                        vector = load(source, start + across * lanes, lanes)
+                        for r, ky in fed:
+                            for i in range(columns):
+                                kx, rest = divmod(across - i * sx, dx)
+                                if not rest and 0 <= kx < kw:
+                                    multiply_add(r * columns + i, vector, ky, kx)
+                    continue
                 for kx in range(kw):
-                    for r in range(rows):
-                        ky, rest = divmod(input_row - r * sy, dy)
-                        if rest or not 0 <= ky < kh:
-                            continue
+                    for r, ky in fed:
                         for i in range(columns):
-                            vector = load(
-                                source,
-                                x.offset(
-                                    n,
-                                    block,
-                                    row * sy + input_row - op.offset[0],
-                                    (column + i) * sx + kx * dx - op.offset[1],
-                                ),
-                                lanes,
-                            )
-                            at = r * columns + i
-                            acc[at] = fma(vector, weight(ky, kx), acc[at], lanes, knobs["fused"])
+                            down = row * sy + input_row - op.offset[0]
+                            across = (column + i) * sx + kx * dx - op.offset[1]
+                            vector = load(source, x.offset(n, block, down, across), lanes)
+                            multiply_add(r * columns + i, vector, ky, kx)
             for r in range(rows):
                 for i in range(columns):
                     place = (n, block, row + r, column + i)
@@ -144,7 +164,11 @@ def emit(op: ConvOp, knobs: Knobs) -> Any:
                     if kept is None:
                         offset = load(bias, block * lanes, lanes)
                         value = weights.finished(value, block * lanes, offset)
-                    finish(op, residuals, target, place, value)
+                    at = None
+                    if knobs.get("pairs"):
+                        far = _apart(border + r * y.cols * lanes, columns * lanes)
+                        at = y.offset(n, block, row, column) - border + far + i * lanes
+                    finish(op, residuals, target, place, value, at)
 
         with parallel(y.n) as n, parallel(y.blocks) as block:
             kept = None
