@@ -41,6 +41,18 @@ def store(buffer: Any, offset: Any, value: Any, lanes: int) -> None:
     T.buffer_store(buffer, value, [span(offset, lanes)])
 
 
+def hidden(distance: int) -> Any:
+    """``distance`` in elements as an index that LLVM for AArch64 takes for unknown.
+
+    Where vectors lie further apart than a load of two registers reaches, LLVM addresses all of
+    them from one base, one by one. From a distance that it does not know it makes a base for each
+    run of neighbours, which it then loads and stores two at a time.
+    """
+    zero = tirx.const(0, "int32")
+    name = "llvm.aarch64.neon.sqadd"  # saturating addition, which it does not fold
+    return tirx.call_llvm_pure_intrin("int32", name, tirx.const(distance, "int32"), zero)
+
+
 class Registers:
     """``count`` vector registers: a local buffer that LLVM promotes, its indices being constant."""
 
@@ -142,6 +154,34 @@ def pixels_from(
     first[0], first[1] = start // width, start % width
     after = [tirx.Cast("int32", first[1] + i >= width) for i in range(count)]
     return [(first[0] + a, first[1] + i - a * width) for i, a in enumerate(after)]
+
+
+def neighbours(
+    layout: Blocked, row: Any, start: Any, count: int, flat: bool, even: bool,
+    emit: Callable[[tuple[Any, Any], Sequence[Any]], None],
+) -> None:  # fmt: skip
+    """``pixels_from`` for kernels that store runs of pixels at constant distances.
+
+    ``emit(first, gaps)`` receives row and column of the first pixel and, for each, how many pixels
+    of the border lie between. Where a row may end in the tile it emits both sides of a branch,
+    of which one has no gaps. ``even`` says that no row ends between an even pixel and the next.
+    """
+    if not (flat and layout.padded):
+        emit((row, start), [0] * count)
+        return
+    held, width = Registers(2, 1, "int32"), layout.w
+    held[0], held[1] = start // width, start % width
+    first = held[0], held[1]
+    with T.If(first[1] + count <= width):
+        with T.Then():
+            emit(first, [0] * count)
+        with T.Else():
+            ends = range(width, width + count - 1, width)
+            columns = [first[1] + (i - i % 2 * even) for i in range(count)]
+            emit(first, [
+                sum(tirx.Cast("int32", column >= end) * (layout.cols - width) for end in ends)
+                for column in columns
+            ])  # fmt: skip
 
 
 def zero_border(layout: Blocked, buffer: Any) -> None:

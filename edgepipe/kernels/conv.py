@@ -9,24 +9,30 @@ Weights with a scale per group are packed ``[tile][kh][kw][ci][blocks * lanes]``
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import numpy as np
 
+from edgepipe.kernels import builder
 from edgepipe.kernels.builder import (
     Registers,
     fma,
+    hidden,
     kernel,
     load,
     loop,
     minimum,
+    neighbours,
+    operand_offset,
     parallel,
     pixels_from,
     splat,
     zero_border,
 )
+from edgepipe.kernels.epilogue import apply
 from edgepipe.kernels.ops import ConvOp, Op
 from edgepipe.kernels.output import finish, signature
 from edgepipe.kernels.template import KernelTemplate, Knobs
@@ -36,6 +42,8 @@ from edgepipe.target import Target
 
 #: Weights up to this many bytes stay in the first-level cache while pixels stream past.
 _SMALL_WEIGHTS = 24 * 1024
+#: Instructions of a tile on AArch64 beside its loop and what its size multiplies.
+_AROUND_TILE = 30
 
 
 def matches(op: Op, target: Target) -> str | None:
@@ -51,13 +59,15 @@ def matches(op: Op, target: Target) -> str | None:
 
 
 def tile(
-    target: Target, blocks: int, pixels: int, weights: WeightFormat, by_element: bool = False
-) -> tuple[int, int]:
+    target: Target, blocks: int, pixels: int, weights: WeightFormat, by_element: bool = False,
+    channels: int = 4, step: int = 4,
+) -> tuple[int, int]:  # fmt: skip
     """Register tile ``(pixels, channel blocks)`` that fits the target's vector registers.
 
     Sizes are those measured to reach 89-97 % of a core's peak: enough accumulators to hide the
     multiply-add latency, few enough that none spills. Unpacked weights are all in registers at
-    once, and more pixels share the work of unpacking them.
+    once, and more pixels share the work of unpacking them. By element the estimated instructions
+    decide, of ``channels`` products per output, ``step`` of them in an iteration.
     """
     if target.kind == "wasm":  # V8: 16 registers, and beyond 8 accumulators it spills
         choices = [(4, 2), (8, 1)]
@@ -82,9 +92,15 @@ def tile(
         return -(-pixels // width) * width / pixels
 
     def instructions(choice: tuple[int, int]) -> float:
-        """Per multiply-add: loads in pairs and the loop beside the products of four channels."""
-        width, high = min(choice[0], pixels), choice[1]
-        return waste(choice) * (1 + (width / 2 + 2 * high + 3) / (4 * width * high))
+        """Products, loads in pairs, the loop, and addresses; the last tile may be narrower."""
+        high, (full, rest) = choice[1], divmod(pixels, min(choice[0], pixels))
+
+        def of_tile(width: int) -> float:
+            loads = step // 4 * (-(-width // 2) + 2 * high)
+            loop = step * width * high + loads + step // 4 + 3
+            return channels / step * loop + _AROUND_TILE
+
+        return (full * of_tile(min(choice[0], pixels)) + (of_tile(rest) if rest else 0)) / high
 
     if by_element and target.arch == "aarch64":
         best = min(fitting, key=instructions)
@@ -105,7 +121,13 @@ def default(op: ConvOp, target: Target) -> Knobs:
     columns = op.y.h * op.y.w if flat else op.y.w
     # By-element multiply-add wants the scalar operand in a vector register.
     by_element = target.arch in ("aarch64", "arm") and op.x.lanes == 4
-    pixels, blocks = tile(target, blocks_per_group, columns, op.weights, by_element)
+    own = _aarch64(op) if target.arch == "aarch64" else {}
+    products = -(-op.x.c // op.groups // op.x.lanes) * op.x.lanes * op.kernel[0] * op.kernel[1]
+    step = own.get("unroll", 1) * op.x.lanes
+    in_registers = by_element or own.get("by_row", False)
+    pixels, blocks = tile(
+        target, blocks_per_group, columns, op.weights, in_registers, products, step
+    )
     weights = op.y.c * op.x.c // op.groups * op.kernel[0] * op.kernel[1]
     return {
         "pixels": pixels,
@@ -121,6 +143,23 @@ def default(op: ConvOp, target: Target) -> Knobs:
         "by_element": by_element,
         "fused": target.simd.fma and target.arch in ("aarch64", "arm"),
         "half": half_conversion(target),
+        **own,
+    }
+
+
+def _aarch64(op: ConvOp) -> Knobs:
+    """Knobs that AArch64 alone has: what loads and stores two vectors with one instruction."""
+    taps, blocks = op.kernel[0] * op.kernel[1], op.x.c // op.groups // op.x.lanes
+    return {
+        # Blocks of input channels per iteration. Four spill with 24 accumulators, and so do two
+        # iterations, which LLVM unrolls as well.
+        "unroll": 2 if taps == 1 and op.x.lanes == 4 and blocks % 2 == 0 and blocks > 4 else 1,
+        # Whether scalars of NCHW inputs are elements of vectors: an image has few channels.
+        "by_row": op.x.lanes == 1 and op.y.lanes == 4 and op.x.c > 1 and taps <= 9,
+        # Whether a tile is stored block by block, its pixels next to one another.
+        "pairs": True,
+        # Whether the last tile of a row is narrower instead of overlapping its neighbour.
+        "rest": True,
     }
 
 
@@ -218,42 +257,92 @@ class _Emission:
         self.rows, self.columns = (1, op.y.h * op.y.w) if self.flat else (op.y.h, op.y.w)
 
     def run(self) -> None:
-        column_tiles = -(-self.columns // self.pixels)
+        full, rest = divmod(self.columns, self.pixels)
+        if rest and not self.knobs.get("rest"):
+            full, rest = full + 1, 0
+        last = self.columns - rest
         with parallel(self.op.y.n) as n:
             if self.knobs["outer"] == "pixels":
-                with (
-                    parallel(self.rows) as row,
-                    parallel(column_tiles) as c,
-                    parallel(self.tiles) as tile,
-                ):
-                    self.register_tile(n, tile, row, c)
+                with parallel(self.rows) as row:
+                    with parallel(full) as c, parallel(self.tiles) as tile:
+                        self.register_tile(n, tile, row, self.start(c), self.pixels)
+                    if rest:  # not marked: of two loops side by side none would be shared
+                        with loop(self.tiles) as tile:
+                            self.register_tile(n, tile, row, last, rest)
             else:
-                with (
-                    parallel(self.tiles) as tile,
-                    parallel(self.rows) as row,
-                    parallel(column_tiles) as c,
-                ):
-                    self.register_tile(n, tile, row, c)
+                with parallel(self.tiles) as tile, parallel(self.rows) as row:
+                    with parallel(full) as c:
+                        self.register_tile(n, tile, row, self.start(c), self.pixels)
+                    if rest:
+                        self.register_tile(n, tile, row, last, rest)
         zero_border(self.op.y, self.target)
 
-    def register_tile(self, n: Any, tile: Any, row: Any, column_tile: Any) -> None:
+    def start(self, column_tile: Any) -> Any:
+        """First pixel of a tile; the last one overlaps its neighbour: the same, stored twice."""
+        if self.knobs.get("rest"):
+            return column_tile * self.pixels
+        return minimum(column_tile * self.pixels, self.columns - self.pixels)
+
+    def register_tile(self, n: Any, tile: Any, row: Any, start: Any, pixels: int) -> None:
         """Accumulate ``pixels`` x ``blocks`` output vectors, then apply the epilogue."""
-        y, lanes = self.op.y, self.op.y.lanes
-        # The last tile overlaps its neighbour: the same values, stored twice.
-        start = minimum(column_tile * self.pixels, self.columns - self.pixels)
-        acc = Registers(self.pixels * self.blocks, lanes)
+        acc = Registers(pixels * self.blocks, self.op.y.lanes)
         for j in range(self.blocks):
             value = self.weights.start(self.bias_vector(tile, j))
-            for i in range(self.pixels):
+            for i in range(pixels):
                 acc[i * self.blocks + j] = value
         self.accumulate(acc, n, tile, row, start)
-        pixels = pixels_from(y, row, start, self.pixels, self.flat)
-        for i, pixel in enumerate(pixels):
+        if self.knobs.get("pairs"):
+            self.put_pairs(acc, n, tile, row, start)
+        else:
+            self.put(acc, n, tile, row, start)
+
+    def put(self, acc: Registers, n: Any, tile: Any, row: Any, start: Any) -> None:
+        """Store a tile, all channels of a pixel and then the next pixel."""
+        places = pixels_from(self.op.y, row, start, acc.count // self.blocks, self.flat)
+        for i, pixel in enumerate(places):
             for j in range(self.blocks):
-                block = tile * self.blocks + j
-                value = acc[i * self.blocks + j]
-                value = self.weights.finished(value, block * lanes, self.bias_vector(tile, j))
-                finish(self.op, self.residuals, self.target, (n, block, *pixel), value)
+                place = (n, tile * self.blocks + j, *pixel)
+                value = self.finished(acc[i * self.blocks + j], tile, j)
+                finish(self.op, self.residuals, self.target, place, value)
+
+    def put_pairs(self, acc: Registers, n: Any, tile: Any, row: Any, start: Any) -> None:
+        """Store a tile, neighbours after one another: that takes one instruction for two."""
+        y, first = self.op.y, tile * self.blocks
+        pixels = acc.count // self.blocks
+        operands = Registers(len(self.residuals) or 1, y.lanes)
+        for j in range(self.blocks):
+            for i in range(pixels):
+                for k, (buffer, layout) in enumerate(
+                    zip(self.residuals, self.op.residuals, strict=True)
+                ):
+                    at = operand_offset(layout, n, first, row, start + i)
+                    if j and layout.blocks > 1:
+                        at = at + hidden(j * layout.rows * layout.cols * layout.lanes)
+                    operands[k] = load(buffer, at, y.lanes)
+                r = i * self.blocks + j
+                own = [operands[k] for k in range(len(self.residuals))]
+                acc[r] = apply(self.op.epilogue, self.finished(acc[r], tile, j), y.lanes, own)
+        plane, border = y.rows * y.cols * y.lanes, y.offset(0, 0, 0, 0)
+        # In registers: what only one side of a branch computes would stay in the loops.
+        far = Registers(self.blocks, 1, "int32")
+        for j in range(self.blocks):
+            far[j] = hidden(border + j * plane)
+
+        def store_all(pixel: tuple[Any, Any], gaps: Sequence[Any]) -> None:
+            base = y.offset(n, first, *pixel) - border
+            for j in range(self.blocks):
+                for i, gap in enumerate(gaps):
+                    at = base + far[j] + (gap + i) * y.lanes
+                    builder.store(self.target, at, acc[i * self.blocks + j], y.lanes)
+
+        # Where tiles begin at even pixels no row ends between the two of a pair.
+        even = y.w % 2 == self.pixels % 2 == 0
+        neighbours(y, row, start, pixels, self.flat, even, store_all)
+
+    def finished(self, value: Any, tile: Any, j: int) -> Any:
+        """A complete accumulator of block ``j`` of the tile."""
+        channel = (tile * self.blocks + j) * self.op.y.lanes
+        return self.weights.finished(value, channel, self.bias_vector(tile, j))
 
     def bias_vector(self, tile: Any, j: int) -> Any:
         return load(self.bias, (tile * self.blocks + j) * self.op.y.lanes, self.op.y.lanes)
@@ -267,20 +356,26 @@ class _Emission:
         elif _taps_outside(self.op, self.knobs):
             with loop(kh) as ky, loop(kw) as kx, self.channels() as (block, lane):
                 number = (ky * kw + kx) * channels + block * x_lanes + lane
-                self.multiply_add(acc, at, (block, ky, kx), (number, 0), lane)
+                self.multiply_add(acc, at, (number, 0), self.scalar(at, (block, ky, kx), lane))
         elif self.knobs["channel_loop"]:
             with loop(channels * taps) as t:
                 where = (t // taps, t % taps // kw, t % kw)
-                self.multiply_add(acc, at, where, (t, 0), 0)
+                self.multiply_add(acc, at, (t, 0), self.scalar(at, where, 0))
         elif x_lanes == 1 and taps <= 9 and self.ci_blocks > 1:
             # From NCHW there is one scalar per tap: unroll the taps so that the loop has a body.
+            reach = self.reach(acc.count // self.blocks)
             with loop(self.ci_blocks) as block:
                 for ky in range(kh):
-                    for kx in range(kw):
-                        self.tap(acc, at, (block, ky, kx))
+                    if self.knobs.get("by_row") and reach >= 4:
+                        self.image_row(acc, at, (block, ky, 0), reach)
+                    else:
+                        for kx in range(kw):
+                            self.tap(acc, at, (block, ky, kx))
         else:
-            with loop(self.ci_blocks) as block, loop(kh) as ky, loop(kw) as kx:
-                self.tap(acc, at, (block, ky, kx))
+            unroll = self.knobs.get("unroll", 1)
+            with loop(self.ci_blocks // unroll) as block, loop(kh) as ky, loop(kw) as kx:
+                for u in range(unroll):
+                    self.tap(acc, at, (block * unroll, ky, kx), u)
 
     @contextmanager
     def channels(self) -> Iterator[tuple[Any, Any]]:
@@ -310,49 +405,82 @@ class _Emission:
                     number = tap * weights.groups(channels) + run.group + g
                     self.weights.end_group(acc, at[1] * _groups(self.op) + number)
 
-    def tap(self, acc: Registers, at: tuple[Any, ...], where: tuple[Any, ...]) -> None:
-        """Multiply-add all lanes of one input block at one tap, unrolled."""
+    def tap(
+        self, acc: Registers, at: tuple[Any, ...], where: tuple[Any, ...], after: int = 0
+    ) -> None:
+        """Multiply-add all lanes of one input block at one tap, unrolled; ``after`` blocks on."""
         (kh, kw), x_lanes, (block, ky, kx) = self.op.kernel, self.op.x.lanes, where
-        first = ((block * kh + ky) * kw + kx) * x_lanes
-        self.lanes(acc, at, where, first, (0, x_lanes))
+        first = (((block + after) * kh + ky) * kw + kx) * x_lanes
+        self.lanes(acc, at, where, first, (0, x_lanes), after)
 
     def lanes(
         self, acc: Registers, at: tuple[Any, ...], where: tuple[Any, ...], number: Any,
-        span: tuple[Any, int],
+        span: tuple[Any, int], after: int = 0,
     ) -> None:  # fmt: skip
         """Multiply-add lanes ``span`` (first, count) of one input block, unrolled."""
         first, count = span
-        inputs = None
-        if self.knobs["by_element"] and count == self.op.x.lanes:
-            inputs = Registers(self.pixels, count)
-            for i in range(self.pixels):
-                inputs[i] = load(self.source, self.input_offset(at, where, i), count)
+        if not (self.knobs["by_element"] and count == self.op.x.lanes):
+            for lane in range(count):
+                self.multiply_add(acc, at, (number, lane), self.scalar(at, where, first + lane))
+            return
+        pixels, x = acc.count // self.blocks, self.op.x
+        inputs = Registers(pixels, count)
+        far = hidden(after * x.rows * x.cols * x.lanes) if after else 0
+        for i in range(pixels):
+            inputs[i] = load(self.source, self.input_offset(at, where, i) + far, count)
         for lane in range(count):
-            place = lane if inputs is not None else first + lane
-            self.multiply_add(acc, at, where, (number, lane), place, inputs)
+            element = partial(inputs.lane, lane=lane)
+            self.multiply_add(acc, at, (number, lane), element, in_registers=True)
+
+    def image_row(
+        self, acc: Registers, at: tuple[Any, ...], where: tuple[Any, ...], reach: int
+    ) -> None:
+        """Multiply-add all taps of one row of an NCHW input, of which the tile needs ``reach``
+        scalars: they are loaded as vectors, the last one moved back not to read past them."""
+        (kh, kw), (block, ky, _), op = self.op.kernel, where, self.op
+        starts = [min(first, reach - 4) for first in range(0, reach, 4)]
+        vectors = Registers(len(starts), 4)
+        first = self.input_offset(at, (block, 0, 0), 0)
+        far = hidden(ky * op.dilations[0] * op.x.cols) if ky else 0
+        for v, start in enumerate(starts):
+            vectors[v] = load(self.source, first + far + start, 4)
+        for kx in range(kw):
+
+            def element(i: int, kx: int = kx) -> Any:
+                place = i * op.strides[1] + kx * op.dilations[1]
+                return vectors.lane(place // 4, place - starts[place // 4])
+
+            number = (block * kh + ky) * kw
+            self.multiply_add(acc, at, (number, kx), element, in_registers=True)
+
+    def reach(self, pixels: int) -> int:
+        """Neighbouring scalars of an input row that a tile of ``pixels`` needs."""
+        op = self.op
+        return (pixels - 1) * op.strides[1] + (op.kernel[1] - 1) * op.dilations[1] + 1
+
+    def scalar(
+        self, at: tuple[Any, ...], where: tuple[Any, ...], lane: Any
+    ) -> Callable[[int], Any]:
+        """What one input channel is at one tap of every pixel."""
+        return lambda i: self.source[self.input_offset(at, where, i) + lane]
 
     def multiply_add(
         self,
         acc: Registers,
         at: tuple[Any, ...],
-        where: tuple[Any, ...],
         number: tuple[Any, int],
-        lane: Any,
-        inputs: Registers | None = None,
+        scalar: Callable[[int], Any],
+        in_registers: bool = False,
     ) -> None:
-        """One input channel of every pixel times a weight row of the tile, (first, offset)."""
-        lanes = self.op.y.lanes
+        """``scalar`` of every pixel times a weight row of the tile, (first, offset)."""
+        lanes, pixels = self.op.y.lanes, acc.count // self.blocks
         weights = self.weights.row(at[1] * _rows(self.op) + number[0], number[1])
-        tile_places = [(i, j) for i in range(self.pixels) for j in range(self.blocks)]
-        if inputs is not None:  # the scalars are in registers: one weight at a time fits as well
+        tile_places = [(i, j) for i in range(pixels) for j in range(self.blocks)]
+        if in_registers:  # one weight at a time fits as well
             tile_places.sort(key=lambda place: place[1])
         for i, j in tile_places:
-            if inputs is None:
-                scalar = self.source[self.input_offset(at, where, i) + lane]
-            else:
-                scalar = inputs.lane(i, lane)
             r = i * self.blocks + j
-            acc[r] = fma(splat(scalar, lanes), weights[j], acc[r], lanes, self.knobs["fused"])
+            acc[r] = fma(splat(scalar(i), lanes), weights[j], acc[r], lanes, self.knobs["fused"])
 
     def input_offset(self, at: tuple[Any, ...], where: tuple[Any, ...], pixel: int) -> Any:
         (n, tile, row, start), (block, ky, kx) = at, where

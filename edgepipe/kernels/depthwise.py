@@ -14,6 +14,7 @@ import numpy as np
 from edgepipe.kernels.builder import (
     Registers,
     fma,
+    hidden,
     kernel,
     load,
     loop,
@@ -27,6 +28,9 @@ from edgepipe.kernels.template import KernelTemplate, Knobs
 from edgepipe.kernels.unpack import TileWeights, half_conversion
 from edgepipe.kernels.weights import grown, store
 from edgepipe.target import Target
+
+#: Float elements within which AArch64 loads two vectors with one instruction.
+_REACH = 1008 // 4
 
 
 def matches(op: Op, target: Target) -> str | None:
@@ -58,6 +62,8 @@ def default(op: ConvOp, target: Target) -> Knobs:
         "keep_weights": kh * kw <= 9 and registers >= 32 if op.weights.plain else kh * kw <= 25,
         "fused": arm,
         "half": half_conversion(target),
+        # Whether neighbours are loaded and stored one after another, two with one instruction.
+        **({"pairs": True} if target.arch == "aarch64" else {}),
     }
 
 
@@ -67,8 +73,14 @@ def _tile(op: ConvOp) -> tuple[int, int]:
     width = op.y.w
     if width <= 14:
         return width, 1
-    columns = min((8, 7, 4), key=lambda n: -(-width // n) * n)
-    return columns, 2 if op.strides == (1, 1) and op.y.h > 1 else 1
+    two_rows = op.strides == (1, 1) and op.y.h > 1
+    columns = min((8, 4, 7) if two_rows else (14, 8, 7, 4), key=lambda n: -(-width // n) * n)
+    return columns, 2 if two_rows else 1
+
+
+def _apart(distance: int, length: int) -> Any:
+    """``distance`` to ``length`` elements, hidden where pairs of vectors there are out of reach."""
+    return hidden(distance) if distance + length > _REACH else distance
 
 
 def settings(op: ConvOp, target: Target) -> list[Knobs]:
@@ -97,75 +109,114 @@ def pack(op: ConvOp, knobs: Knobs, arrays: Sequence[np.ndarray]) -> list[np.ndar
 
 
 def emit(op: ConvOp, knobs: Knobs) -> Any:
-    x, y, lanes = op.x, op.y, op.y.lanes
-    (kh, kw), (sy, sx), (dy, dx) = op.kernel, op.strides, op.dilations
-    rows, columns = min(knobs["rows"], y.h), min(knobs["columns"], y.w)
-
-    def body(*buffers: Any) -> None:
-        source, *rest = buffers
-        packed, (bias, *residuals, target) = rest[: op.weights.arrays], rest[op.weights.arrays :]
-        weights = TileWeights(op.weights, packed, (1, lanes), knobs["half"], knobs["fused"])
-
-        def output_tile(n: Any, block: Any, kept: Any, row: Any, column: Any) -> None:
-            def weight(ky: int, kx: int) -> Any:
-                tap = ky * kw + kx
-                if kept is not None:
-                    return kept[tap]
-                return weights.row(block * kh * kw, tap)[0]
-
-            acc = Registers(rows * columns, lanes)
-            for at in range(rows * columns):
-                value = load(bias, block * lanes, lanes)
-                acc[at] = value if kept is not None else weights.start(value)
-            # One pass over the input rows of the tile; each feeds every output row it belongs to.
-            for input_row in sorted({r * sy + ky * dy for r in range(rows) for ky in range(kh)}):
-                for kx in range(kw):
-                    for r in range(rows):
-                        ky, rest = divmod(input_row - r * sy, dy)
-                        if rest or not 0 <= ky < kh:
-                            continue
-                        for i in range(columns):
-                            vector = load(
-                                source,
-                                x.offset(
-                                    n,
-                                    block,
-                                    row * sy + input_row - op.offset[0],
-                                    (column + i) * sx + kx * dx - op.offset[1],
-                                ),
-                                lanes,
-                            )
-                            at = r * columns + i
-                            acc[at] = fma(vector, weight(ky, kx), acc[at], lanes, knobs["fused"])
-            for r in range(rows):
-                for i in range(columns):
-                    place = (n, block, row + r, column + i)
-                    value = acc[r * columns + i]
-                    if kept is None:
-                        offset = load(bias, block * lanes, lanes)
-                        value = weights.finished(value, block * lanes, offset)
-                    finish(op, residuals, target, place, value)
-
-        with parallel(y.n) as n, parallel(y.blocks) as block:
-            kept = None
-            if knobs["keep_weights"]:
-                kept = Registers(kh * kw, lanes)
-                for tap in range(kh * kw):
-                    (vector,) = weights.row(block * kh * kw, tap)
-                    kept[tap] = weights.finished(vector, block * lanes, None)
-            with parallel(-(-y.h // rows)) as row_tile, loop(-(-y.w // columns)) as column_tile:
-                # The last tile of a dimension overlaps its neighbour.
-                row = minimum(row_tile * rows, y.h - rows)
-                column = minimum(column_tile * columns, y.w - columns)
-                output_tile(n, block, kept, row, column)
-        zero_border(y, target)
-
+    lanes, taps = op.y.lanes, op.kernel[0] * op.kernel[1]
     inputs = [
-        ("x", x.elements, "float32"),
-        *op.weights.arguments(y.blocks * kh * kw, lanes, y.blocks * lanes),
-        ("b", y.blocks * lanes, "float32"),
+        ("x", op.x.elements, "float32"),
+        *op.weights.arguments(op.y.blocks * taps, lanes, op.y.blocks * lanes),
+        ("b", op.y.blocks * lanes, "float32"),
     ]
-    return kernel("depthwise", signature(op, inputs), body)
+    arguments = signature(op, inputs)
+    return kernel("depthwise", arguments, lambda *buffers: _Emission(op, knobs, buffers).run())
+
+
+class _Emission:
+    """One kernel being emitted: the loops around a tile of pixels, and the tile itself."""
+
+    def __init__(self, op: ConvOp, knobs: Knobs, buffers: Sequence[Any]) -> None:
+        self.op, self.knobs, self.lanes = op, knobs, op.y.lanes
+        self.rows, self.columns = min(knobs["rows"], op.y.h), min(knobs["columns"], op.y.w)
+        self.source, *rest = buffers
+        packed, rest = rest[: op.weights.arrays], rest[op.weights.arrays :]
+        self.bias, *self.residuals, self.target = rest
+        shape = (1, self.lanes)
+        self.weights = TileWeights(op.weights, packed, shape, knobs["half"], knobs["fused"])
+        #: Weights of the current block of channels, where they stay in registers.
+        self.kept: Registers | None = None
+
+    def run(self) -> None:
+        y, (kh, kw) = self.op.y, self.op.kernel
+        with parallel(y.n) as n, parallel(y.blocks) as block:
+            if self.knobs["keep_weights"]:
+                self.kept = Registers(kh * kw, self.lanes)
+                for tap in range(kh * kw):
+                    (vector,) = self.weights.row(block * kh * kw, tap)
+                    self.kept[tap] = self.weights.finished(vector, block * self.lanes, None)
+            row_tiles, column_tiles = -(-y.h // self.rows), -(-y.w // self.columns)
+            with parallel(row_tiles) as row_tile, loop(column_tiles) as column_tile:
+                # The last tile of a dimension overlaps its neighbour.
+                row = minimum(row_tile * self.rows, y.h - self.rows)
+                column = minimum(column_tile * self.columns, y.w - self.columns)
+                self.output_tile(n, block, row, column)
+        zero_border(y, self.target)
+
+    def output_tile(self, *at: Any) -> None:
+        """``rows`` x ``columns`` pixels from ``at`` (n, block, row, column) on."""
+        (n, block, row, column), y, pairs = at, self.op.y, self.knobs.get("pairs")
+        acc = Registers(self.rows * self.columns, self.lanes)
+        for p in range(self.rows * self.columns):
+            value = self.bias_vector(block)
+            acc[p] = value if self.kept is not None else self.weights.start(value)
+        # One pass over the input rows of the tile; each feeds every output row it belongs to.
+        (kh, _), (sy, _), (dy, _) = self.op.kernel, self.op.strides, self.op.dilations
+        for below in sorted({r * sy + ky * dy for r in range(self.rows) for ky in range(kh)}):
+            taps = [(r, *divmod(below - r * sy, dy)) for r in range(self.rows)]
+            fed = [(r, ky) for r, ky, rest in taps if not rest and 0 <= ky < kh]
+            (self.row_in_order if pairs else self.row_by_taps)(acc, at, below, fed)
+        border = y.offset(0, 0, 0, 0)
+        for r in range(self.rows):
+            far = _apart(border + r * y.cols * self.lanes, self.columns * self.lanes)
+            for i in range(self.columns):
+                value = acc[r * self.columns + i]
+                if self.kept is None:
+                    channel, bias = block * self.lanes, self.bias_vector(block)
+                    value = self.weights.finished(value, channel, bias)
+                place = (n, block, row + r, column + i)
+                to = y.offset(n, block, row, column) - border + far + i * self.lanes
+                finish(self.op, self.residuals, self.target, place, value, to if pairs else None)
+
+    def row_by_taps(
+        self, acc: Registers, at: Sequence[Any], below: int, fed: Sequence[tuple[int, int]]
+    ) -> None:
+        """What row ``below`` of the tile's input adds to the rows that it feeds, (row, tap)."""
+        (n, block, row, column), op = at, self.op
+        for kx in range(op.kernel[1]):
+            for r, ky in fed:
+                for i in range(self.columns):
+                    down = row * op.strides[0] + below - op.offset[0]
+                    across = (column + i) * op.strides[1] + kx * op.dilations[1] - op.offset[1]
+                    vector = load(self.source, op.x.offset(n, block, down, across), self.lanes)
+                    self.multiply_add(acc, r * self.columns + i, vector, block, (ky, kx))
+
+    def row_in_order(
+        self, acc: Registers, at: Sequence[Any], below: int, fed: Sequence[tuple[int, int]]
+    ) -> None:
+        """The same sums in the same order per pixel, from one input vector after another."""
+        (n, block, row, column), op, x = at, self.op, self.op.x
+        ((sy, sx), (_, dx)), (_, kw) = (op.strides, op.dilations), op.kernel
+        reach = (self.columns - 1) * sx + (kw - 1) * dx + 1
+        start = x.offset(n, block, row * sy - op.offset[0], column * sx - op.offset[1])
+        start = start + _apart(below * x.cols * self.lanes, reach * self.lanes)
+        for across in range(reach):
+            vector = load(self.source, start + across * self.lanes, self.lanes)
+            for r, ky in fed:
+                for i in range(self.columns):
+                    kx, rest = divmod(across - i * sx, dx)
+                    if not rest and 0 <= kx < kw:
+                        self.multiply_add(acc, r * self.columns + i, vector, block, (ky, kx))
+
+    def multiply_add(
+        self, acc: Registers, p: int, vector: Any, block: Any, tap: tuple[int, int]
+    ) -> None:
+        """One input vector times the weights of one tap, onto accumulator ``p``."""
+        (kh, kw), (ky, kx) = self.op.kernel, tap
+        if self.kept is not None:
+            weight = self.kept[ky * kw + kx]
+        else:
+            (weight,) = self.weights.row(block * kh * kw, ky * kw + kx)
+        acc[p] = fma(vector, weight, acc[p], self.lanes, self.knobs["fused"])
+
+    def bias_vector(self, block: Any) -> Any:
+        return load(self.bias, block * self.lanes, self.lanes)
 
 
 TEMPLATE = KernelTemplate(

@@ -29,11 +29,17 @@ def signature(op: Fused, inputs: Sequence[Argument]) -> list[Argument]:
     return [*inputs, *operands, ("y", op.y.elements, op.y.dtype)]
 
 
-def finish(op: Fused, residuals: Sequence[Any], target: Any, place: Any, value: Any) -> None:
-    """Apply the epilogue to one vector and store it at ``place``, (n, block, row, column)."""
+def finish(
+    op: Fused, residuals: Sequence[Any], target: Any, place: Any, value: Any, at: Any = None
+) -> None:
+    """Apply the epilogue to one vector and store it at ``place``, (n, block, row, column).
+
+    ``at`` is the offset of that place, where it is to be computed in another way.
+    """
     lanes = op.y.lanes
     operands = [
         load(buffer, operand_offset(layout, *place), lanes)
         for buffer, layout in zip(residuals, op.residuals, strict=True)
     ]
-    store(target, op.y.offset(*place), apply(op.epilogue, value, lanes, operands), lanes)
+    at = op.y.offset(*place) if at is None else at
+    store(target, at, apply(op.epilogue, value, lanes, operands), lanes)

@@ -107,6 +107,9 @@ def default(op: QConvOp, target: Target) -> Knobs:
         # Products of int16 that may be added before they are widened.
         "deep": {8: 4, 63: 2}.get(op.limit, 1),
         "offset": dot.UNSIGNED_OFFSET[op.bits] if relaxed else 0,
+        # Whether codes are stored at constant distances, apart from being computed, and whether
+        # the last tile of a row is narrower instead of overlapping its neighbour.
+        **({"apart": True, "rest": True} if target.arch == "aarch64" else {}),
     }
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from copy import copy
 from typing import Any
 
 import numpy as np
@@ -15,15 +16,17 @@ from edgepipe.kernels.builder import (
     load,
     loop,
     minimum,
+    neighbours,
     parallel,
     pixels_from,
     splat,
+    store,
     zero_border,
 )
 from edgepipe.kernels.dot import Dot
 from edgepipe.kernels.integer_ops import QConvOp
 from edgepipe.kernels.qproduct import finished
-from edgepipe.kernels.requantize import put_pixels
+from edgepipe.kernels.requantize import emit_codes, put_pixels
 from edgepipe.kernels.template import Knobs
 
 
@@ -119,27 +122,36 @@ class Emission:
         self.rows, self.columns = (1, op.y.h * op.y.w) if self.flat else (op.y.h, op.y.w)
 
     def run(self) -> None:
-        tiles = -(-self.columns // self.pixels)
+        full, rest = divmod(self.columns, self.pixels)
+        if rest and not self.knobs.get("rest"):
+            full, rest = full + 1, 0
+        last = copy(self)
+        last.pixels = rest
         # Sums are those of all pixels: nobody may go ahead of them.
         shared = parallel if self.sums is None else loop
         with shared(self.op.y.n) as n:
             if self.sums is not None:
                 self.input_sums(self.sums, n)
             if self.g.word:  # inputs that take putting together serve all channels
-                with (
-                    shared(self.rows) as row,
-                    shared(tiles) as column_tile,
-                    shared(self.g.tiles) as tile,
-                ):
-                    self.register_tile(n, tile, row, column_tile)
+                with shared(self.rows) as row:
+                    with shared(full) as column_tile, shared(self.g.tiles) as tile:
+                        self.register_tile(n, tile, row, self.start(column_tile))
+                    if rest:  # not shared: of two loops side by side none would be
+                        with loop(self.g.tiles) as tile:
+                            last.register_tile(n, tile, row, self.columns - rest)
             else:
-                with (
-                    shared(self.g.tiles) as tile,
-                    shared(self.rows) as row,
-                    shared(tiles) as column_tile,
-                ):
-                    self.register_tile(n, tile, row, column_tile)
+                with shared(self.g.tiles) as tile, shared(self.rows) as row:
+                    with shared(full) as column_tile:
+                        self.register_tile(n, tile, row, self.start(column_tile))
+                    if rest:
+                        last.register_tile(n, tile, row, self.columns - rest)
         zero_border(self.op.y, self.target)
+
+    def start(self, column_tile: Any) -> Any:
+        """First pixel of a tile; the last one is moved back where it is as wide as the others."""
+        if self.knobs.get("rest"):
+            return column_tile * self.pixels
+        return minimum(column_tile * self.pixels, self.columns - self.pixels)
 
     def input_sums(self, sums: Any, n: Any) -> None:
         """What the offset of the weights adds to every pixel's sums, negated."""
@@ -152,10 +164,9 @@ class Emission:
             words = [tirx.const(s, "int32") if isinstance(s, int) else s for s in sizes]
             T.evaluate(tirx.call_extern("int32", "edgepipe_add_codes", *addresses, *words))
 
-    def register_tile(self, n: Any, tile: Any, row: Any, column_tile: Any) -> None:
+    def register_tile(self, n: Any, tile: Any, row: Any, start: Any) -> None:
         """Accumulate ``pixels`` x ``groups`` vectors, then requantise and store."""
         lanes, parts, arch = self.dot.lanes, self.dot.parts, self.knobs["arch"]
-        start = minimum(column_tile * self.pixels, self.columns - self.pixels)
         channel = minimum(tile * self.g.width, self.g.channels - self.g.width)
         acc = Registers(self.pixels * self.groups * parts, lanes, "int32")
         zero = splat(tirx.const(0, "int32"), lanes)
@@ -168,6 +179,9 @@ class Emission:
                 for p in range(parts):
                     acc[(i * self.groups + j) * parts + p] = value
         self.accumulate(acc, n, tile, row, start)
+        if self.knobs.get("apart") and self.op.y.dtype != "float32" and self.g.width == 16:
+            self.put_apart(acc, (n, row, start), channel)
+            return
         pixels = pixels_from(self.op.y, row, start, self.pixels, self.flat)
         places = [(n, *pixel) for pixel in pixels]
         sums = [
@@ -175,6 +189,23 @@ class Emission:
             for i, place in enumerate(places)
         ]
         put_pixels(self.target, self.op.y, places, channel, sums, self.op.limits, arch, lanes)
+
+    def put_apart(self, acc: Registers, at: tuple[Any, Any, Any], channel: Any) -> None:
+        """Codes of all pixels first, which are then stored at constant distances."""
+        (n, row, start), y, lanes = at, self.op.y, self.dot.lanes
+        codes = Registers(self.pixels, self.groups * lanes, y.dtype)
+        for i in range(self.pixels):
+            place = (n, row, start + i)
+            sums = [self.sum(acc, i, j, channel, place) for j in range(self.groups)]
+            codes[i] = emit_codes(sums, y, self.op.limits, self.knobs["arch"], lanes)
+
+        def store_all(pixel: tuple[Any, Any], gaps: Sequence[Any]) -> None:
+            base = y.offset(n, 0, *pixel) + channel
+            for i, gap in enumerate(gaps):
+                store(self.target, base + (gap + i) * y.lanes, codes[i], codes.lanes)
+
+        even = y.w % 2 == self.knobs["pixels"] % 2 == 0
+        neighbours(y, row, start, self.pixels, self.flat, even, store_all)
 
     def sum(self, acc: Registers, i: int, j: int, channel: Any, place: Any) -> Any:
         """The float sum of one vector of channels of one pixel."""

@@ -80,7 +80,8 @@ def default(op: ConvOp, target: Target) -> Knobs:
     down, across = op.y.h // _SIDE, op.y.w // _SIDE
 
     def tile(rows: int) -> tuple[int, int]:
-        return conv.tile(target, op.y.blocks // splits, rows * across, op.weights, by_element)
+        fits, places = op.y.blocks // splits, rows * across
+        return conv.tile(target, fits, places, op.weights, by_element, inputs, op.x.lanes)
 
     def cost(rows: int) -> float:
         """Places in register tiles, what reading the weights again is worth included."""

@@ -15,6 +15,7 @@ from edgepipe.codegen.plan import ALIGNMENT
 from edgepipe.codegen.primfunc import build_object
 from edgepipe.kernels.ops import Op
 from edgepipe.kernels.template import KernelTemplate, select
+from edgepipe.runners import qemu
 from edgepipe.target import Simd, Target
 
 #: float32 accumulation over up to a few thousand terms against float64.
@@ -66,11 +67,31 @@ class Kernels:
             self.knobs.append(knobs)
             functions[f"k{i}"] = template.emit(op, knobs)
         self.pieces = {f"k{i}": 1 for i in range(1, len(ops), 2)}
+        self.folder = folder
+        self.build(functions)
+
+    def build(self, functions: dict[str, Any]) -> None:
+        """Compile ``functions`` by their symbols."""
         blob, self.workspaces = build_object(functions, Target.load("host"), pieces=self.pieces)
-        (folder / "k.o").write_bytes(blob)
+        (self.folder / "k.o").write_bytes(blob)
         command = [sys.executable, "-m", "ziglang", "cc", "-shared", "-o", "k.so", "k.o"]
-        subprocess.run(command, cwd=folder, check=True, capture_output=True)
-        self.library = ctypes.CDLL(str(folder / "k.so"))
+        subprocess.run(command, cwd=self.folder, check=True, capture_output=True)
+        self.library = ctypes.CDLL(str(self.folder / "k.so"))
+
+    def call(self, index: int, arrays: list[np.ndarray], own: list[np.ndarray], parts: int) -> None:
+        """Call kernel ``index`` on ``arrays`` in place: each of ``parts``, the last one first.
+
+        ``own`` is memory of a thread's own: no part finds in it what another one left.
+        """
+        function = getattr(self.library, f"k{index}")
+        pointers = [ctypes.c_void_p(a.ctypes.data) for a in (*arrays, *own)]
+        if self.pieces.get(f"k{index}", 1) == 1:
+            _forget(own)
+            function(*pointers)
+            return
+        for part in reversed(range(parts)):
+            _forget(own)
+            function(*pointers, part, parts)
 
     def run(
         self,
@@ -91,16 +112,10 @@ class Kernels:
         sizes = self.templates[index].scratch(self.ops[index], self.knobs[index])
         scratch = [aligned(np.full(size, -1, np.int32)) for size in sizes]
         own = [aligned(np.zeros(size, np.uint8)) for size in self.workspaces[f"k{index}"]]
-        function = getattr(self.library, f"k{index}")
-        for out, parts in zip(outs, (1, PARTS), strict=True):
-            pointers = [ctypes.c_void_p(a.ctypes.data) for a in [*arrays, out, *scratch, *own]]
+        for out, parts in zip(grown, (1, PARTS), strict=True):
+            self.call(index, [*arrays, out, *scratch], own, parts)
             if self.pieces.get(f"k{index}", 1) == 1:
-                _forget(own)
-                function(*pointers)
                 break
-            for part in reversed(range(parts)):
-                _forget(own)  # another thread has others
-                function(*pointers, part, parts)
         for out in grown:
             assert np.array_equal(out[elements:], np.full(BEHIND, hole, dtype), equal_nan=True)
         if self.pieces.get(f"k{index}", 1) == 1:
@@ -113,6 +128,72 @@ def _forget(workspaces: list[np.ndarray]) -> None:
     """Every float becomes NaN."""
     for held in workspaces:
         held.fill(255)
+
+
+class Emulated(Kernels):
+    """The same for a target whose programs QEMU runs: the kernels in one of them, which takes
+    their buffers from its input and writes them to its output."""
+
+    def __init__(
+        self, ops: list[Op], target: Target, folder: Path,
+        settings: list[dict[str, Any]] | None = None,
+    ) -> None:  # fmt: skip
+        self.target = target
+        super().__init__(ops, target, folder, settings)
+
+    def build(self, functions: dict[str, Any]) -> None:
+        blob, self.workspaces = build_object(functions, self.target, pieces=self.pieces)
+        (self.folder / "k.o").write_bytes(blob)
+        cases, declared = [], []
+        for symbol, function in functions.items():
+            pointers = ["void *"] * (len(function.params) + len(self.workspaces[symbol]))
+            given = [f"b[{i}]" for i in range(len(pointers))]
+            if self.pieces.get(symbol, 1) > 1:
+                pointers, given = [*pointers, "int", "int"], [*given, "part", "parts"]
+            declared.append(f"void {symbol}({', '.join(pointers)});")
+            cases.append(f"case {symbol[1:]}: {symbol}({', '.join(given)}); break;")
+        main = _MAIN.replace("DECLARED", "\n".join(declared)).replace("CASES", "\n".join(cases))
+        (self.folder / "main.c").write_text(main)
+        triple = self.target.link.static_zig_target
+        command = [sys.executable, "-m", "ziglang", "cc", "-target", triple, "-static", "-O1",
+                   "-o", "k", "main.c", "k.o"]  # fmt: skip
+        subprocess.run(command, cwd=self.folder, check=True, capture_output=True)
+
+    def call(self, index: int, arrays: list[np.ndarray], own: list[np.ndarray], parts: int) -> None:
+        _forget(own)
+        arrays = [*arrays, *own]
+        count = 1 if self.pieces.get(f"k{index}", 1) == 1 else parts
+        given = b"".join(np.uint64(a.nbytes).tobytes() + a.tobytes() for a in arrays)
+        words = [*qemu.command(self.target), str(self.folder / "k"), str(index), str(count)]
+        said = subprocess.run(words, input=given, check=True, capture_output=True).stdout
+        for array in arrays:
+            got, said = said[: array.nbytes], said[array.nbytes :]
+            array[...] = np.frombuffer(got, array.dtype).reshape(array.shape)
+        assert not said
+
+
+#: Reads the buffers (bytes, then as many of them), calls a kernel's parts, writes the buffers.
+_MAIN = """
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+DECLARED
+int main(int argc, char **argv) {
+    static void *b[64];
+    static uint64_t sizes[64];
+    int count = 0, index = atoi(argv[1]), parts = atoi(argv[2]);
+    while (fread(&sizes[count], 8, 1, stdin) == 1) {
+        b[count] = aligned_alloc(64, (sizes[count] + 127) / 64 * 64);
+        if (fread(b[count], 1, sizes[count], stdin) != sizes[count]) return 1;
+        count++;
+    }
+    for (int part = parts - 1; part >= 0; part--) switch (index) {
+CASES
+    }
+    for (int i = 0; i < count; i++) fwrite(b[i], 1, sizes[i], stdout);
+    return argc != 3;
+}
+"""
 
 
 def snr_db(reference: np.ndarray, got: np.ndarray) -> float:

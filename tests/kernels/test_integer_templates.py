@@ -61,11 +61,12 @@ def codes(
 
 def draw(rng: np.random.Generator, layout: Blocked) -> Array:
     shape = (layout.n, layout.c, layout.h, layout.w)
-    return rng.integers(0, 256, shape).astype(np.uint8)
+    limits = np.iinfo(layout.dtype)
+    return rng.integers(limits.min, limits.max + 1, shape).astype(layout.dtype)
 
 
-def rounded(total: Array, limits: Limits, zero: int) -> Array:
-    return (np.clip(np.rint(total), limits.low, limits.high) + zero).astype(np.uint8)
+def rounded(total: Array, limits: Limits, zero: int, dtype: str = "uint8") -> Array:
+    return (np.clip(np.rint(total), limits.low, limits.high) + zero).astype(dtype)
 
 
 def centred(x: Array, layout: Blocked) -> Array:
@@ -153,7 +154,7 @@ def check_convolution(
     for r, a in zip(op.residuals, added, strict=True):
         total = total + centred(a, r.layout).astype(np.float32) * np.float32(r.multiplier)
     float_out = op.y.dtype == "float32"
-    expected = total if float_out else rounded(total, op.limits, op.y.zero)
+    expected = total if float_out else rounded(total, op.limits, op.y.zero, op.y.dtype)
     packed = [r.layout.pack(a) for r, a in zip(op.residuals, added, strict=True)]
     check(kernels, index, op.y, [op.x.pack(x)], [w, b, m], packed, expected)
 
