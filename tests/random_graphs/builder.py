@@ -76,6 +76,8 @@ class Builder:
         self.values: list[Value] = []
         self.nodes: list[onnx.NodeProto] = []
         self.rejected: list[tuple[str, str]] = []
+        #: Elements of a value, at most.
+        self.largest = LARGEST
 
     def input(self, array: Array) -> Value:
         """A new input of the graph that holds ``array``."""
@@ -162,7 +164,7 @@ class Builder:
         for name, array, other in zip(node.output, arrays, shaken, strict=True):
             rounds = array.dtype.kind == "f" and not exact
             made.append(Value(name, array, self._shake(other) if rounds else other))
-            check(made[-1])
+            check(made[-1], self.largest)
         self.nodes.append(node)
         self.values += made
         return made
@@ -179,6 +181,7 @@ class Builder:
             maker(self)
         except RejectedError as error:
             self.rejected.append((maker.__name__, str(error)))
+        self.largest = LARGEST
         if len(self.nodes) == count:
             del self.constants[held:]
         return len(self.nodes) > count
@@ -191,10 +194,10 @@ def _broadcast(a: tuple[int, ...], b: tuple[int, ...]) -> bool:
         return False
 
 
-def check(value: Value) -> None:
+def check(value: Value, largest_size: int = LARGEST) -> None:
     """Raises RejectedError for values that are not finite, too large, or noise."""
     array, shaken = value.array, value.shaken
-    if array.size > LARGEST or array.shape != shaken.shape or array.size == 0:
+    if array.size > largest_size or array.shape != shaken.shape or array.size == 0:
         raise RejectedError("its size")
     if array.dtype.kind != "f":
         if not np.array_equal(array, shaken):

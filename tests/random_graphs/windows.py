@@ -52,6 +52,26 @@ def conv(g: Builder) -> None:
     convolve(g, x, settings)
 
 
+@maker(image=3)
+def wide_conv(g: Builder) -> None:
+    """So many channels and pixels that minimal filtering pays, from few and back to few."""
+    x = g.pick("f", least=4, most=4)
+    channels, wide = x.shape[1], g.rng.choice([32, 35, 40])
+    scales = [-(-14 // max(side, 1)) for side in x.shape[2:]]
+    if x.shape[0] > 2 or max(x.shape[2:]) > 20:
+        raise RejectedError("too large")
+    g.largest = 50_000
+    up = g.normal(channels, wide, *scales, dtype=x.dtype, fan_in=channels)
+    (y,) = g.add("ConvTranspose", [x, up], strides=scales, kernel_shape=scales)
+    out, pads = g.rng.choice([32, 36]), g.rng.choice([[1] * 4, [1] * 4, [0] * 4, [2, 0, 1, 1]])
+    weight = g.normal(out, wide, 3, 3, dtype=x.dtype, fan_in=9 * wide)
+    (y,) = g.add("Conv", [y, weight, *bias(g, y, out)], pads=pads)
+    if out == wide and pads == [1] * 4 and g.rng.random() < 0.5:
+        (y,) = g.add("Add", [y, g.values[-2]])
+    (y,) = g.add("Relu", [y])
+    g.add("Conv", [y, g.normal(2, out, 1, 1, dtype=x.dtype, fan_in=out)])
+
+
 @maker(image=1)
 def conv_of_other_rank(g: Builder) -> None:
     x = g.pick("f", least=3, most=5)
