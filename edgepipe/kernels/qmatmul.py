@@ -96,7 +96,7 @@ class _Emission(Emission):
             if self.sums is not None:
                 self.row_sums(n)
             with loop(self.g.tiles) as tile_, loop(tiles) as column_tile:
-                self.register_tile(n, tile_, 0, column_tile)
+                self.register_tile(n, tile_, 0, self.start(column_tile))
 
     # -- packing ------------------------------------------------------------------------------
 
