@@ -31,9 +31,9 @@ from edgepipe.lowering import Program
 #: What a core does in the time in which threads find one another, twice over: some microseconds.
 LEAST_SHARED_MACS = 200_000
 LEAST_SHARED_BYTES = 1 << 16
-#: V8 optimises a function that has executed about two megabytes of code. So many multiply-adds of
-#: float32 come to that, and kernels of no more than some times as many need no warming.
-WARM_MACS, LEAST_WARMED_MACS = 250_000, 1_000_000
+#: V8 optimises a function that has executed some megabytes of code: so many multiply-adds of
+#: float32. Kernels with no more than a few times as many need no warming.
+WARM_MACS, LEAST_WARMED_MACS = 1_000_000, 4_000_000
 
 
 @dataclass(eq=False)
