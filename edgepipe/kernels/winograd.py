@@ -55,10 +55,10 @@ _INPUT_BYTES, _FAR = 1 << 19, 0.2
 def matches(op: Op, target: Target) -> str | None:
     if not isinstance(op, ConvOp) or op.kernel != (3, 3) or op.groups > 1 or op.sparse is not None:
         return ""
+    if not op.weights.plain or op.x.lanes != op.y.lanes or op.y.lanes == 1:
+        return ""
     if op.strides != (1, 1) or op.dilations != (1, 1):
         return "it has strides or dilations"
-    if not op.weights.plain or op.x.lanes != op.y.lanes or op.y.lanes == 1:
-        return "its weights are no float32, or its input is not in blocks of channels"
     if op.y.h % _SIDE or op.y.w % _SIDE:
         return "its output has an odd side"
     if min(op.x.c, op.y.c) < _LEAST_CHANNELS or _tiles(op) < _LEAST_TILES:
