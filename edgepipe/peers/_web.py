@@ -38,7 +38,8 @@ def package(name: str) -> Path | None:
 class Web:
     """The model ``model`` in the engine ``kind`` of web.mjs; ``inputs`` in the order of the file,
     ``channels_last`` where its tensors with four axes are so. ``scripts`` are what web.mjs imports,
-    ``code`` the WebAssembly that they may fetch: patterns of files beside ``folder``'s own."""
+    ``code`` the WebAssembly that they may fetch: patterns of files beside ``folder``'s own.
+    ``build`` is a build of the engine, "" for the one that it chooses."""
 
     case: Case
     kind: str
@@ -48,6 +49,7 @@ class Web:
     channels_last: bool = False
     scripts: tuple[str, ...] = ()
     code: str = "dist/*.wasm"
+    build: str = ""
 
     def engine(self, title: str, form: str) -> Engine:
         """With its version in its name, and the ``form`` of the model."""
@@ -98,8 +100,8 @@ class Web:
         files |= {"model.bin": self.model, "index.html": _PAGE}
         files |= {p.name: p.read_bytes() for p in Path(__file__).parent.glob("*.mjs")}
         modules = self._modules()
-        files["job.json"] = json.dumps({**job, "engine": self.kind, "inputs": shapes,
-                                        "modules": modules.as_uri()}).encode()  # fmt: skip
+        job = {**job, "engine": self.kind, "build": self.build, "inputs": shapes}
+        files["job.json"] = json.dumps({**job, "modules": modules.as_uri()}).encode()
         if self.case.runner == "node":
             return _in_node(files)
         program = _page.find(self.case.runner.partition(":")[2])

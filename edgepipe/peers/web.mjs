@@ -28,9 +28,9 @@ const ENGINES = {
     };
   },
 
-  async "litert-js"(model, inputs, modules) {
+  async "litert-js"(model, inputs, modules, build) {
     const litert = await import(`${modules}/@litertjs/core/dist/index.js`);
-    await litert.loadLiteRt(`${modules}/@litertjs/core/wasm/`, { threads: false });
+    await litert.loadLiteRt(`${modules}/@litertjs/core/wasm/${build}`, { threads: false });
     const url = URL.createObjectURL(new Blob([model]));
     const loaded = await litert.loadAndCompile(url, { accelerator: "wasm" });
     const given = inputs.map(({ shape, data }) => new litert.Tensor(data, shape));
@@ -71,7 +71,7 @@ async function main() {
   const model = await bytes("model.bin");
   if (job.code) await prepare(job, modules);
   const began = performance.now();
-  const infer = await ENGINES[job.engine](model, inputs, modules);
+  const infer = await ENGINES[job.engine](model, inputs, modules, job.build);
   let outputs = await infer();
   const first_ms = performance.now() - began;
   for (let i = 1; i < job.warmup; i++) await infer();
