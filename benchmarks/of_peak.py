@@ -4,6 +4,8 @@ Each pair is profiled by ``edgepipe bench --per-op``: rates of warm repetitions 
 core reached in the same run in kernels that only multiply. Of ``--repeats`` profiles each operator
 and each peak keeps its fastest time, since other programs slow down now the one and now the other.
 "of peak" is of all operators of a kind together; shares of time are those of whole inferences.
+"data moved" is what operators take in their places beyond warm repetitions: no more than that
+could be saved by fusing operators, so that what lies between them stays in a cache.
 
   of_peak.py [--models mobilenet-v1,mobilenet-v2] [--places all] [--runs 100] [--repeats 3]
              [--json FILE]
@@ -25,7 +27,7 @@ from edgepipe.errors import EdgepipeError
 from edgepipe.op_profile import OpProfile, Profile, profile
 
 HEADERS = ["model", "format", "place", "pointwise of peak", "≥ 85 %", "pointwise of time",
-           "other convolutions of peak", "of time", "all of peak"]  # fmt: skip
+           "other convolutions of peak", "of time", "all of peak", "data moved"]  # fmt: skip
 #: Place, target and runner.
 PLACES = [("host", "host", "local"), ("browser", "wasm-simd", "browser"),
           ("browser", "wasm-relaxed", "browser")]  # fmt: skip
@@ -76,8 +78,9 @@ def summary(found: Profile) -> list[str]:
     others = [op for op in found.ops if op.op_type.startswith("Conv") and not is_pointwise(op)]
     enough = sum((op.of_peak or 0) >= ENOUGH for op in pointwise)
     share = [f"{100 * sum(op.us for op in ops) / whole:.0f} %" for ops in (pointwise, others)]
+    moved = 100 * (1 - sum(op.warm_us for op in found.ops) / whole)
     return [together(pointwise), f"{enough} of {len(pointwise)}", share[0], together(others),
-            share[1], f"{100 * found.ideal_us / whole:.0f} %"]  # fmt: skip
+            share[1], f"{100 * found.ideal_us / whole:.0f} %", f"{moved:.0f} %"]  # fmt: skip
 
 
 def below(found: Profile) -> list[str]:
@@ -107,7 +110,7 @@ def main() -> int:
                         found = measure(name, model, recipe, target, runner, options, folder)
                     except EdgepipeError as error:
                         failed = True
-                        rows.append([*row, str(error), *"–––––"])
+                        rows.append([*row, str(error), *"––––––"])
                         continue
                     rows.append([*row, *summary(found)])
                     progress("  ".join(rows[-1]))

@@ -126,8 +126,8 @@ class Profile:
         return "\n".join([
             share + inference + ideal if self.peaks else f"a whole inference: {inference}",
             "", table(headers, rows), "",
-            f"operators in their places sum to {whole / 1e3:.3f} ms; rates and shares are those of "
-            "warm repetitions",
+            f"operators in their places sum to {whole / 1e3:.3f} ms, warm repetitions to "
+            f"{sum(op.warm_us for op in self.ops) / 1e3:.3f} ms, of which rates and shares are",
             f"peaks measured in this run: {peaks or 'none'}",
             f"copies, by block, GB/s: {copies or 'none'}",
             f"{self.bundle} by {self.runner} ({self.engine}), {self.rounds} inferences, one thread",
