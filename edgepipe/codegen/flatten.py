@@ -195,7 +195,7 @@ class Flattener:
     ) -> Plan:
         """Place everything. ``symbols`` maps function names to C symbols; ``workspaces`` gives the
         bytes of the extra pointers each symbol takes, ``pieces`` those that ``threads`` share,
-        ``iterations`` those of outermost loops that can be limited, to be warmed up."""
+        ``iterations`` those of loops that can be limited, to be warmed up."""
         calls = []
         warmed = self._warm_ups(symbols, iterations)
         tensors: list[Buffer] = []

@@ -7,7 +7,7 @@ whatever P is, so results have the same bits. What stands outside of marked loop
 but registers and workspaces, of which every part has its own, are filled by all.
 
 Engines of WebAssembly optimise a function once it has run for a while, and use the faster code from
-its next call on. Where a call can be told to do the first iterations of its outermost loops only,
+its next call on. Where a call can be told to do the first iterations of its longest loops only,
 functions are warm before the first inference, of which most would otherwise be slow code.
 """
 
@@ -59,24 +59,45 @@ def slice_body(statements: list[Any], workspaces: Sequence[Any] = ()) -> Sliced 
 
 
 def first_iterations(statements: list[Any]) -> Sliced | None:
-    """The flat ``statements`` of a kernel with a limit to the iterations of each outermost marked
-    loop, and all that stands beside those; None where none is marked. ``pieces`` are the iterations
-    that it takes for all."""
-    extents = [int(s.extent) if _is_marked(s) else 1 for s in statements]
+    """The flat ``statements`` of a kernel with a limit to the iterations of one marked loop each,
+    the longest of those directly inside one another, and all that stands beside those; None where
+    none is marked. ``pieces`` are the iterations that it takes for all."""
+    chosen = [_longest(s) if _is_marked(s) else None for s in statements]
+    extents = [1 if loop is None else int(loop.extent) for loop in chosen]
     if max(extents, default=1) == 1:
         return None
     limit = tirx.Var("limit", "int32")
     body = [
-        _limited(statement, limit) if extent > 1 else statement
-        for statement, extent in zip(statements, extents, strict=True)
+        _limited(statement, loop, limit) if extent > 1 else statement
+        for statement, loop, extent in zip(statements, chosen, extents, strict=True)
     ]
     return Sliced(body, (limit,), max(extents))
 
 
-def _limited(loop: Any, limit: Any) -> Any:
+def _longest(loop: Any) -> Any:
+    """Of a marked loop and those directly inside, the outermost of the longest ones."""
+    inner = _inner(loop)
+    if inner is None:
+        return loop
+    best = _longest(inner)
+    return loop if int(loop.extent) >= int(best.extent) else best
+
+
+def _limited(loop: Any, chosen: Any, limit: Any) -> Any:
+    """``loop`` with a limit to the iterations of ``chosen``, which is it or inside of it."""
+    if not loop.same_as(chosen):
+        inner = _inner(loop)
+        body = _replaced(loop.body, inner, _limited(inner, chosen, limit))
+        return tirx.For(loop.loop_var, loop.min, loop.extent, loop.kind, body)
     dtype = str(loop.loop_var.ty.dtype)
     extent = _cast(dtype, tirx.min(limit, _int(int(loop.extent))))
     return tirx.For(loop.loop_var, tirx.const(0, dtype), extent, loop.kind, loop.body)
+
+
+def _replaced(body: Any, old: Any, new: Any) -> Any:
+    """``body`` with one of its statements replaced."""
+    parts = body.seq if isinstance(body, tirx.SeqStmt) else [body]
+    return tirx.stmt_seq(*[new if s.same_as(old) else s for s in parts])
 
 
 def _fills(buffers: list[Any], statement: Any) -> bool:
@@ -123,8 +144,7 @@ def _cut(loop: Any, first: Any, low: Any, high: Any) -> Any:
     body = loop.body
     if inner is not None:
         cut = _cut(inner, first + _cast("int32", loop.loop_var) * _int(stride), low, high)
-        parts = body.seq if isinstance(body, tirx.SeqStmt) else [body]
-        body = tirx.stmt_seq(*[cut if s.same_as(inner) else s for s in parts])
+        body = _replaced(body, inner, cut)
     # An empty range has no negative extent.
     count, dtype = tirx.max(end - begin, _int(0)), str(loop.loop_var.ty.dtype)
     return tirx.For(loop.loop_var, _cast(dtype, begin), _cast(dtype, count), loop.kind, body)

@@ -50,7 +50,7 @@ class Call:
 
     ``pieces``: how many shares of its work threads can take; 1 where one thread does it alone. The
     arguments of ``strides`` above 0 are the kernel's own memory, so many bytes for each thread.
-    ``iterations``: of its outermost loop, where a call can be told to do the first of them only;
+    ``iterations``: of its longest loop, where a call can be told to do the first of them only;
     else 0. ``warm_up``: how many make an engine of WebAssembly optimise it; 0 to leave it alone.
     """
 

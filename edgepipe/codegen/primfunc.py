@@ -59,6 +59,10 @@ def llvm_target(target: Target, extra_attributes: tuple[str, ...] = ()) -> Any:
         # the download, and V8 runs it no faster; for ARM it then takes the weights of all steps
         # out of the loop over pixels, into more registers than there are.
         spec["cl-opt"].append("-unroll-threshold-aggressive:uint=0")
+    if target.kind == "wasm":
+        # Loop strength reduction forgets that sums of pointers do not wrap, and loads then no
+        # longer take what is constant in them: an instruction each, of loops that have thirty.
+        spec["cl-opt"].append("-disable-lsr:bool=true")
     try:
         llvm = tvm.target.Target({"kind": "llvm", "opt-level": 3, **spec})
         llvm_get_vector_width(llvm)  # it knows the triple: what comes next crashes otherwise

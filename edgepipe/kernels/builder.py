@@ -97,6 +97,40 @@ def parallel(extent: int) -> Iterator[Any]:
             yield index
 
 
+@contextmanager
+def counting(steps: Any, *strides: int) -> Iterator[list[Any]]:
+    """A loop with a counter for each of ``strides``, which grows by it in each of ``steps``.
+
+    For WebAssembly: V8 takes every instruction as it is in the module, and a loop's number times a
+    stride would be two. Counters in bytes index ``bytes_of`` buffers without a shift.
+    """
+    counters = {stride: Registers(1, 1, "int32") for stride in strides}
+    for counter in counters.values():
+        counter[0] = tirx.const(0, "int32")
+    end = steps * strides[0] if isinstance(steps, int) else T.bind(steps * strides[0])
+    with T.While(counters[strides[0]][0] < end):
+        yield [counters[stride][0] for stride in strides]
+        for stride, counter in counters.items():
+            counter[0] = counter[0] + stride
+
+
+def forward(index: Any) -> Any:
+    """``index``, of which LLVM is told that it is not negative.
+
+    Only then are constants behind it those of a load in WebAssembly, and no additions.
+    """
+    held = T.bind(index)
+    T.evaluate(tirx.call_llvm_intrin("void", "llvm.assume", held >= 0))
+    return held
+
+
+def bytes_of(buffer: Any, itemsize: int = 4) -> Any:
+    """The same memory as int8. What is written as one of the two must not be read as the other:
+    they count as different memory."""
+    elements = int(buffer.shape[0])
+    return T.decl_buffer((elements * itemsize,), "int8", data=buffer.data)
+
+
 def minimum(a: Any, b: Any) -> Any:
     """The smaller index; folded when both are known."""
     return min(a, b) if isinstance(a, int) and isinstance(b, int) else tirx.min(a, b)

@@ -15,9 +15,12 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from tvm.script.ir_builder import tirx as T
 
 from edgepipe.kernels.builder import (
     Registers,
+    bytes_of,
+    counting,
     float32,
     fma,
     kernel,
@@ -28,6 +31,7 @@ from edgepipe.kernels.builder import (
     splat,
     store,
 )
+from edgepipe.kernels.dot import reinterpret
 from edgepipe.kernels.epilogue import apply
 from edgepipe.kernels.ops import MatmulOp, Op
 from edgepipe.kernels.template import KernelTemplate, Knobs
@@ -79,6 +83,8 @@ def default(op: MatmulOp, target: Target) -> Knobs:
         "by_element": arm and lanes == 4,
         "fused": arm,
         "half": half_conversion(target),
+        # Whether k is counted in bytes instead of values; for one row at a time that has parts.
+        "counted": target.kind == "wasm" and op.weights.plain and op.m > 1,
     }
 
 
@@ -189,11 +195,35 @@ class _Emission:
 
     def steps(self, acc: Registers, at: tuple[Any, Any, Any, Any], first: Any, count: int) -> None:
         """Multiply-add ``count`` values of k from ``first`` on."""
+        if self.knobs["counted"]:
+            self.counted_steps(acc, at)
+            return
         unroll = min(self.knobs["unroll"], count)
         with loop(count // unroll) as k:
             self.step(acc, at, first + k * unroll, unroll)
         if count % unroll:
             self.step(acc, at, first + count - count % unroll, count % unroll)
+
+    def counted_steps(self, acc: Registers, at: tuple[Any, Any, Any, Any]) -> None:
+        """The same for all of k; rows of either operand have constant distances."""
+        a, b, lanes = bytes_of(self.a), bytes_of(self.b), self.lanes
+        vector = f"float32x{lanes}" if lanes > 1 else "float32"
+        batch, tile, _, column = at
+        row = 4 * (self.width if self.op.constant else self.op.n)
+        first_a = T.bind(self.a_offset(at, 0, 0) * 4)
+        batch = batch if self.op.b_batched else 0
+        of_b = tile * self.op.k * row if self.op.constant else batch * self.op.k * row + column * 4
+        first_b = T.bind(of_b)
+        with counting(self.op.k, 4, row) as (in_a, in_b):
+            vectors = [
+                reinterpret(vector, load(b, first_b + in_b + 4 * lanes * j, 4 * lanes))
+                for j in range(self.blocks)
+            ]
+            for i in range(self.rows):
+                scalar = reinterpret("float32", load(a, first_a + in_a + 4 * self.op.k * i, 4))
+                for j in range(self.blocks):
+                    r = i * self.blocks + j
+                    acc[r] = fma(splat(scalar, lanes), vectors[j], acc[r], lanes, False)
 
     def bias_vector(self, column: Any) -> Any:
         return None if self.bias is None else load(self.bias, column, self.lanes)

@@ -18,8 +18,10 @@ import numpy as np
 from edgepipe.kernels import dot
 from edgepipe.kernels.builder import kernel
 from edgepipe.kernels.integer_ops import QConvOp
+from edgepipe.kernels.qconv_packed import PackedEmission
 from edgepipe.kernels.qconv_tile import Emission, Geometry, merges
 from edgepipe.kernels.qproduct import arguments, vectors
+from edgepipe.kernels.strips import strip
 from edgepipe.kernels.template import KernelTemplate, Knobs
 from edgepipe.target import Target
 
@@ -88,14 +90,15 @@ def default(op: QConvOp, target: Target) -> Knobs:
     pixels, groups = tile(target, way, width, channels // chosen.lanes)
     if way == "mlal" and Geometry.word_of(op):  # its operands take registers too
         pixels = min(pixels, 2)
+    if relaxed:  # the plain form has two accumulators where the relaxed one has one
+        pixels = max(1, pixels // 2)
     if op.groups > 1:  # tiles of one group must not reach into the next
         groups = next(g for g in range(groups, 0, -1) if (channels // chosen.lanes) % g == 0)
     return {
         "dot": chosen.name,
         "lanes": chosen.lanes,
         "signed": chosen.signed,
-        # The plain form has two accumulators where the relaxed one has one.
-        "pixels": max(1, pixels // 2) if relaxed else pixels,
+        "pixels": pixels,
         "groups": groups,
         "flat": flat,
         "arch": target.arch,
@@ -107,10 +110,29 @@ def default(op: QConvOp, target: Target) -> Knobs:
         # Products of int16 that may be added before they are widened.
         "deep": {8: 4, 63: 2}.get(op.limit, 1),
         "offset": dot.UNSIGNED_OFFSET[op.bits] if relaxed else 0,
+        **({"strip": packed(op, pixels, flat)} if chosen == dot.named("pairs", 4, True) else {}),
         # Whether codes are stored at constant distances, apart from being computed, and whether
         # the last tile of a row is narrower instead of overlapping its neighbour.
         **({"apart": True, "rest": True} if target.arch == "aarch64" else {}),
     }
+
+
+#: Output channels from which packing pays: what is packed is read once by every tile of them.
+_PACKED_CHANNELS = 16
+#: Weights up to this many bytes stay in the first-level cache while pixels stream past.
+_SMALL_WEIGHTS = 24 * 1024
+
+
+def packed(op: QConvOp, pixels: int, flat: bool) -> int:
+    """Rows, or pixels of a flat image, whose inputs are packed together; 0: they are not."""
+    if op.y.c // op.groups < _PACKED_CHANNELS or op.groups > 1 or pixels % 2 or op.x.lanes < 4:
+        return 0
+    taps = 2 * op.kernel[0] * op.kernel[1] * op.x.lanes  # bytes of a pixel
+    if flat and taps // 2 * op.y.c <= _SMALL_WEIGHTS:
+        return pixels  # their codes are then stored together, four channels having only a word
+    if flat:
+        return strip(op.y.h * op.y.w, taps, pixels)
+    return strip(op.y.h, taps * op.y.w, pixels=op.y.w)
 
 
 def settings(op: QConvOp, target: Target) -> list[Knobs]:
@@ -127,12 +149,17 @@ def settings(op: QConvOp, target: Target) -> list[Knobs]:
         if width <= groups and (op.groups == 1 or groups % width == 0)
         if pixels * width <= most and (pixels * width >= most // 4 or columns * groups < most)
     ]
-    unrolls = (1, 2, 4) if op.bits == 8 and base["dot"] != "mlal" else (base["unroll"],)
+    fixed = base["dot"] == "mlal" or target.kind == "wasm"
+    unrolls = (1, 2, 4) if op.bits == 8 and not fixed else (base["unroll"],)
+    strips = {pixels: packed(op, pixels, base["flat"]) for pixels, _ in tiles}
     return [
-        {**base, "pixels": pixels, "groups": width, "unroll": unroll}
+        {
+            **base, "pixels": pixels, "groups": width, "unroll": unroll,
+            **({"strip": strips[pixels]} if "strip" in base else {}),
+        }
         for pixels, width in tiles
         for unroll in unrolls
-    ]
+    ]  # fmt: skip
 
 
 def pack(op: QConvOp, knobs: Knobs, arrays: Sequence[np.ndarray]) -> list[np.ndarray]:
@@ -157,12 +184,18 @@ def emit(op: QConvOp, knobs: Knobs) -> Any:
     weights = g.tiles * g.tile_bytes, "int8"
     buffers = arguments(op, weights, g.channels, scratch(op, knobs))
     kind = "q_pointwise" if op.kernel == (1, 1) else "q_conv"
-    return kernel(kind, buffers, lambda *held: Emission(op, knobs, g, held).run())
+    emission = PackedEmission if g.strip else Emission
+    return kernel(kind, buffers, lambda *held: emission(op, knobs, g, held).run())
 
 
 def scratch(op: QConvOp, knobs: Knobs) -> tuple[int, ...]:
-    """Sums of the inputs of every output pixel, which weights with an offset ask for."""
-    return (op.y.h * op.y.w,) if knobs["offset"] else ()
+    """Sums of the inputs of every output pixel, which weights with an offset ask for, and packed
+    inputs of a strip."""
+    sums = (op.y.h * op.y.w,) if knobs["offset"] else ()
+    if not knobs.get("strip"):
+        return sums
+    plain = Geometry(op, {**knobs, "dot": "pairs"})  # a variant has what the plain form needs
+    return (*sums, plain.packed_bytes // 4)
 
 
 def variant(op: QConvOp, knobs: Knobs, name: str) -> Knobs | None:

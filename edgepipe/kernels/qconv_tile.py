@@ -13,6 +13,8 @@ from tvm.script.ir_builder import tirx as T
 from edgepipe.kernels import dot
 from edgepipe.kernels.builder import (
     Registers,
+    counting,
+    forward,
     load,
     loop,
     minimum,
@@ -23,7 +25,7 @@ from edgepipe.kernels.builder import (
     store,
     zero_border,
 )
-from edgepipe.kernels.dot import Dot
+from edgepipe.kernels.dot import Dot, reinterpret
 from edgepipe.kernels.integer_ops import QConvOp
 from edgepipe.kernels.qproduct import finished
 from edgepipe.kernels.requantize import emit_codes, put_pixels
@@ -62,6 +64,13 @@ class Geometry:
         per_group = self.channels // op.groups
         self.tiles = op.groups * -(-per_group // self.width)
         self.ci = ci
+        #: Rows, or pixels of a flat image, whose inputs are packed together; 0: none are.
+        self.strip = int(knobs.get("strip", 0)) if self.dot.name == "pairs" else 0
+        #: Bytes of packed inputs of two pixels, and of all.
+        self.pair_bytes = self.runs * self.steps * 16
+        rows, columns = (1, self.strip) if knobs["flat"] else (self.strip, op.y.w)
+        pairs = rows * -(-columns // knobs["pixels"]) * (knobs["pixels"] // 2)
+        self.packed_bytes = pairs * self.pair_bytes
 
     @staticmethod
     def word_of(op: QConvOp) -> int:
@@ -115,6 +124,8 @@ class Emission:
     def __init__(self, op: QConvOp, knobs: Knobs, g: Geometry, buffers: Sequence[Any]) -> None:
         self.op, self.knobs, self.g, self.dot = op, knobs, g, g.dot
         self.source, self.weights, self.bias, self.multipliers, *self.rest = buffers
+        #: Packed inputs, which a variant has without using them (``qconv_packed``).
+        self.workspace = self.rest.pop() if knobs.get("strip") else None
         #: What is added to the sums of every pixel, where accumulators begin with it.
         self.sums = self.rest.pop() if knobs["offset"] else None
         self.target = self.rest.pop()
@@ -234,14 +245,56 @@ class Emission:
         kw = 1 if self.g.merged else self.op.kernel[1]
         with loop(self.op.kernel[0]) as ky, loop(kw) as kx:
             run = ky * kw + kx
-            chunk, count = self.chunk(), self.g.steps - self.g.halved
-            with loop(count // chunk) as s:
-                self.steps(acc, at, (run, ky, kx), s * chunk, chunk)
-            if count % chunk:
-                rest = count % chunk
-                self.steps(acc, at, (run, ky, kx), count - rest, rest)
-            if self.g.halved:
-                self.half_step(acc, at, (run, ky, kx))
+            if self.knobs["arch"] == "wasm32":
+                self.counted_run(acc, at, (run, ky, kx))
+            else:
+                self.run_of_steps(acc, at, (run, ky, kx))
+
+    def run_of_steps(self, acc: Registers, at: Any, run: Any) -> None:
+        """All steps of a run."""
+        chunk, count = self.chunk(), self.g.steps - self.g.halved
+        with loop(count // chunk) as s:
+            self.steps(acc, at, run, s * chunk, chunk)
+        if count % chunk:
+            rest = count % chunk
+            self.steps(acc, at, run, count - rest, rest)
+        if self.g.halved:
+            self.half_step(acc, at, run)
+
+    def counted_run(self, acc: Registers, at: Any, run: Any) -> None:
+        """The same for WebAssembly, whose loads have constant distances from a counted place."""
+        inputs = T.bind(self.input_offset(at, run, 0))
+        weights = (at[1] * self.g.runs + run[0]) * self.g.run_stride
+        apart = (1 if self.flat else self.op.strides[1]) * self.op.x.lanes
+
+        def operand(place: Any, u: int, i: int) -> Any:
+            return self.dot.operand(self.source, place + i * apart + u * 4)
+
+        self.counted(acc, (inputs, 4), weights, self.g.steps, operand)
+
+    def counted(
+        self, acc: Registers, inputs: tuple[Any, int], weights: Any, steps: int,
+        operand: Callable[[Any, int, int], Any],
+    ) -> None:  # fmt: skip
+        """Multiply-add ``steps`` steps: inputs from a byte on, so many bytes each, and weights.
+
+        ``operand(place, u, i)`` is what step u has for pixel i, from the counted byte of step 0.
+        """
+        together = 8 // self.op.bits  # steps that share bytes of weights
+        parts = self.dot.parts
+        first, stride = inputs
+        of_weights = T.bind(weights)
+        strides = stride * together, self.groups * parts * self.dot.part_bytes
+        with counting(steps // together, *strides) as (in_inputs, in_weights):
+            place, row = forward(first + in_inputs), forward(of_weights + in_weights)
+            for u in range(together):
+                values = [operand(place, u, i) for i in range(self.pixels)]
+                for j in range(self.groups):
+                    for p in range(parts):
+                        codes = self.step_weights(row, u, j, p)
+                        for i in range(self.pixels):
+                            r = (i * self.groups + j) * parts + p
+                            acc[r] = self.dot.accumulate(acc[r], values[i], codes)
 
     def chunk(self) -> int:
         """Steps that are unrolled together."""
@@ -296,7 +349,7 @@ class Emission:
 
     def words(self, place: Any) -> Any:
         """Sixteen bytes as int32x4."""
-        return dot.reinterpret("int32x4", load(self.source, place, 16))
+        return reinterpret("int32x4", load(self.source, place, 16))
 
     def shared_step(self, acc: Registers, at: Any, run: Any) -> None:
         """One step over several short rows of taps; those that are missing weigh zero."""
@@ -351,9 +404,13 @@ class Emission:
         if bits == 4 and not isinstance(step, int):
             local = tirx.floordiv(step, 2) + u // 2
         base = (at[1] * self.g.runs + run[0]) * self.g.run_stride
-        number = (local * self.groups + j) * self.dot.parts + part
-        codes = load(self.weights, base + number * count, count)
-        if bits == 4:
+        return self.step_weights(base + local * (self.groups * self.dot.parts * count), u, j, part)
+
+    def step_weights(self, step: Any, u: int, j: int, part: int) -> Any:
+        """The same, where the step, or with 4 bits its pair of steps, begins at byte ``step``."""
+        count, parts = self.dot.part_bytes, self.dot.parts
+        codes = load(self.weights, step + (j * parts + part) * count, count)
+        if self.op.bits == 4:
             codes = dot.nibble(codes, count, u % 2, self.knobs["arch"], self.knobs["offset"])
         return self.dot.weight(codes, unsigned=bool(self.knobs["offset"]))
 

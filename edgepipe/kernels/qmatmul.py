@@ -11,10 +11,19 @@ from __future__ import annotations
 from typing import Any
 
 from tvm import tirx
-from tvm.script.ir_builder import tirx as T
 
 from edgepipe.kernels import dot
-from edgepipe.kernels.builder import Registers, float32, kernel, load, loop, minimum, splat, store
+from edgepipe.kernels.builder import (
+    Registers,
+    bytes_of,
+    float32,
+    kernel,
+    load,
+    loop,
+    minimum,
+    splat,
+    store,
+)
 from edgepipe.kernels.integer_ops import QConvOp, QMatmulOp
 from edgepipe.kernels.layout import Blocked
 from edgepipe.kernels.qconv import tile
@@ -79,7 +88,7 @@ class _Emission(Emission):
         conv = _as_conv(op)
         super().__init__(conv, knobs, Geometry(conv, knobs), (a, packed, columns, None, y))
         self.product = op
-        self.weights = T.decl_buffer((packed.shape[0] * 4,), "int8", data=packed.data)
+        self.weights = bytes_of(packed)
         self.rest = []
         # Codes without sign are stored less 128.
         self.moved = op.b.dtype == "uint8"

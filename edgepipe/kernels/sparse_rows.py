@@ -15,14 +15,17 @@ from tvm.script.ir_builder import tirx as T
 
 from edgepipe.kernels.builder import (
     Registers,
+    bytes_of,
+    counting,
     fma,
+    forward,
     kernel,
     load,
     parallel,
     splat,
-    store,
     zero_border,
 )
+from edgepipe.kernels.dot import reinterpret
 from edgepipe.kernels.ops import ConvOp, Op
 from edgepipe.kernels.output import signature
 from edgepipe.kernels.planes import Cut, put
@@ -98,7 +101,8 @@ class _Emission:
 
     def __init__(self, op: ConvOp, knobs: Knobs, buffers: Sequence[Any]) -> None:
         self.op, self.fused, self.flat = op, knobs["fused"], is_flat(op)
-        self.source, self.distances, self.starts, self.weights, self.bias, *rest = buffers
+        source, self.distances, self.starts, weights, self.bias, *rest = buffers
+        self.source, self.weights = bytes_of(source), bytes_of(weights)
         self.offsets = rest.pop(0) if op.kernel != (1, 1) else None
         *self.residuals, self.target = rest
         height, width = (1, op.y.h * op.y.w) if self.flat else (op.y.h, op.y.w)
@@ -118,14 +122,7 @@ class _Emission:
         acc = Registers(self.cut.count, lanes)
         for r in range(self.cut.count):
             acc[r] = splat(self.bias[channel], lanes)
-        first = self.starts[channel]
-        # Where the tile begins, and where the loop is. In registers: an expression shared by the
-        # loop and what follows it would be defined in the loop, whose extent is not known.
-        at = Registers(2, 1, "int32")
-        at[1] = _int32(op.x.offset(n, 0, row - op.offset[0], column - op.offset[1]))
-        at[0] = at[1] if self.offsets is None else _int32(0)
-        with T.serial(0, self.starts[channel + 1] - first) as p:
-            self.place(acc, at, first + p)
+        self.accumulate(acc, channel, op.x.offset(n, 0, row - op.offset[0], column - op.offset[1]))
         for r, (down, step) in enumerate(self.places()):
             place = (n, channel, row + down, column + step)
             put(op, self.residuals, self.target, place, acc[r], lanes)
@@ -134,20 +131,27 @@ class _Emission:
         """Row and column of every vector of the tile."""
         return [(row, step) for row in range(self.cut.rows) for step in self.cut.steps]
 
-    def place(self, acc: Registers, at: Registers, number: Any) -> None:
-        """One stored place: move on, and multiply-add its weight."""
-        x, lanes = self.op.x, self.cut.lanes
-        distance = tirx.Cast("int32", self.distances[number])
-        if self.offsets is None:
-            store(at.buffer, 0, at[0] + distance * _int32(x.rows * x.cols), 1)
-            start = at[0]
-        else:
-            store(at.buffer, 0, at[0] + distance, 1)
-            start = at[1] + self.offsets[at[0]]
-        weight = splat(self.weights[number], lanes)
-        for r, (down, step) in enumerate(self.places()):
-            vector = load(self.source, start + (down * x.cols + step), lanes)
-            acc[r] = fma(vector, weight, acc[r], lanes, self.fused)
+    def accumulate(self, acc: Registers, channel: Any, tile: Any) -> None:
+        """Go from one stored place to the next, and multiply-add its weight."""
+        x, lanes, size = self.op.x, self.cut.lanes, 4 * self.cut.lanes
+        first, tile = T.bind(self.starts[channel]), T.bind(4 * _int32(tile))
+        weights = T.bind(4 * first)
+        #: The byte of the place in the tile, or for larger kernels the number of the place.
+        at = Registers(1, 1, "int32")
+        at[0] = tile if self.offsets is None else _int32(0)
+        with counting(self.starts[channel + 1] - first, 1, 4) as (number, weight):
+            distance = tirx.Cast("int32", self.distances[first + number])
+            if self.offsets is None:
+                at[0] = at[0] + distance * _int32(4 * x.rows * x.cols)
+                start = forward(at[0])
+            else:
+                at[0] = at[0] + distance
+                start = forward(tile + 4 * self.offsets[at[0]])
+            value = reinterpret("float32", load(self.weights, weights + weight, 4))
+            for r, (down, step) in enumerate(self.places()):
+                codes = load(self.source, start + 4 * (down * x.cols + step), size)
+                vector = reinterpret(f"float32x{lanes}" if lanes > 1 else "float32", codes)
+                acc[r] = fma(vector, splat(value, lanes), acc[r], lanes, self.fused)
 
 
 def _int32(value: Any) -> Any:

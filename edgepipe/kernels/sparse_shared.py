@@ -16,7 +16,10 @@ from tvm.script.ir_builder import tirx as T
 
 from edgepipe.kernels.builder import (
     Registers,
+    bytes_of,
+    counting,
     fma,
+    forward,
     kernel,
     load,
     minimum,
@@ -26,6 +29,7 @@ from edgepipe.kernels.builder import (
     zero_border,
 )
 from edgepipe.kernels.conv import is_flat
+from edgepipe.kernels.dot import reinterpret
 from edgepipe.kernels.layout import Blocked
 from edgepipe.kernels.ops import ConvOp, Op
 from edgepipe.kernels.output import finish, signature
@@ -141,7 +145,9 @@ class _Emission:
         self.op, self.tiles = op, tiles
         self.pixels, self.blocks, self.flat = knobs["pixels"], knobs["blocks"], knobs["flat"]
         self.fused, self.chunk = knobs["fused"], knobs["chunk"]
-        self.source, self.starts, self.places, self.weights, self.bias, *rest = buffers
+        source, self.starts, places, weights, self.bias, *rest = buffers
+        self.source, self.weights = bytes_of(source), bytes_of(weights)
+        self.places = bytes_of(places, 2 if _index_dtype(op) == "uint16" else 4)
         *self.residuals, self.target = rest
         self.rows, self.columns = (1, op.y.h * op.y.w) if self.flat else (op.y.h, op.y.w)
 
@@ -167,32 +173,37 @@ class _Emission:
             bias = load(self.bias, tile * width + j * lanes, lanes)
             for i in range(self.pixels):
                 acc[i * self.blocks + j] = bias
-        first = self.starts[tile]
-        # In a register: an expression shared by the loop and what follows it would be defined in
-        # the loop, whose extent is not known.
-        base = Registers(1, 1, "int32")
-        base[0] = tirx.Cast("int32", tirx.const(0, "int32") + self.pixel(n, row, start))
-        with T.serial(0, self.starts[tile + 1] - first) as p:
-            self.place(acc, first + p, base[0])
+        self.accumulate(acc, tile, T.bind(4 * self.pixel(n, row, start)))
         pixels = pixels_from(self.op.y, row, start, self.pixels, self.flat)
         for i, pixel in enumerate(pixels):
             for j in range(self.blocks):
                 place = (n, tile * self.blocks + j, *pixel)
                 finish(self.op, self.residuals, self.target, place, acc[i * self.blocks + j])
 
-    def place(self, acc: Registers, number: Any, base: Any) -> None:
-        """Multiply-add one stored place of every pixel, the first of which is at ``base``."""
-        step = self.op.x.lanes * self.op.strides[1]
-        lanes, width = self.op.y.lanes, self.blocks * self.op.y.lanes
-        offset = tirx.Cast("int32", self.places[number])
-        weights = [
-            load(self.weights, number * width + j * lanes, lanes) for j in range(self.blocks)
-        ]
-        for i in range(self.pixels):
-            scalar = self.source[base + offset + i * step]
-            for j in range(self.blocks):
-                r = i * self.blocks + j
-                acc[r] = fma(splat(scalar, lanes), weights[j], acc[r], lanes, self.fused)
+    def accumulate(self, acc: Registers, tile: Any, base: Any) -> None:
+        """Multiply-add the stored places of every pixel, the first of which is at byte ``base``."""
+        x, index = self.op.x, _index_dtype(self.op)
+        lanes, size = self.op.y.lanes, 2 if index == "uint16" else 4
+        width = 4 * self.blocks * lanes
+        first = T.bind(self.starts[tile])
+        places, weights = T.bind(first * size), T.bind(first * width)
+        with counting(self.starts[tile + 1] - first, size, width) as (place, weight):
+            stored = reinterpret(index, load(self.places, places + place, size))
+            offset = forward(base + 4 * tirx.Cast("int32", stored))
+            row = forward(weights + weight)
+            vectors = [
+                reinterpret(
+                    f"float32x{lanes}",
+                    load(self.weights, row + 4 * lanes * j, 4 * lanes),
+                )
+                for j in range(self.blocks)
+            ]
+            for i in range(self.pixels):
+                step = 4 * x.lanes * self.op.strides[1] * i
+                scalar = splat(reinterpret("float32", load(self.source, offset + step, 4)), lanes)
+                for j in range(self.blocks):
+                    r = i * self.blocks + j
+                    acc[r] = fma(scalar, vectors[j], acc[r], lanes, self.fused)
 
     def pixel(self, n: Any, row: Any, start: Any) -> Any:
         """Element of channel 0 under the first tap of a pixel."""

@@ -332,5 +332,5 @@ TEMPLATE = KernelTemplate(
     pack=pack,
     knobs=settings,
     executed=executed,
-    rank=2,
+    rank=3,
 )

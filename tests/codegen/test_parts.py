@@ -130,18 +130,18 @@ def limited(tmp_path_factory: pytest.TempPathFactory) -> tuple[ctypes.CDLL, dict
 
 
 @pytest.mark.parametrize("limit", [1, 2, 4, 2**31 - 1])
-def test_the_first_iterations_of_outermost_loops(
+def test_the_first_iterations_of_the_longest_loops(
     limited: tuple[ctypes.CDLL, dict[str, int]], limit: int
 ) -> None:
     code, pieces = limited
     for i, (extents, _) in enumerate(NESTS):
-        outermost = next(e for e in extents if e > 1)
-        assert pieces[f"k{i}"] == outermost
+        axis = int(np.argmax(extents))
+        assert pieces[f"k{i}"] == extents[axis]
         y = np.zeros(_size(i), np.int32)
         getattr(code, f"k{i}")(ctypes.c_void_p(y.ctypes.data), limit)
-        assert y.tolist() == [
-            int(at < limit) for at in range(outermost) for _ in range(len(y) // outermost)
-        ]
+        done = np.zeros((*extents, len(y) // int(np.prod(extents))), np.int32)
+        np.moveaxis(done, axis, 0)[:limit] = 1
+        assert y.tolist() == done.reshape(-1).tolist()
     y = np.zeros(14, np.int32)
     code.mixed(ctypes.c_void_p(y.ctypes.data), limit)
     assert pieces["mixed"] == 5 and pieces["plain"] == 1

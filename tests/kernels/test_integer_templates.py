@@ -176,6 +176,33 @@ def test_convolution(kind: str, target: Target, limit: int, tmp_path: Path) -> N
         check_convolution(kernels, index, op, w, rng)
 
 
+@pytest.mark.parametrize("groups", [1, 2])
+@pytest.mark.parametrize("limit", [8, 127], ids=["4-bit", "8-bit"])
+@pytest.mark.parametrize("kind", ["pointwise", "regular"])
+def test_convolution_of_packed_inputs(kind: str, limit: int, groups: int, tmp_path: Path) -> None:
+    """Strips that end in the middle of an image, with pairs of int16 by eight channels."""
+    choices, rng = random.Random(f"{kind}{limit}"), np.random.default_rng(9)
+    ops: list[QConvOp] = []
+    settings = []
+    while len(ops) < 8:
+        op = conv_op(choices, kind, limit)
+        knobs = qconv.default(op, PAIRS)
+        columns, rows = (op.y.h * op.y.w, 1) if knobs["flat"] else (op.y.w, op.y.h)
+        pixels = choices.choice([2, 4])
+        if columns < pixels or op.y.lanes * op.y.blocks < 8 * groups:
+            continue
+        whole = columns if knobs["flat"] else rows
+        strip = choices.randrange(pixels if knobs["flat"] else 1, whole + 1)
+        settings.append({**knobs, "pixels": pixels, "groups": groups, "strip": strip})
+        ops.append(op)
+    assert {knobs["dot"] for knobs in settings} == {"pairs"}
+    kernels = Kernels(list(ops), PAIRS, tmp_path, settings)
+    for index, op in enumerate(ops):
+        low, high = (-8, 7) if limit == 8 else (-limit, limit)
+        w = rng.integers(low, high + 1, (op.y.c, op.x.c, *op.kernel)).astype(np.int8)
+        check_convolution(kernels, index, op, w, rng)
+
+
 @pytest.mark.parametrize("outputs", [5, 16, 33, 48, 80, 112])
 def test_widest_vectors(outputs: int) -> None:
     """Emitted, for processors that need not be here: any number of them in a register tile."""

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from edgepipe.kernels import winograd
+from edgepipe.kernels import packed_conv, winograd
 from edgepipe.kernels.epilogue import Step
 from edgepipe.kernels.layout import Blocked
 from edgepipe.kernels.ops import (
@@ -29,6 +29,7 @@ from edgepipe.kernels.ops import (
     UpsampleOp,
 )
 from edgepipe.kernels.template import select
+from edgepipe.target import Target
 from tests.kernels import reference, test_integer_templates, test_sparse_templates
 from tests.kernels.harness import FLOOR_DB, Kernels, snr_db, target_with
 
@@ -161,6 +162,32 @@ def test_winograd(
         x = data(values, op.x)
         shape = (op.y.c, op.x.c, 3, 3)
         w = (values.standard_normal(shape) * np.sqrt(2 / (9 * op.x.c))).astype(np.float32)
+        b = values.standard_normal(op.y.c).astype(np.float32)
+        check(op, kernels, i, reference.conv(x, w, b, op), [op.x.pack(x)], [w, b], values)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("strip", [None, 4, 12], ids=["default", "one tile", "several"])
+@pytest.mark.parametrize("kind", ["pointwise", "regular"])
+def test_convolution_of_packed_inputs(kind: str, strip: int | None, tmp_path: Path) -> None:
+    """What WebAssembly has, compiled for this machine; an odd number of blocks among them."""
+    rng, values = random.Random(f"p{kind}"), np.random.default_rng(9)
+    target, ops = Target.load("wasm-simd"), []
+    while len(ops) < 12:
+        op = conv_op(rng, 4, kind)
+        op = dataclasses.replace(op, y=dataclasses.replace(op.y, c=rng.choice([32, 36, 65])))
+        steps, residuals = random_epilogue(rng, op.y)
+        op = dataclasses.replace(op, epilogue=steps, residuals=residuals)
+        if op.y.h * op.y.w >= 4:
+            ops.append(op)
+    assert all(select(op, target)[0] is packed_conv.TEMPLATE for op in ops)
+    chosen = {} if strip is None else {"strip": strip}
+    kernels = Kernels(list(ops), target, tmp_path, **chosen)
+    for i, op in enumerate(ops):
+        x = data(values, op.x)
+        shape = (op.y.c, op.x.c, *op.kernel)
+        scale = np.sqrt(2 / (op.x.c * op.kernel[0] * op.kernel[1]))
+        w = (values.standard_normal(shape) * scale).astype(np.float32)
         b = values.standard_normal(op.y.c).astype(np.float32)
         check(op, kernels, i, reference.conv(x, w, b, op), [op.x.pack(x)], [w, b], values)
 
@@ -438,6 +465,7 @@ def test_every_template_is_reached_by_these_tests() -> None:
     covered = {
         "conv",
         "conv_transpose",
+        "packed_conv",
         "winograd",
         "depthwise",
         "resize",
