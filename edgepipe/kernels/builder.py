@@ -131,6 +131,12 @@ def bytes_of(buffer: Any, itemsize: int = 4) -> Any:
     return T.decl_buffer((elements * itemsize,), "int8", data=buffer.data)
 
 
+def floats(held: Any, at: Any, lanes: int) -> Any:
+    """``lanes`` float32 from byte ``at`` of a ``bytes_of`` buffer on."""
+    dtype = f"float32x{lanes}" if lanes > 1 else "float32"
+    return tirx.reinterpret(dtype, load(held, at, 4 * lanes))
+
+
 def minimum(a: Any, b: Any) -> Any:
     """The smaller index; folded when both are known."""
     return min(a, b) if isinstance(a, int) and isinstance(b, int) else tirx.min(a, b)

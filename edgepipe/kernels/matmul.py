@@ -22,6 +22,7 @@ from edgepipe.kernels.builder import (
     bytes_of,
     counting,
     float32,
+    floats,
     fma,
     kernel,
     load,
@@ -31,7 +32,6 @@ from edgepipe.kernels.builder import (
     splat,
     store,
 )
-from edgepipe.kernels.dot import reinterpret
 from edgepipe.kernels.epilogue import apply
 from edgepipe.kernels.ops import MatmulOp, Op
 from edgepipe.kernels.template import KernelTemplate, Knobs
@@ -207,7 +207,6 @@ class _Emission:
     def counted_steps(self, acc: Registers, at: tuple[Any, Any, Any, Any]) -> None:
         """The same for all of k; rows of either operand have constant distances."""
         a, b, lanes = bytes_of(self.a), bytes_of(self.b), self.lanes
-        vector = f"float32x{lanes}" if lanes > 1 else "float32"
         batch, tile, _, column = at
         row = 4 * (self.width if self.op.constant else self.op.n)
         first_a = T.bind(self.a_offset(at, 0, 0) * 4)
@@ -215,12 +214,9 @@ class _Emission:
         of_b = tile * self.op.k * row if self.op.constant else batch * self.op.k * row + column * 4
         first_b = T.bind(of_b)
         with counting(self.op.k, 4, row) as (in_a, in_b):
-            vectors = [
-                reinterpret(vector, load(b, first_b + in_b + 4 * lanes * j, 4 * lanes))
-                for j in range(self.blocks)
-            ]
+            vectors = [floats(b, first_b + in_b + 4 * lanes * j, lanes) for j in range(self.blocks)]
             for i in range(self.rows):
-                scalar = reinterpret("float32", load(a, first_a + in_a + 4 * self.op.k * i, 4))
+                scalar = floats(a, first_a + in_a + 4 * self.op.k * i, 1)
                 for j in range(self.blocks):
                     r = i * self.blocks + j
                     acc[r] = fma(splat(scalar, lanes), vectors[j], acc[r], lanes, False)

@@ -23,6 +23,7 @@ from edgepipe.kernels.builder import (
     Registers,
     bytes_of,
     counting,
+    floats,
     fma,
     kernel,
     load,
@@ -203,13 +204,9 @@ class _Emission:
     def accumulate(self, acc: Registers, inputs: Any, weights: Any) -> None:
         """Sum over the places, from bytes ``inputs`` and ``weights`` on."""
         with counting(self.row // _PLACE, _PLACE) as (at,):
-            scalars = [
-                reinterpret("float32", load(self.packed, inputs + at + 4 * i, 4))
-                for i in range(_PIXELS)
-            ]
+            scalars = [floats(self.packed, inputs + at + 4 * i, 1) for i in range(_PIXELS)]
             vectors = [
-                reinterpret("float32x4", load(self.weights, weights + at + j * self.row, _PLACE))
-                for j in range(_BLOCKS)
+                floats(self.weights, weights + at + j * self.row, _LANES) for j in range(_BLOCKS)
             ]
             for i in range(_PIXELS):
                 for j in range(_BLOCKS):

@@ -18,8 +18,9 @@ import numpy as np
 from edgepipe.kernels import dot
 from edgepipe.kernels.builder import kernel
 from edgepipe.kernels.integer_ops import QConvOp
+from edgepipe.kernels.qconv_geometry import Geometry, merges
 from edgepipe.kernels.qconv_packed import PackedEmission
-from edgepipe.kernels.qconv_tile import Emission, Geometry, merges
+from edgepipe.kernels.qconv_tile import Emission
 from edgepipe.kernels.qproduct import arguments, vectors
 from edgepipe.kernels.strips import strip
 from edgepipe.kernels.template import KernelTemplate, Knobs

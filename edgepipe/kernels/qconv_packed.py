@@ -25,7 +25,8 @@ from edgepipe.kernels.builder import (
 )
 from edgepipe.kernels.dot import reinterpret
 from edgepipe.kernels.integer_ops import QConvOp
-from edgepipe.kernels.qconv_tile import Emission, Geometry
+from edgepipe.kernels.qconv_geometry import Geometry
+from edgepipe.kernels.qconv_tile import Emission
 from edgepipe.kernels.template import Knobs
 
 

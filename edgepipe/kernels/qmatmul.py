@@ -27,7 +27,8 @@ from edgepipe.kernels.builder import (
 from edgepipe.kernels.integer_ops import QConvOp, QMatmulOp
 from edgepipe.kernels.layout import Blocked
 from edgepipe.kernels.qconv import tile
-from edgepipe.kernels.qconv_tile import Emission, Geometry
+from edgepipe.kernels.qconv_geometry import Geometry
+from edgepipe.kernels.qconv_tile import Emission
 from edgepipe.kernels.requantize import scaled
 from edgepipe.kernels.template import KernelTemplate, Knobs
 from edgepipe.target import Target

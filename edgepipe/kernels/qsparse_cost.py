@@ -12,7 +12,7 @@ import numpy as np
 
 from edgepipe.kernels import qconv, qsparse, qsparse_gemv
 from edgepipe.kernels.integer_ops import QConvOp
-from edgepipe.kernels.qconv_tile import Geometry
+from edgepipe.kernels.qconv_geometry import Geometry
 from edgepipe.kernels.sparse import GATHERED
 from edgepipe.kernels.sparse_cost import reading
 from edgepipe.kernels.template import Knobs

@@ -17,15 +17,14 @@ from edgepipe.kernels.builder import (
     Registers,
     bytes_of,
     counting,
+    floats,
     fma,
     forward,
     kernel,
-    load,
     parallel,
     splat,
     zero_border,
 )
-from edgepipe.kernels.dot import reinterpret
 from edgepipe.kernels.ops import ConvOp, Op
 from edgepipe.kernels.output import signature
 from edgepipe.kernels.planes import Cut, put
@@ -133,7 +132,7 @@ class _Emission:
 
     def accumulate(self, acc: Registers, channel: Any, tile: Any) -> None:
         """Go from one stored place to the next, and multiply-add its weight."""
-        x, lanes, size = self.op.x, self.cut.lanes, 4 * self.cut.lanes
+        x, lanes = self.op.x, self.cut.lanes
         first, tile = T.bind(self.starts[channel]), T.bind(4 * _int32(tile))
         weights = T.bind(4 * first)
         #: The byte of the place in the tile, or for larger kernels the number of the place.
@@ -147,10 +146,9 @@ class _Emission:
             else:
                 at[0] = at[0] + distance
                 start = forward(tile + 4 * self.offsets[at[0]])
-            value = reinterpret("float32", load(self.weights, weights + weight, 4))
+            value = floats(self.weights, weights + weight, 1)
             for r, (down, step) in enumerate(self.places()):
-                codes = load(self.source, start + 4 * (down * x.cols + step), size)
-                vector = reinterpret(f"float32x{lanes}" if lanes > 1 else "float32", codes)
+                vector = floats(self.source, start + 4 * (down * x.cols + step), lanes)
                 acc[r] = fma(vector, splat(value, lanes), acc[r], lanes, self.fused)
 
 

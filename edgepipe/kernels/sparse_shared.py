@@ -18,6 +18,7 @@ from edgepipe.kernels.builder import (
     Registers,
     bytes_of,
     counting,
+    floats,
     fma,
     forward,
     kernel,
@@ -191,16 +192,10 @@ class _Emission:
             stored = reinterpret(index, load(self.places, places + place, size))
             offset = forward(base + 4 * tirx.Cast("int32", stored))
             row = forward(weights + weight)
-            vectors = [
-                reinterpret(
-                    f"float32x{lanes}",
-                    load(self.weights, row + 4 * lanes * j, 4 * lanes),
-                )
-                for j in range(self.blocks)
-            ]
+            vectors = [floats(self.weights, row + 4 * lanes * j, lanes) for j in range(self.blocks)]
             for i in range(self.pixels):
                 step = 4 * x.lanes * self.op.strides[1] * i
-                scalar = splat(reinterpret("float32", load(self.source, offset + step, 4)), lanes)
+                scalar = splat(floats(self.source, offset + step, 1), lanes)
                 for j in range(self.blocks):
                     r = i * self.blocks + j
                     acc[r] = fma(scalar, vectors[j], acc[r], lanes, self.fused)
