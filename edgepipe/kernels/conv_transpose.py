@@ -25,7 +25,7 @@ from edgepipe.kernels.builder import (
     splat,
     zero_border,
 )
-from edgepipe.kernels.conv import tile
+from edgepipe.kernels.conv_tile import tile
 from edgepipe.kernels.ops import ConvTransposeOp, Op
 from edgepipe.kernels.output import finish, signature
 from edgepipe.kernels.template import KernelTemplate, Knobs

@@ -35,7 +35,7 @@ from edgepipe.kernels.builder import (
     store,
     zero_border,
 )
-from edgepipe.kernels.conv import is_flat
+from edgepipe.kernels.conv_tile import is_flat
 from edgepipe.kernels.dot import reinterpret
 from edgepipe.kernels.ops import ConvOp, Op
 from edgepipe.kernels.output import finish, signature
@@ -101,8 +101,11 @@ def pack(op: ConvOp, knobs: Knobs, arrays: Sequence[np.ndarray]) -> list[np.ndar
 
 
 def executed(op: ConvOp, knobs: Knobs) -> int:
-    tiles = -(-_pixels(op) // _PIXELS) * _PIXELS
-    return op.y.n * tiles * len(_starts(op)) * _BLOCKS * _LANES * _places(op)
+    """Products, with those of overlapping strips and tiles and of channels that fill them."""
+    count = _pixels(op)
+    size = min(int(knobs["strip"]), count)
+    pixels = -(-count // size) * -(-size // _PIXELS) * _PIXELS
+    return op.y.n * pixels * len(_starts(op)) * _BLOCKS * _LANES * _places(op)
 
 
 def emit(op: ConvOp, knobs: Knobs) -> Any:

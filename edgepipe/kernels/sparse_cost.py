@@ -11,7 +11,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from edgepipe.kernels import conv, sparse_gemv, sparse_rows, sparse_shared, winograd
+from edgepipe.kernels import conv_tile, sparse_gemv, sparse_rows, sparse_shared, winograd
 from edgepipe.kernels.layout import Blocked
 from edgepipe.kernels.ops import ConvOp, MatmulOp
 from edgepipe.kernels.sparse import GATHERED, Sparse
@@ -57,7 +57,7 @@ def dense(op: ConvOp, target: Target) -> int:
     """The dense kernel, whatever ``op.sparse`` says."""
     if winograd.matches(replace(op, sparse=None), target) is None:
         return int(winograd.instructions(op, target, _products(target), _broadcasts(target)))
-    knobs = conv.default(op, target)
+    knobs = conv_tile.default(op, target)
     pixels, blocks = knobs["pixels"], knobs["blocks"]
     columns, rows = (op.y.h * op.y.w, 1) if knobs["flat"] else (op.y.w, op.y.h)
     tiles = -(-columns // pixels) * rows * (op.y.blocks // blocks) * op.y.n

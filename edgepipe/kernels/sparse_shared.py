@@ -29,7 +29,7 @@ from edgepipe.kernels.builder import (
     splat,
     zero_border,
 )
-from edgepipe.kernels.conv import is_flat
+from edgepipe.kernels.conv_tile import is_flat
 from edgepipe.kernels.dot import reinterpret
 from edgepipe.kernels.layout import Blocked
 from edgepipe.kernels.ops import ConvOp, Op

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 from tvm.script.ir_builder import tirx as T
 
-from edgepipe.kernels import conv
+from edgepipe.kernels import conv_tile
 from edgepipe.kernels.builder import (
     Registers,
     float32,
@@ -81,7 +81,7 @@ def default(op: ConvOp, target: Target) -> Knobs:
 
     def tile(rows: int) -> tuple[int, int]:
         fits, places = op.y.blocks // splits, rows * across
-        return conv.tile(target, fits, places, op.weights, by_element, inputs, op.x.lanes)
+        return conv_tile.tile(target, fits, places, op.weights, by_element, inputs, op.x.lanes)
 
     def cost(rows: int) -> float:
         """Places in register tiles, what reading the weights again is worth included."""
@@ -109,7 +109,7 @@ def settings(op: ConvOp, target: Target) -> list[Knobs]:
     down, across = op.y.h // _SIDE, op.y.w // _SIDE
     tiles = {
         (knobs["pixels"], knobs["blocks"])
-        for knobs in conv.settings(op, target)
+        for knobs in conv_tile.settings(op, target)
         if knobs["blocks"] > 1 or op.y.blocks == 1
     }
     return [
