@@ -196,6 +196,7 @@ CODES: list[QConvOp] = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("target", [PI4, PI5], ids=["mlal", "sdot"])
 def test_kernels_of_codes(target: Target, tmp_path: Path) -> None:
     rng, limit = np.random.default_rng(5), target.integer.weight_limit
