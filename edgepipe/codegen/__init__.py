@@ -47,8 +47,7 @@ def generate(program: Program, context: Context, prefix: str) -> tuple[Plan, dic
     pieces = {symbols[name]: 1 for name in called if name in cut}
     objects, workspaces = _objects(chosen, program, symbols, context, pieces)
     if warmed:
-        several = {symbol: count for symbol, count in pieces.items() if count > 1}
-        return flat.plan(symbols, workspaces, iterations=several), objects
+        return flat.plan(symbols, workspaces, warmed=frozenset(pieces)), objects
     return flat.plan(symbols, workspaces, pieces=pieces, threads=context.threads), objects
 
 

@@ -21,6 +21,7 @@ from edgepipe.codegen.plan import (
     Plan,
     TensorSpec,
 )
+from edgepipe.codegen.turns import WARM_UP
 from edgepipe.errors import UserError
 from edgepipe.target import Target
 
@@ -97,7 +98,7 @@ def wasm_symbols(prefix: str, warmed: bool = False) -> list[str]:
 
 def is_warmed(plan: Plan) -> bool:
     """Whether kernels are to be warmed up before the first inference."""
-    return any(call.warm_up for call in plan.calls)
+    return any(call.warmed for call in plan.calls)
 
 
 _API = (
@@ -120,7 +121,7 @@ def render(
     a prefix or dtype that C cannot express.
     """
     check_prefix(prefix)
-    threaded, limited = plan.threads != 1, any(call.iterations for call in plan.calls)
+    threaded = plan.threads != 1
     values = {
         "prefix": prefix,
         "PREFIX": prefix.upper(),
@@ -137,9 +138,9 @@ def render(
         "prototypes": "\n".join(_prototypes(plan.calls)),
         "step_count": str(len(plan.calls)),
         "calls": "\n".join(_call(i, call, threaded) for i, call in enumerate(plan.calls)),
-        "parameters": ", int part, int parts" if threaded else ", int limit" if limited else "",
-        "whole": ", 0, 1" if threaded else ", INT32_MAX" if limited else "",
-        "warm_ups": ", ".join(str(call.warm_up) for call in plan.calls),
+        "parameters": ", int part, int parts" if threaded else "",
+        "whole": ", 0, 1" if threaded else "",
+        "warm_ups": "\n".join(_warm_ups(plan.calls)),
         # ISO C has no empty arrays.
         "first_weights": ", ".join(str(_first_weights(c)) for c in plan.calls) or "0",
         "meets": _meets(plan.calls),
@@ -254,7 +255,7 @@ def wasm_files(
         "copy_bytes": str(peaks.copy_bytes),
     }
     values["probes"] = fill("probes.mjs", values) if variants else "const PROBES = {};"
-    values["warm_up"] = 'this.#checked("warm_up");' if is_warmed(plan) else ""
+    values["warm_up"] = f"exports.{prefix}_warm_up();" if is_warmed(plan) else ""
     files = {name: fill(name, values) for name in _WASM_FILES}
     return files | {"model.mjs": _compact(files["model.mjs"])}
 
@@ -375,10 +376,16 @@ def _call(step: int, call: Call, threaded: bool) -> str:
 
 
 def _more(call: Call) -> list[str]:
-    """What a kernel of which a part can be done takes besides pointers."""
+    """What a kernel takes besides pointers: a part of parts, or no turns instead of its work."""
     if call.pieces > 1:
         return ["part", "parts"]
-    return ["limit"] if call.iterations else []
+    return ["0"] if call.warmed else []
+
+
+def _warm_ups(calls: Sequence[Call]) -> list[str]:
+    """Every warmed kernel once, without work."""
+    arity = {call.symbol: len(call.arguments) for call in calls if call.warmed}
+    return [f"    {s}({', '.join([*['NULL'] * n, str(WARM_UP)])});" for s, n in arity.items()]
 
 
 def _meets(calls: Sequence[Call]) -> str:

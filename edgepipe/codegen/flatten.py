@@ -31,9 +31,8 @@ from edgepipe.lowering import Program
 #: What a core does in the time in which threads find one another, twice over: some microseconds.
 LEAST_SHARED_MACS = 200_000
 LEAST_SHARED_BYTES = 1 << 16
-#: V8 optimises a function that has executed some megabytes of code: so many multiply-adds of
-#: float32. Kernels with no more than a few times as many need no warming.
-WARM_MACS, LEAST_WARMED_MACS = 1_000_000, 4_000_000
+#: Multiply-adds from which slow code takes a noticeable part of the first inference.
+LEAST_WARMED_MACS = 1_000_000
 
 
 @dataclass(eq=False)
@@ -167,22 +166,17 @@ class Flattener:
         """The functions with so much work that waiting for other threads costs less."""
         worth = set()
         for call in self.calls:
-            macs = max((a.macs for a in self.program.audits.get(call.function, ())), default=0)
             moved = sum(b.size for b in call.arguments)
-            if macs >= LEAST_SHARED_MACS or moved >= LEAST_SHARED_BYTES:
+            if self._macs(call) >= LEAST_SHARED_MACS or moved >= LEAST_SHARED_BYTES:
                 worth.add(call.function)
         return worth
 
     def worth_warming(self) -> set[str]:
-        """The functions of which slow code would take much of the first inference. Those over
-        codes gain nothing: a few iterations of theirs take longer than they save."""
-        worth = set()
-        for call in self.calls:
-            audits = self.program.audits.get(call.function, ())
-            floats = (a for a in audits if a.arithmetic.startswith("float32"))
-            if max((a.macs for a in floats), default=0) >= LEAST_WARMED_MACS:
-                worth.add(call.function)
-        return worth
+        """The functions of which slow code would take much of the first inference."""
+        return {call.function for call in self.calls if self._macs(call) >= LEAST_WARMED_MACS}
+
+    def _macs(self, call: RawCall) -> int:
+        return max((a.macs for a in self.program.audits.get(call.function, ())), default=0)
 
     def plan(
         self,
@@ -191,13 +185,12 @@ class Flattener:
         gpu: GpuCode | None = None,
         pieces: Mapping[str, int] = MappingProxyType({}),
         threads: int = 1,
-        iterations: Mapping[str, int] = MappingProxyType({}),
+        warmed: frozenset[str] = frozenset(),
     ) -> Plan:
         """Place everything. ``symbols`` maps function names to C symbols; ``workspaces`` gives the
-        bytes of the extra pointers each symbol takes, ``pieces`` those that ``threads`` share,
-        ``iterations`` those of loops that can be limited, to be warmed up."""
+        bytes of the extra pointers each symbol takes, ``pieces`` those that ``threads`` share;
+        ``warmed`` symbols can be warmed up."""
         calls = []
-        warmed = self._warm_ups(symbols, iterations)
         tensors: list[Buffer] = []
         for at, call in enumerate(self.calls):
             extra = [
@@ -228,10 +221,9 @@ class Flattener:
                     c.function,
                     pieces.get(symbols[c.function], 1),
                     tuple(b.stride for b in c.arguments),
-                    iterations.get(symbols[c.function], 0),
-                    warmed[i],
+                    symbols[c.function] in warmed,
                 )
-                for i, c in enumerate(calls)
+                for c in calls
             ),
             arena_bytes=arena_bytes,
             peak_live_bytes=peak_live(lifetimes),
@@ -250,17 +242,6 @@ class Flattener:
             gpu=gpu,
             threads=threads,
         )
-
-    def _warm_ups(self, symbols: Mapping[str, str], iterations: Mapping[str, int]) -> list[int]:
-        """Per call how many iterations warm its kernel up, at its first call; else 0."""
-        counts, seen = [], set()
-        for call in self.calls:
-            of_all = iterations.get(symbols[call.function], 0)
-            first = of_all > 1 and call.function not in seen
-            seen.add(call.function)
-            macs = max((a.macs for a in self.program.audits.get(call.function, ())), default=0)
-            counts.append(-(-of_all * WARM_MACS // macs) if first else 0)
-        return counts
 
 
 def _placed(buffer: Buffer) -> Place:

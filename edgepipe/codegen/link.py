@@ -16,7 +16,7 @@ from collections.abc import Callable, Mapping
 from functools import cache
 from pathlib import Path
 
-from edgepipe.codegen import driver, elf
+from edgepipe.codegen import driver, elf, turns
 from edgepipe.errors import EdgepipeError, UserError
 from edgepipe.target import Target
 
@@ -211,7 +211,8 @@ def wasm(
                 "-z", f"stack-size={_WASM_STACK_BYTES}", *(f"--export={s}" for s in exports),
                 "-o", file, "driver.o", "kernels.o", "libmath.a",
                 cwd=work)  # fmt: skip
-            files[file] = (work / file).read_bytes()
+            code = (work / file).read_bytes()
+            files[file] = turns.wrap(code, f"{prefix}_warm_up") if warmed else code
         for variant, kernels in sorted((peaks or {}).items()):
             file = f"peaks.{variant}.wasm" if variant else "peaks.wasm"
             (work / "kernels.o").write_bytes(kernels)

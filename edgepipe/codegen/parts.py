@@ -1,14 +1,10 @@
-"""Kernels of which one call computes a part: several threads share them, or they are warmed up.
+"""Kernels of which one call computes a part, so that several threads can share them.
 
 A kernel marks loops whose iterations do not depend on one another (``kernels.builder.parallel``).
 Marked loops directly inside one another are one space of ``pieces``; part p of P runs its pieces
 ⌊pieces·p/P⌋ up to ⌊pieces·(p+1)/P⌋, in order. Every piece is computed by the same instructions
 whatever P is, so results have the same bits. What stands outside of marked loops is done by part 0,
 but registers and workspaces, of which every part has its own, are filled by all.
-
-Engines of WebAssembly optimise a function once it has run for a while, and use the faster code from
-its next call on. Where a call can be told to do the first iterations of its longest loops only,
-functions are warm before the first inference, of which most would otherwise be slow code.
 """
 
 from __future__ import annotations
@@ -27,8 +23,8 @@ _DECLARING = (tirx.AllocBuffer, tirx.DeclBuffer, tirx.Bind)
 
 @dataclass(frozen=True)
 class Sliced:
-    """A kernel body in parts. ``params`` (int32: part and parts, or how many iterations) follow its
-    own; ``pieces`` are those of the loops that have most."""
+    """A kernel body in parts. ``params`` (int32: part and parts) follow its own; ``pieces`` are
+    those of the loops that have most."""
 
     body: list[Any]
     params: tuple[Any, ...]
@@ -56,42 +52,6 @@ def slice_body(statements: list[Any], workspaces: Sequence[Any] = ()) -> Sliced 
         else:
             body.append(tirx.IfThenElse(part == _int(0), statement, None))
     return Sliced(body, (part, parts), pieces)
-
-
-def first_iterations(statements: list[Any]) -> Sliced | None:
-    """The flat ``statements`` of a kernel with a limit to the iterations of one marked loop each,
-    the longest of those directly inside one another, and all that stands beside those; None where
-    none is marked. ``pieces`` are the iterations that it takes for all."""
-    chosen = [_longest(s) if _is_marked(s) else None for s in statements]
-    extents = [1 if loop is None else int(loop.extent) for loop in chosen]
-    if max(extents, default=1) == 1:
-        return None
-    limit = tirx.Var("limit", "int32")
-    body = [
-        _limited(statement, loop, limit) if extent > 1 else statement
-        for statement, loop, extent in zip(statements, chosen, extents, strict=True)
-    ]
-    return Sliced(body, (limit,), max(extents))
-
-
-def _longest(loop: Any) -> Any:
-    """Of a marked loop and those directly inside, the outermost of the longest ones."""
-    inner = _inner(loop)
-    if inner is None:
-        return loop
-    best = _longest(inner)
-    return loop if int(loop.extent) >= int(best.extent) else best
-
-
-def _limited(loop: Any, chosen: Any, limit: Any) -> Any:
-    """``loop`` with a limit to the iterations of ``chosen``, which is it or inside of it."""
-    if not loop.same_as(chosen):
-        inner = _inner(loop)
-        body = _replaced(loop.body, inner, _limited(inner, chosen, limit))
-        return tirx.For(loop.loop_var, loop.min, loop.extent, loop.kind, body)
-    dtype = str(loop.loop_var.ty.dtype)
-    extent = _cast(dtype, tirx.min(limit, _int(int(loop.extent))))
-    return tirx.For(loop.loop_var, tirx.const(0, dtype), extent, loop.kind, loop.body)
 
 
 def _replaced(body: Any, old: Any, new: Any) -> Any:

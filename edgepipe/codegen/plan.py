@@ -50,8 +50,7 @@ class Call:
 
     ``pieces``: how many shares of its work threads can take; 1 where one thread does it alone. The
     arguments of ``strides`` above 0 are the kernel's own memory, so many bytes for each thread.
-    ``iterations``: of its longest loop, where a call can be told to do the first of them only;
-    else 0. ``warm_up``: how many make an engine of WebAssembly optimise it; 0 to leave it alone.
+    ``warmed``: whether it can be told to turn without doing the work (``codegen.turns``).
     """
 
     symbol: str
@@ -59,8 +58,7 @@ class Call:
     op: str
     pieces: int = 1
     strides: tuple[int, ...] = ()
-    iterations: int = 0
-    warm_up: int = 0
+    warmed: bool = False
 
 
 @dataclass(frozen=True)

@@ -137,7 +137,7 @@ def buffer_bytes(buffer: Any) -> int:
 
 
 def _raw_pointers(
-    func: Any, symbol: str, pieces: dict[str, int], limited: bool
+    func: Any, symbol: str, pieces: dict[str, int], turning: bool
 ) -> tuple[Any, list[int]]:
     """Turn buffer parameters into pointers and big allocations into workspace pointers."""
     body = list(func.body.seq) if isinstance(func.body, tirx.SeqStmt) else [func.body]
@@ -161,8 +161,10 @@ def _raw_pointers(
             params.append(pointer(stmt.buffer, f"w{len(workspaces)}"))
         else:
             rest.append(stmt)
-    if symbol in pieces:
-        sliced = parts.first_iterations(rest) if limited else parts.slice_body(rest, held)
+    if symbol in pieces and turning:
+        params.append(tirx.Var("turns", "int32"))  # which the linked module reads
+    elif symbol in pieces:
+        sliced = parts.slice_body(rest, held)
         if sliced is not None:
             rest, pieces[symbol] = sliced.body, sliced.pieces
             params += sliced.params
@@ -186,8 +188,9 @@ def build_object(
 
     Returns the object's bytes and, per symbol, the bytes of each workspace parameter that
     follows its buffer parameters. ``pieces`` names the symbols that threads are to share, or in
-    WebAssembly those to be warmed up: it receives how many pieces each has, and those of more than
-    one take ``int32_t part, parts`` last, or ``int32_t limit``.
+    WebAssembly those to be warmed up. For threads it receives how many pieces each has, and those
+    of more than one take ``int32_t part, parts`` last; to be warmed up all take ``int32_t turns``
+    (``codegen.turns``).
     """
     library, workspaces = build_module(functions, target, extra_attributes, pieces)
     with tempfile.TemporaryDirectory() as folder:
@@ -213,7 +216,7 @@ def build_module(
         for var, func in module.functions.items():
             symbol = var.name_hint
             raw[symbol], workspaces[symbol] = _raw_pointers(
-                func, symbol, pieces or {}, limited=target.kind == "wasm"
+                func, symbol, pieces or {}, turning=target.kind == "wasm"
             )
         module = lets.flatten(tirx.transform.LowerIntrin()(tvm.IRModule(raw)))
     return tvm.get_global_func("target.build.llvm")(module, llvm), workspaces

@@ -24,6 +24,8 @@ _SUMS = {"vnni": 1, "sdot": 1, "maddubs": 3, "pairs": 2, "mlal": 8, "relaxed": 2
 #: The dense kernel of "mlal" sums sixteen products of a channel at a time, by two multiplications
 #: and one addition of pairs.
 _DENSE_SUMS = {**_SUMS, "mlal": 3}
+#: Instructions that pack four inputs of a pixel: half a load that widens, a shuffle and a store.
+_PACKING = 1.5
 #: Instructions that end four sums, their stores and a share of the residual among them.
 _END = 10
 #: What a list of blocks costs beside them: its loop, and a branch that is predicted wrong.
@@ -45,12 +47,14 @@ def dense(op: QConvOp, target: Target) -> int:
     rows, columns = (1, op.y.h * op.y.w) if knobs["flat"] else (op.y.h, op.y.w)
     tiles = op.y.n * rows * -(-columns // pixels) * g.tiles
     parts, way = g.dot.parts, g.dot.name
-    widened = 2 if way == "pairs" else 1
+    # Inputs packed as int16 are loaded as they are, and WebAssembly widens what it loads.
+    widened = 2 if way == "pairs" and not g.strip else 1
     step = groups * parts * (pixels * _DENSE_SUMS[way] + widened) + pixels * widened
+    packing = op.y.n * rows * columns * g.runs * g.steps * _PACKING if g.strip else 0
     end = pixels * groups * (_END * g.dot.lanes / 4 / _wide(g.dot.lanes) + parts - 1)
     weights = op.x.c * op.y.c
     read = reading(weights, weights) if qsparse.one_pixel(op) else 0
-    return int(tiles * (g.runs * g.steps * step + end) + read)
+    return int(tiles * (g.runs * g.steps * step + end) + packing + read)
 
 
 def blocks(op: QConvOp, target: Target) -> int:

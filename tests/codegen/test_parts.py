@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 from tvm import tirx
 
-from edgepipe.codegen import parts
 from edgepipe.codegen.primfunc import build_object
 from edgepipe.kernels.builder import Registers, kernel, load, loop, parallel, store
 from edgepipe.target import Target
@@ -119,31 +118,3 @@ def test_registers_are_filled_by_every_part(
 def test_a_part_left_out_shows(library: tuple[ctypes.CDLL, dict[str, int]]) -> None:
     """Positive control."""
     assert 0 in counted(library[0], "k0", _size(0), [0, 2], 3)
-
-
-@pytest.fixture(scope="module")
-def limited(tmp_path_factory: pytest.TempPathFactory) -> tuple[ctypes.CDLL, dict[str, int]]:
-    """The same kernels, cut as they are for WebAssembly, for this machine."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(parts, "slice_body", lambda body, _: parts.first_iterations(body))
-        return built(tmp_path_factory.mktemp("limited"))
-
-
-@pytest.mark.parametrize("limit", [1, 2, 4, 2**31 - 1])
-def test_the_first_iterations_of_the_longest_loops(
-    limited: tuple[ctypes.CDLL, dict[str, int]], limit: int
-) -> None:
-    code, pieces = limited
-    for i, (extents, _) in enumerate(NESTS):
-        axis = int(np.argmax(extents))
-        assert pieces[f"k{i}"] == extents[axis]
-        y = np.zeros(_size(i), np.int32)
-        getattr(code, f"k{i}")(ctypes.c_void_p(y.ctypes.data), limit)
-        done = np.zeros((*extents, len(y) // int(np.prod(extents))), np.int32)
-        np.moveaxis(done, axis, 0)[:limit] = 1
-        assert y.tolist() == done.reshape(-1).tolist()
-    y = np.zeros(14, np.int32)
-    code.mixed(ctypes.c_void_p(y.ctypes.data), limit)
-    assert pieces["mixed"] == 5 and pieces["plain"] == 1
-    first = [int(at < limit) for at in range(5)]
-    assert y.tolist() == first + [1] * 5 + [first[0]] * 2 + [first[1]] * 2

@@ -33,7 +33,7 @@ async function bytes(name, base) {
   return new Uint8Array(await response.arrayBuffer());
 }
 
-async function compile(base) {
+async function compiled(base) {
   for (const variant of VARIANTS) {
     if (!PROBES[variant]?.()) continue;
     const code = await bytes(`model.${variant}.wasm`, base);
@@ -42,6 +42,14 @@ async function compile(base) {
     if (module) return { variant, module };
   }
   return { variant: "", module: await WebAssembly.compile(await bytes("model.wasm", base)) };
+}
+
+async function started(base) {
+  const { variant, module } = await compiled(base);
+  const exports = new WebAssembly.Instance(module).exports;
+  // Engines optimise a function once it has run for a while: in the background, from here on.
+  @warm_up@
+  return { variant, exports };
 }
 
 const count = ({ shape }) => shape.reduce((product, extent) => product * extent, 1);
@@ -55,9 +63,9 @@ export class Model {
   // Views of the inputs, then of the outputs.
   #views;
 
-  constructor({ variant, module }, weights) {
-    this.#exports = new WebAssembly.Instance(module).exports;
-    const { memory, __heap_base } = this.#exports;
+  constructor({ variant, exports }, weights) {
+    this.#exports = exports;
+    const { memory, __heap_base } = exports;
     this.inputs = structuredClone(INPUTS);
     this.outputs = structuredClone(OUTPUTS);
     this.variant = variant;
@@ -82,8 +90,6 @@ export class Model {
     this.#views = TENSORS.map((t, i) => new ARRAYS[t.dtype](buffer, pointers[i], count(t)));
     const status = this.#call("init", blob, weights.length);
     if (status !== 0) throw new Error(`weights.bin does not belong to this model (error ${status})`);
-    // Engines optimise a function once it has run for a while, in the background.
-    @warm_up@
   }
 
   #call(name, ...values) {
@@ -138,6 +144,5 @@ export class Model {
 /** Load the model from `base`, a URL or (in Node) a path of the bundle folder; default: beside this file. */
 export async function load(base) {
   const from = await folder(base);
-  const [compiled, weights] = await Promise.all([compile(from), bytes("weights.bin", from)]);
-  return new Model(compiled, weights);
+  return new Model(...(await Promise.all([started(from), bytes("weights.bin", from)])));
 }
