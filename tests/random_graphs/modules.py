@@ -18,8 +18,6 @@ from tests.random_graphs.builder import Array
 
 #: What buffers are filled with before a run, so that what nothing writes shows.
 POISON = 0xA5
-#: For kernels that can be told to do some iterations only: all.
-MOST = 2**31 - 1
 _PAGE_BYTES = 65536
 
 
@@ -76,8 +74,8 @@ class Module:
             return machine.address(buffers[place.space] + shift) + place.offset
 
         for call in plan.calls:
-            limit = [MOST] if call.iterations else []
-            machine.call(call.symbol, [address(place) for place in call.arguments], limit)
+            turns = [0] if call.warmed else []
+            machine.call(call.symbol, [address(place) for place in call.arguments], turns)
         whole = [machine.read(i, _room(size)) for i, size in enumerate(machine.sizes)]
         for content, size in zip(whole, machine.sizes, strict=True):
             if content[size:].strip(bytes([POISON])):
@@ -125,8 +123,8 @@ class _Native:
     def address(self, buffer: int) -> int:
         return int(self._buffers[buffer].ctypes.data)
 
-    def call(self, symbol: str, arguments: list[int], limit: list[int]) -> None:
-        getattr(self._library, symbol)(*map(self._ctypes.c_void_p, arguments), *limit)
+    def call(self, symbol: str, arguments: list[int], turns: list[int]) -> None:
+        getattr(self._library, symbol)(*map(self._ctypes.c_void_p, arguments), *turns)
 
 
 class _Wasm:
@@ -167,5 +165,5 @@ class _Wasm:
     def address(self, buffer: int) -> int:
         return self._starts[buffer]
 
-    def call(self, symbol: str, arguments: list[int], limit: list[int]) -> None:
-        self._exports[symbol](self._store, *arguments, *limit)
+    def call(self, symbol: str, arguments: list[int], turns: list[int]) -> None:
+        self._exports[symbol](self._store, *arguments, *turns)
