@@ -255,7 +255,7 @@ def install(
 def _code_files(
     name: str, plan: Plan, objects: Mapping[str, bytes], context: Context, prefix: str
 ) -> dict[str, bytes]:
-    from edgepipe.codegen import driver, link, peaks
+    from edgepipe.codegen import driver, link, loader, peaks
 
     target = context.target
     version = f"{name} {target.name} edgepipe {manifest_file.version_of('edgepipe')}"
@@ -264,7 +264,7 @@ def _code_files(
     bench = peaks.build(target, prefix)
     sources = driver.render(plan, prefix, version)
     if target.kind == "wasm":
-        texts = driver.wasm_files(plan, prefix, sorted(v for v in objects if v), bench)
+        texts = loader.files(plan, prefix, sorted(v for v in objects if v), bench)
         code = link.wasm(target, sources, objects, prefix, bench.objects, driver.is_warmed(plan))
     else:
         texts = driver.native_files(plan, prefix, bench)

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from importlib import resources
 from itertools import pairwise
 
@@ -232,45 +230,6 @@ def candidate_source(kernels: Mapping[str, Sequence[tuple[str, int]]]) -> str:
     return fill("candidate.c", values | calls)
 
 
-def wasm_files(
-    plan: Plan, prefix: str, variants: Sequence[str], peaks: Peaks = NO_PEAKS
-) -> dict[str, str]:
-    """The loader, its types, and the bench program and page of a wasm bundle.
-
-    ``variants`` are the further builds (``model.VARIANT.wasm``), the preferred one first.
-    """
-    values = {
-        "prefix": prefix,
-        "alignment": str(ALIGNMENT),
-        "variants": json.dumps(list(variants)),
-        # Whether kernels sum 8-bit products, which not every engine does right.
-        "dot_products": json.dumps(any(k.arithmetic.startswith("int8") for k in plan.audit)),
-        "arrays": ", ".join(f"{d}: {_TYPED_ARRAYS[d]}" for d in _dtypes(plan)),
-        "inputs_json": _json_specs(plan.inputs),
-        "outputs_json": _json_specs(plan.outputs),
-        "input_types": _typescript(plan.inputs),
-        "output_types": _typescript(plan.outputs),
-        "peaks_json": json.dumps({v: [asdict(k) for k in ks] for v, ks in peaks.kernels.items()}),
-        "peak_buffers": json.dumps(peaks.buffers),
-        "copy_bytes": str(peaks.copy_bytes),
-    }
-    values["probes"] = fill("probes.mjs", values) if variants else "const PROBES = {};"
-    values["warm_up"] = f"exports.{prefix}_warm_up();" if is_warmed(plan) else ""
-    files = {name: fill(name, values) for name in _WASM_FILES}
-    return files | {"model.mjs": _compact(files["model.mjs"])}
-
-
-def _compact(script: str) -> str:
-    """``script`` without indentation and, but for the first ones, comments: pages download it.
-
-    Strings in it may not span lines, comments have lines of their own.
-    """
-    head, _, rest = script.partition("\n\n")
-    lines = [line.strip() for line in rest.splitlines()]
-    kept = [t for t in lines if t and not t.startswith(("//", "/**"))]
-    return "\n".join([head, "", *kept, ""])
-
-
 _THREADS_USAGE = """ *
  * With --threads N so many share an inference (0: as many as there are cores); a profile has one.
 """
@@ -279,8 +238,6 @@ _CPU_STATE = """No function allocates memory, does I/O or keeps state
  * other than the weights pointer."""
 _GPU_STATE = """The network runs on an NVIDIA GPU: its weights
  * and all tensors in between are in GPU memory, and runs wait for each other. See the end."""
-_WASM_FILES = ("model.mjs", "model.d.mts", "measure.mjs", "profile.mjs", "bench.mjs",
-               "bench.html")  # fmt: skip
 
 
 def c_string(text: str) -> str:
@@ -304,32 +261,6 @@ def fill(name: str, values: dict[str, str]) -> str:
         return values[match.group(1)]
 
     return re.sub(r"@(\w+)@", value, resource(name))
-
-
-_TYPED_ARRAYS = {
-    "bool": "Uint8Array", "float16": "Uint16Array", "float32": "Float32Array",
-    "float64": "Float64Array", "int64": "BigInt64Array", "uint64": "BigUint64Array",
-    "int8": "Int8Array", "uint8": "Uint8Array", "int16": "Int16Array", "uint16": "Uint16Array",
-    "int32": "Int32Array", "uint32": "Uint32Array",
-}  # fmt: skip
-
-
-def _dtypes(plan: Plan) -> list[str]:
-    """Of what a caller passes and gets."""
-    return sorted({t.dtype for t in (*plan.inputs, *plan.outputs)})
-
-
-def _json_specs(tensors: Sequence[TensorSpec]) -> str:
-    # ensure_ascii (the default) also keeps U+2028 and the like out of the script.
-    return json.dumps([{"name": t.name, "shape": list(t.shape), "dtype": t.dtype} for t in tensors])
-
-
-def _typescript(tensors: Sequence[TensorSpec]) -> str:
-    return "\n".join(
-        f"  /** {t.dtype} [{', '.join(map(str, t.shape))}] */\n"
-        f"  {json.dumps(t.name)}: {_TYPED_ARRAYS[t.dtype]};"
-        for t in tensors
-    )
 
 
 def _weights_hash(plan: Plan) -> int:

@@ -10,7 +10,7 @@ from pathlib import Path
 import handmade
 import pytest
 
-from edgepipe.codegen import driver, link
+from edgepipe.codegen import driver, link, loader
 from edgepipe.codegen.plan import Call, Place, TensorSpec
 from edgepipe.errors import EdgepipeError, UserError
 from edgepipe.target import Target
@@ -151,7 +151,7 @@ def test_model_names_never_become_code(tmp_path: Path) -> None:
         [build(tmp_path, "-std=c99", "main.c", "driver.c")], capture_output=True, check=True
     )
     assert done.stdout.decode() == hostile + '1"\\'
-    scripts = driver.wasm_files(plan, "model", [])
+    scripts = loader.files(plan, "model", [])
     assert hostile not in scripts["model.mjs"]
 
 
