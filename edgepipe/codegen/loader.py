@@ -47,7 +47,7 @@ def files(
 
 
 def _compact(script: str) -> str:
-    """``script`` without indentation and, but for the first ones, comments: pages download it.
+    """``script`` without indentation and, but for the first one, comments: pages download it.
 
     Strings in it may not span lines, comments have lines of their own.
     """
