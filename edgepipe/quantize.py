@@ -87,11 +87,8 @@ def configure(recipe: Recipe, target: Target) -> QuantConfig | None:
     }
     if recipe.integer:
         changes["signed_activations"] = target.integer.activations == "int8"
-        # The few 8-bit layers of a 4-bit recipe keep all their codes: kernels are exact with them
-        # too, only slower, and the first layer's accuracy is worth it.
-        if recipe.weight_bits == 8:
-            changes["weight_limit"] = target.integer.weight_limit
-    for name in ("first_last", "observer", "percentile", "methods", "max_samples"):
+        changes["weight_limit"] = target.integer.weight_limit
+    for name in ("first_last", "depthwise", "observer", "percentile", "methods", "max_samples"):
         value = getattr(settings, name)
         if value is not None:
             changes[name] = value

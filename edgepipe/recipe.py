@@ -54,6 +54,7 @@ class Settings:
 
     overrides: tuple[Override, ...] = ()
     first_last: str | None = None
+    depthwise: str | None = None
     observer: str | None = None
     percentile: float | None = None
     methods: tuple[str, ...] | None = None
@@ -102,6 +103,7 @@ class Settings:
 _TYPES: dict[str, tuple[Any, str]] = {
     "overrides": (list, "a list of tables {match = …, format = …}"),
     "first_last": (str, "a string"),
+    "depthwise": (str, "a string"),
     "observer": (str, "a string"),
     "percentile": ((int, float), "a number"),
     "methods": (list, "a list of names"),

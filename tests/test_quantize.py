@@ -43,7 +43,7 @@ def compiled(folder: Path, recipe: str | Recipe | None = "w8a8", **options: obje
 
 def test_a_recipe_file_reaches_the_configuration() -> None:
     settings = Settings(
-        (Override("stem", "w8a8"), Override("Gemm", "float")), "float", "percentile", 99.9,
+        (Override("stem", "w8a8"), Override("Gemm", "float")), "float", "same", "percentile", 99.9,
         ("equalization",), "symmetric", 77,
     )  # fmt: skip
     config = quantize.configure(Recipe("w4a8", settings), Target.load("x86-64-v3"))
@@ -51,11 +51,13 @@ def test_a_recipe_file_reaches_the_configuration() -> None:
         "w4a8",
         overrides=(("stem", "w8a8"), ("Gemm", "float")),
         first_last="float",
+        depthwise="same",
         observer="percentile",
         percentile=99.9,
         methods=("equalization",),
         symmetric_activations=True,
         max_samples=77,
+        weight_limit=63,
     )
 
 
@@ -75,9 +77,9 @@ def test_the_target_decides_codes_and_weights(target: str, signed: bool, limit: 
     config = quantize.configure(Recipe("w8a8"), Target.load(target))
     assert config is not None
     assert (config.signed_activations, config.weight_limit) == (signed, limit)
-    ends = quantize.configure(Recipe("w4a8"), Target.load(target))
-    assert ends is not None
-    assert (ends.signed_activations, ends.weight_limit) == (signed, 127)
+    four = quantize.configure(Recipe("w4a8"), Target.load(target))
+    assert four is not None
+    assert (four.signed_activations, four.weight_limit) == (signed, limit)
     weight_only = quantize.configure(Recipe("w4g32"), Target.load(target))
     assert weight_only is not None
     assert (weight_only.group_size, weight_only.weight_limit) == (32, 127)
@@ -93,6 +95,7 @@ def test_float_recipes_are_not_configured() -> None:
         (Settings(observer="msee"), "did you mean 'mse'"),
         (Settings(methods=("magic",)), "unknown methods 'magic'"),
         (Settings(first_last="w9"), "unknown first_last 'w9'"),
+        (Settings(depthwise="float"), "unknown depthwise 'float'"),
         (Settings(percentile=5.0), "outside 50…100"),
         (Settings(max_samples=0), "at least 1"),
     ],

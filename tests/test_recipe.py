@@ -51,6 +51,7 @@ def test_what_a_line_means(
 WHOLE = """
 format = "w4a8"
 first_last = "float"
+depthwise = "same"
 observer = "percentile"
 percentile = 99.9
 methods = ["equalization", "reconstruction"]
@@ -71,8 +72,8 @@ def test_a_file_says_more(tmp_path: Path) -> None:
     recipe = Recipe.load(write(tmp_path, WHOLE))
     assert str(recipe) == "w4a8"
     assert recipe.settings == Settings(
-        (Override("stem.*", "w8a8"), Override("Gemm", "float")), "float", "percentile", 99.9,
-        ("equalization", "reconstruction"), "symmetric", 100, True,
+        (Override("stem.*", "w8a8"), Override("Gemm", "float")), "float", "same", "percentile",
+        99.9, ("equalization", "reconstruction"), "symmetric", 100, True,
     )  # fmt: skip
     assert Recipe.read(str(recipe), recipe.settings.to_json()) == recipe
     assert Recipe.load("w4a8") == Recipe("w4a8") != recipe

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 
 from edgepipe import patterns
 from edgepipe.errors import UserError, did_you_mean
+from edgepipe.quantization.scales import CodeRange
 
 OBSERVERS = ("minmax", "average", "percentile", "mse", "entropy")
 #: Methods that change the float graph first, in this order.
@@ -21,16 +22,24 @@ METHODS = PREPARATIONS + FITS
 #: Largest magnitudes of 8-bit weight codes that kernels are written for.
 WEIGHT_LIMITS = (63, 127)
 FIRST_LAST = ("same", "w8", "float")
+DEPTHWISE = ("same", "w8")
 #: Largest sensible group: beyond it a group is a whole row of any edge network.
 MAX_GROUP = 1024
 
 
 @dataclass(frozen=True)
 class Format:
-    """Bits of a node's weights and of the tensor it writes; ``None`` activations stay float."""
+    """Bits of a node's weights and of the tensor it writes; ``None`` activations stay float.
+    ``weight_limit``: largest magnitude of a code of 8 bits."""
 
     weight_bits: int
     activation_bits: int | None
+    weight_limit: int = 127
+
+    @property
+    def span(self) -> CodeRange:
+        """The codes its weights may have."""
+        return CodeRange.of(self.weight_bits, self.weight_limit)
 
     @classmethod
     def parse(cls, text: str, where: str) -> Format | None:
@@ -53,7 +62,8 @@ class QuantConfig:
     ``weight_bits``: 8 or 4, symmetric per output channel, or per group of ``group_size`` input
     channels where that is given (weight-only: activations stay float).
     ``weight_limit``: largest magnitude of an 8-bit weight code. 63 keeps weights in 7 bits, which
-    some instructions need to be exact (``Target.integer``); 4-bit weights are unaffected.
+    some instructions need to be exact (``Target.integer``); 4-bit weights are unaffected, and so
+    are the first and last layers that 4-bit recipes give 8 bits.
     ``activation_bits``: 8, 4, or None for weight-only. Asymmetric uint8 (``signed_activations``:
     int8), per tensor. ``symmetric_activations`` fixes the zero point to the middle of the range
     wherever a tensor has negative values.
@@ -61,7 +71,8 @@ class QuantConfig:
     ``methods``: subset of PREPARATIONS and one of FITS at most, in any order. Without a fit,
     weights are rounded onto the scale of least squared error.
     ``overrides``: (regular expression, format) pairs; the first that matches a node's whole name
-    or its op type wins. ``first_last``: "same" as the others, "w8" or "float".
+    or its op type wins. ``first_last``: "same" as the others, "w8" or "float"; ``depthwise``
+    convolutions: "same" or "w8".
     ``fuse_residual``: an Add that follows a linear operator is computed on its accumulator, with
     no rounding in between. ``quantize_outputs``: also round tensors that only float operators or
     the caller read; otherwise those come straight from the accumulator.
@@ -79,6 +90,7 @@ class QuantConfig:
     methods: tuple[str, ...] = ("reconstruction",)
     overrides: tuple[tuple[str, str], ...] = ()
     first_last: str = "same"
+    depthwise: str = "same"
     fuse_residual: bool = True
     quantize_outputs: bool = False
     max_samples: int = 512
@@ -90,6 +102,7 @@ class QuantConfig:
         _one_of("activation_bits", self.activation_bits, (4, 8, None))
         _one_of("observer", self.observer, OBSERVERS)
         _one_of("first_last", self.first_last, FIRST_LAST)
+        _one_of("depthwise", self.depthwise, DEPTHWISE)
         for method in self.methods:
             _one_of("methods", method, METHODS)
         exclusive = sorted(set(FITS) & set(self.methods))
@@ -144,7 +157,8 @@ class QuantConfig:
                 weight_bits=bits,
                 activation_bits=None,
                 group_size=int(found[2]),
-                first_last=_ends(bits),
+                first_last=_small_layers(bits),
+                depthwise=_small_layers(bits),
             )
         else:
             format = Format.parse(text, "recipe")
@@ -154,7 +168,8 @@ class QuantConfig:
             base = cls(
                 weight_bits=bits,
                 activation_bits=format.activation_bits,
-                first_last=_ends(bits),
+                first_last=_small_layers(bits),
+                depthwise=_small_layers(bits),
                 methods=_methods(bits, format.activation_bits),
             )
         return replace(base, **changes)  # type: ignore[arg-type]
@@ -167,19 +182,29 @@ class QuantConfig:
     @property
     def format(self) -> Format:
         """What nodes have that no override names."""
-        return Format(self.weight_bits, self.activation_bits)
+        return Format(self.weight_bits, self.activation_bits, self.weight_limit)
+
+    def override_of(self, name: str, op_type: str) -> tuple[str, str] | None:
+        """The first override that matches a node."""
+        for pattern, text in self.overrides:
+            if patterns.fits(pattern, name) or patterns.fits(pattern, op_type):
+                return pattern, text
+        return None
 
     def format_of(self, name: str, op_type: str) -> Format | None:
         """The format of one node by the first matching override; None keeps it float."""
-        for pattern, text in self.overrides:
-            if patterns.fits(pattern, name) or patterns.fits(pattern, op_type):
-                return Format.parse(text, f"override '{pattern}'")
-        return self.format
+        found = self.override_of(name, op_type)
+        if found is None:
+            return self.format
+        format = Format.parse(found[1], f"override '{found[0]}'")
+        return format and replace(format, weight_limit=self.weight_limit)
 
 
-def _ends(weight_bits: int) -> str:
-    """First and last layer of a recipe: they are small, and what the first one loses to 4 bits
-    no later layer can win back (measured: 1.8 dB at the output of an 8-layer ResNet)."""
+def _small_layers(weight_bits: int) -> str:
+    """First, last and depthwise layers of a recipe have few weights. What the first one loses to 4
+    bits no later layer can win back (1.8 dB at the output of an 8-layer ResNet), and depthwise ones
+    hold 2 % of MobileNetV2 and cost it 1 to 2 points of likeness to the float network (measured).
+    """
     return "w8" if weight_bits == 4 else "same"
 
 

@@ -23,7 +23,6 @@ from edgepipe.quantization.graph import Array, name_of
 from edgepipe.quantization.layers import Layer
 from edgepipe.quantization.observers import GridStyle
 from edgepipe.quantization.remarks import Note
-from edgepipe.quantization.scales import CodeRange
 from edgepipe.quantization.weights import check_weights, finish
 
 if TYPE_CHECKING:
@@ -137,7 +136,7 @@ def _set_weights(
     node: ir.Node, rounding: Rounding, found: _Found, config: QuantConfig, note: Note
 ) -> None:
     layer, name = Layer.of(node), name_of(node.outputs[0])
-    span = CodeRange.of(rounding.placement.formats[node].weight_bits, config.weight_limit)
+    span = rounding.placement.formats[node].span
     matrix = layer.matrix(layer.weight)
     scale = scales.covering(matrix, span)
     if name in found.scales and found.scales[name].size == scale.size:

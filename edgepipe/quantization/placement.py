@@ -13,7 +13,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import onnx_ir as ir
@@ -183,18 +183,21 @@ def place(graph: ir.Graph, config: QuantConfig, note: Note) -> Placement:
 
 
 def _formats(graph: ir.Graph, config: QuantConfig, note: Note) -> dict[ir.Node, Format]:
-    formats = {}
+    formats, free = {}, set()
     for node in graph:
-        format = config.format_of(node.name or "", node.op_type)
+        name = node.name or ""
+        format = config.format_of(name, node.op_type)
         if format is None:
             note(node.name, "kept float by an override")
         else:
             formats[node] = format
+        if config.override_of(name, node.op_type) is None:
+            free.add(node)
     weighted = {node: weight for node in graph if (weight := weight_of(node)) is not None}
     if weighted and config.first_last != "same":
         ends = list(weighted)
         large = LARGE_SHARE if config.group_size is None else LARGE_SHARE_GROUPED
-        for node in {ends[0], ends[-1]} & formats.keys():
+        for node in {ends[0], ends[-1]} & free:
             if config.first_last == "float":
                 del formats[node]
                 note(node.name, "kept float: first or last layer")
@@ -204,9 +207,21 @@ def _formats(graph: ir.Graph, config: QuantConfig, note: Note) -> dict[ir.Node, 
                 and _share(node, weighted) > large
             ):
                 note(node.name, "first or last layer, but with the bits of the others: it is large")
-            else:
-                formats[node] = Format(8, formats[node].activation_bits)
+            elif formats[node].weight_bits < 8:
+                # All codes: kernels are exact with them too, only slower, and the first layer's
+                # accuracy is worth it.
+                formats[node] = replace(formats[node], weight_bits=8, weight_limit=127)
+    if config.depthwise == "w8":
+        for node in free & formats.keys():
+            if node in weighted and _is_depthwise(node, weighted[node]):
+                formats[node] = replace(formats[node], weight_bits=8)
     return formats
+
+
+def _is_depthwise(node: ir.Node, weight: ir.Value) -> bool:
+    """Whether every input channel has filters of its own."""
+    shape, groups = dims(weight), node.attributes.get_int("group", 1)
+    return node.op_type == "Conv" and groups > 1 and shape is not None and shape[1] == 1
 
 
 def _share(node: ir.Node, weighted: dict[ir.Node, ir.Value]) -> float:

@@ -22,7 +22,6 @@ from edgepipe.quantization.graph import Array, bounds, dims, is_op, outer_values
 from edgepipe.quantization.layers import Layer
 from edgepipe.quantization.placement import Placement, Unit
 from edgepipe.quantization.remarks import Note
-from edgepipe.quantization.scales import CodeRange
 from edgepipe.quantization.weight_only import quantize_weights
 from edgepipe.quantization.weights import check_weights, quantize_layer
 
@@ -182,8 +181,7 @@ def _fit_layer(
     source = unit.linear.inputs[0]
     assert source is not None
     layer, (gram, rows) = Layer.of(unit.linear), moments or (None, None)
-    bits = rounding.placement.formats[unit.linear].weight_bits
-    span = CodeRange.of(bits, config.weight_limit)
+    span = rounding.placement.formats[unit.linear].span
     if config.activation_bits is None:
         weights = quantize_weights(layer, span, config.group_size, method, gram, note)
     else:

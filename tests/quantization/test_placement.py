@@ -58,6 +58,27 @@ def test_first_and_last() -> None:
     assert "x" not in group and sum(u.linear is not None for u in result.units) == 3
 
 
+def test_depthwise_layers_of_4_bits() -> None:
+    text = """n (float[1,3,8,8] x) => (float[1,4,8,8] y) <float[4,3,3,3] a, float[4,1,1,1] b,
+    float[4,4,1,1] c, float[4,2,1,1] d, float[4,1,3,3] e, float[4,4,1,1] f> {
+        t = Conv<pads=[1,1,1,1]>(x, a)
+        u = Conv<group=4>(t, b)
+        v = Conv(u, c)
+        w = Conv<group=2>(v, d)
+        z = Conv<group=4, pads=[1,1,1,1]>(w, e)
+        y = Conv(z, f) }"""
+
+    def bits(recipe: str, **changes: object) -> list[int]:
+        config = QuantConfig.parse(recipe, first_last="same", **changes)
+        placement = place(build(text).graph, config, lambda *_: None)
+        return [placement.formats[u.linear].weight_bits for u in placement.units if u.linear]
+
+    assert bits("w4a8") == bits("w4g32") == [4, 8, 4, 4, 8, 4]
+    assert bits("w4a8", depthwise="same") == [4] * 6
+    assert bits("w4a8", overrides=(("Conv", "w4a8"),)) == [4] * 6, "an override wins"
+    assert bits("w8a8") == [8] * 6
+
+
 def test_float_tail_and_constant_operands_stay_float() -> None:
     text = """n (float[1,4,6,6] x) => (float[1,4,6,6] y) <float[4,4,1,1] w, float[4] b,
     float[1,4,1,1] k> {

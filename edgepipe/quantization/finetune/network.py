@@ -21,7 +21,6 @@ from edgepipe.quantization.graph import constant, name_of
 from edgepipe.quantization.layers import Layer
 from edgepipe.quantization.observers import GridStyle
 from edgepipe.quantization.placement import MOVEMENT, weight_of
-from edgepipe.quantization.scales import CodeRange
 
 #: Movement that may write a value which is not among those it reads, or mix scales.
 _WRITES = frozenset(("Pad", "Resize", "Concat"))
@@ -76,7 +75,7 @@ class Network(nn.Module):
             weights = span = None
             if start is not None and node in start.rounding.weights:
                 weights = start.rounding.weights[node]
-                span = CodeRange.of(weights.bits, start.config.weight_limit)
+                span = start.rounding.placement.formats[node].span
             layer = TrainedLayer(Layer.of(node), weights, span, start is None or start.learned)
             self.layers.append(layer)
         for value in node.inputs[: 1 if layer is not None else None]:
