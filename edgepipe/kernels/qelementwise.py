@@ -19,6 +19,7 @@ from edgepipe.kernels.builder import (
     store,
     zero_border,
 )
+from edgepipe.kernels.dot import intrinsic
 from edgepipe.kernels.integer_ops import QAddOp, QMulOp, QTableOp, Residual
 from edgepipe.kernels.layout import Blocked
 from edgepipe.kernels.requantize import addend, put, scaled
@@ -83,7 +84,10 @@ def emit(op: Any, knobs: Knobs) -> Any:
 
         def visit(place: Any, channel: Any) -> None:
             if isinstance(op, QTableOp):
-                _look_up(op, sources, target, place, channel, lanes)
+                if arch == "aarch64" and lanes in (8, 16):
+                    _look_up_vector(op, sources, target, place, channel, lanes)
+                else:
+                    _look_up(op, sources, target, place, channel, lanes)
                 return
             if isinstance(op, QAddOp):
                 value = _sum(op.addends, sources, place, channel, lanes)
@@ -130,6 +134,26 @@ def _look_up(
         code = codes[op.x.offset(n, 0, row, column) + channel + lane]
         index = tirx.Cast("int32", code) - tirx.const(lowest, "int32")
         store(target, op.y.offset(n, 0, row, column) + channel + lane, table[index], 1)
+
+
+def _look_up_vector(
+    op: QTableOp, sources: list[Any], target: Any, place: Any, channel: Any, lanes: int
+) -> None:
+    """AArch64 looks a vector of indices up in 64 bytes of registers: TBL gives 0 outside of them,
+    TBX leaves what is there. LLVM keeps the 256 bytes in registers, outside of the loops."""
+    assert op.x.dtype == op.y.dtype == "int8", "Arm stores codes signed"
+    codes, table = sources
+    n, row, column = place
+    index = load(codes, op.x.offset(n, 0, row, column) + channel, lanes)
+    found: Any = None
+    # To TBL a negative code is an index from 128 on; in the table it comes before the others.
+    for first, past in ((128, 0), (192, 64), (0, -128), (64, -64)):
+        rows = [load(table, first + 16 * i, 16) for i in range(4)]
+        near = index - splat(tirx.const(past, "int8"), lanes) if past else index
+        held = [] if found is None else [found]
+        name = "aarch64.neon.tbx4" if held else "aarch64.neon.tbl4"
+        found = intrinsic(f"int8x{lanes}", name, *held, *rows, near)
+    store(target, op.y.offset(n, 0, row, column) + channel, found, lanes)
 
 
 TEMPLATE = KernelTemplate(

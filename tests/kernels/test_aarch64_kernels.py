@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from edgepipe.kernels.epilogue import Step
-from edgepipe.kernels.integer_ops import Limits, QConvOp, Residual
+from edgepipe.kernels.integer_ops import Limits, QConvOp, QTableOp, Residual
 from edgepipe.kernels.layout import Blocked, Pads
 from edgepipe.kernels.ops import ConvOp, Op
 from edgepipe.kernels.template import select
@@ -207,3 +207,16 @@ def test_kernels_of_codes(target: Target, tmp_path: Path) -> None:
         shape = (op.y.c, op.x.c // op.groups, *op.kernel)
         w = rng.integers(-limit, limit + 1, shape).astype(np.int8)
         test_integer_templates.check_convolution(kernels, i, op, w, rng)
+
+
+@pytest.mark.parametrize("lanes", [4, 8, 16, 24])
+def test_tables(lanes: int, tmp_path: Path) -> None:
+    """Every code, one at a time, in vectors of 8, of 16, and of 16 that overlap."""
+    rng = np.random.default_rng(lanes)
+    x = Blocked(1, lanes, 8, 9, lanes, (1, 0, 0, 2), "int8", 5)
+    op = QTableOp(x, Blocked(1, lanes, 8, 9, lanes, AROUND, "int8", -7))
+    kernels = Emulated([op], PI4, tmp_path)
+    values = np.resize(rng.permutation(256) - 128, (1, lanes, 8, 9)).astype(np.int8)
+    table = rng.integers(-128, 128, 256).astype(np.int8)
+    expected = table[values.astype(int) + 128]
+    test_integer_templates.check(kernels, 0, op.y, [x.pack(values)], [table], [], expected)
