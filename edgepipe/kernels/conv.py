@@ -12,6 +12,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -40,6 +41,9 @@ from edgepipe.kernels.template import KernelTemplate, Knobs
 from edgepipe.kernels.unpack import TileWeights
 from edgepipe.kernels.weights import grouped, grown, store
 from edgepipe.target import Target
+
+#: Taps of an image's kernel that are unrolled: a loop of one scalar each has no body.
+_UNROLLED_TAPS = 9
 
 
 def matches(op: Op, target: Target) -> str | None:
@@ -233,16 +237,19 @@ class _Emission:
             with loop(channels * taps) as t:
                 where = (t // taps, t % taps // kw, t % kw)
                 self.multiply_add(acc, at, (t, 0), self.scalar(at, where, 0))
-        elif x_lanes == 1 and taps <= 9 and self.ci_blocks > 1:
-            # From NCHW there is one scalar per tap: unroll the taps so that the loop has a body.
-            reach = self.reach(acc.count // self.blocks)
+        elif x_lanes == 1 and self.knobs.get("by_row") and self.reach(acc) >= 4:
             with loop(self.ci_blocks) as block:
-                for ky in range(kh):
-                    if self.knobs.get("by_row") and reach >= 4:
-                        self.image_row(acc, at, (block, ky, 0), reach)
-                    else:
-                        for kx in range(kw):
-                            self.tap(acc, at, (block, ky, kx))
+                if taps <= _UNROLLED_TAPS:
+                    for ky in range(kh):
+                        self.image_row(acc, at, (block, ky, 0))
+                else:
+                    with loop(kh) as ky:
+                        self.image_row(acc, at, (block, ky, 0))
+        elif x_lanes == 1 and taps <= _UNROLLED_TAPS and self.ci_blocks > 1:
+            # From NCHW there is one scalar per tap: unroll the taps so that the loop has a body.
+            with loop(self.ci_blocks) as block:
+                for ky, kx in product(range(kh), range(kw)):
+                    self.tap(acc, at, (block, ky, kx))
         else:
             unroll = self.knobs.get("unroll", 1)
             with loop(self.ci_blocks // unroll) as block, loop(kh) as ky, loop(kw) as kx:
@@ -304,16 +311,17 @@ class _Emission:
             element = partial(inputs.lane, lane=lane)
             self.multiply_add(acc, at, (number, lane), element, in_registers=True)
 
-    def image_row(
-        self, acc: Registers, at: tuple[Any, ...], where: tuple[Any, ...], reach: int
-    ) -> None:
-        """Multiply-add all taps of one row of an NCHW input, of which the tile needs ``reach``
-        scalars: they are loaded as vectors, the last one moved back not to read past them."""
+    def image_row(self, acc: Registers, at: tuple[Any, ...], where: tuple[Any, ...]) -> None:
+        """Multiply-add all taps of one row of an NCHW input. The scalars that the tile needs are
+        loaded as vectors, the last one moved back not to read past them."""
         (kh, kw), (block, ky, _), op = self.op.kernel, where, self.op
+        reach = self.reach(acc)
         starts = [min(first, reach - 4) for first in range(0, reach, 4)]
         vectors = Registers(len(starts), 4)
         first = self.input_offset(at, (block, 0, 0), 0)
-        far = hidden(ky * op.dilations[0] * op.x.cols) if ky else 0
+        far = ky * op.dilations[0] * op.x.cols
+        if isinstance(ky, int) and ky:
+            far = hidden(far)
         for v, start in enumerate(starts):
             vectors[v] = load(self.source, first + far + start, 4)
         for kx in range(kw):
@@ -325,9 +333,9 @@ class _Emission:
             number = (block * kh + ky) * kw
             self.multiply_add(acc, at, (number, kx), element, in_registers=True)
 
-    def reach(self, pixels: int) -> int:
-        """Neighbouring scalars of an input row that a tile of ``pixels`` needs."""
-        op = self.op
+    def reach(self, acc: Registers) -> int:
+        """Neighbouring scalars of an input row that the pixels of ``acc`` need."""
+        op, pixels = self.op, acc.count // int(self.blocks)
         return (pixels - 1) * op.strides[1] + (op.kernel[1] - 1) * op.dilations[1] + 1
 
     def scalar(

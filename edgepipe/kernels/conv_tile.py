@@ -105,13 +105,14 @@ def default(op: ConvOp, target: Target) -> Knobs:
 
 def _aarch64(op: ConvOp) -> Knobs:
     """Knobs that AArch64 alone has: what loads and stores two vectors with one instruction."""
-    taps, blocks = op.kernel[0] * op.kernel[1], op.x.c // op.groups // op.x.lanes
+    blocks = op.x.c // op.groups // op.x.lanes
+    pairs = op.kernel == op.strides == (1, 1)
     return {
         # Blocks of input channels per iteration. Four spill with 24 accumulators, and so do two
-        # iterations, which LLVM unrolls as well.
-        "unroll": 2 if taps == 1 and op.x.lanes == 4 and blocks % 2 == 0 and blocks > 4 else 1,
+        # iterations, which LLVM unrolls as well, and two of pixels that no load takes in pairs.
+        "unroll": 2 if pairs and op.x.lanes == 4 and blocks % 2 == 0 and blocks > 4 else 1,
         # Whether scalars of NCHW inputs are elements of vectors: an image has few channels.
-        "by_row": op.x.lanes == 1 and op.y.lanes == 4 and op.x.c > 1 and taps <= 9,
+        "by_row": op.x.lanes == 1 and op.y.lanes == 4 and op.x.c > 1,
         # Whether a tile is stored block by block, its pixels next to one another.
         "pairs": True,
         # Whether the last tile of a row is narrower instead of overlapping its neighbour.

@@ -14,10 +14,12 @@ rows at a time. Both, and the products of one register tile's channels, lie in w
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
+from tvm import tirx
 from tvm.script.ir_builder import tirx as T
 
 from edgepipe.kernels import conv_tile
@@ -42,8 +44,9 @@ from edgepipe.target import Target
 
 #: Products of a tile, its outputs' side, and taps.
 _POINTS, _SIDE, _TAPS = 16, 2, 9
-#: Channels and tiles below which the transforms take what the products save.
-_LEAST_CHANNELS, _LEAST_TILES = 32, 49
+#: Channels and tiles below which the transforms take what the products save. On Arm products weigh
+#: more beside the memory that transformed weights go through.
+_LEAST_CHANNELS, _LEAST_TILES, _LEAST_TILES_ARM = 32, 25, 16
 #: Bytes of transformed weights at a time: what a second-level cache holds, or streams from the next
 #: one while a strip of inputs uses it.
 _WEIGHT_BYTES = 1 << 20
@@ -59,16 +62,22 @@ def matches(op: Op, target: Target) -> str | None:
         return ""
     if op.strides != (1, 1) or op.dilations != (1, 1):
         return "it has strides or dilations"
-    if op.y.h % _SIDE or op.y.w % _SIDE:
-        return "its output has an odd side"
-    if min(op.x.c, op.y.c) < _LEAST_CHANNELS or _tiles(op) < _LEAST_TILES:
-        return f"fewer than {_LEAST_CHANNELS} channels or {_LEAST_TILES} tiles of 2x2 outputs"
+    if min(op.y.h, op.y.w) < _SIDE:
+        return "its output is smaller than a tile"
+    tiles = _LEAST_TILES_ARM if target.arch in ("aarch64", "arm") else _LEAST_TILES
+    if min(op.x.c, op.y.c) < _LEAST_CHANNELS or _tiles(op) < tiles:
+        return f"fewer than {_LEAST_CHANNELS} channels or {tiles} tiles of 2x2 outputs"
     return None
+
+
+def _across(side: int) -> int:
+    """Tiles that cover a side. Of an odd one the last is moved back over its neighbour."""
+    return -(-side // _SIDE)
 
 
 def _tiles(op: ConvOp) -> int:
     """Tiles of one image."""
-    return op.y.h // _SIDE * (op.y.w // _SIDE)
+    return _across(op.y.h) * _across(op.y.w)
 
 
 def default(op: ConvOp, target: Target) -> Knobs:
@@ -77,7 +86,7 @@ def default(op: ConvOp, target: Target) -> Knobs:
     splits = next(n for n in range(1, op.y.blocks + 1)
                   if op.y.blocks % n == 0 and op.y.blocks // n <= most)  # fmt: skip
     by_element = target.arch in ("aarch64", "arm") and op.x.lanes == 4
-    down, across = op.y.h // _SIDE, op.y.w // _SIDE
+    down, across = _across(op.y.h), _across(op.y.w)
 
     def tile(rows: int) -> tuple[int, int]:
         fits, places = op.y.blocks // splits, rows * across
@@ -106,7 +115,7 @@ def default(op: ConvOp, target: Target) -> Knobs:
 def settings(op: ConvOp, target: Target) -> list[Knobs]:
     """Other strips, parts of the channels and register tiles; sums keep their order."""
     base = default(op, target)
-    down, across = op.y.h // _SIDE, op.y.w // _SIDE
+    down, across = _across(op.y.h), _across(op.y.w)
     tiles = {
         (knobs["pixels"], knobs["blocks"])
         for knobs in conv_tile.settings(op, target)
@@ -169,7 +178,7 @@ class _Emission:
     def __init__(self, op: ConvOp, knobs: Knobs, buffers: Sequence[Any]) -> None:
         self.op, self.knobs, self.lanes = op, knobs, op.y.lanes
         self.source, self.weights, self.bias, *self.residuals, self.target = buffers
-        self.down, self.across = op.y.h // _SIDE, op.y.w // _SIDE
+        self.down, self.across = _across(op.y.h), _across(op.y.w)
         self.rows, self.splits = min(knobs["rows"], self.down), knobs["splits"]
         self.places = self.rows * self.across
         self.pixels, self.blocks = min(knobs["pixels"], self.places), knobs["blocks"]
@@ -232,8 +241,8 @@ class _Emission:
         """V = Bᵀ d B of the tiles from row ``first`` on."""
         x, lanes = self.op.x, self.lanes
         with loop(x.blocks) as block, loop(self.rows) as row, loop(self.across) as column:
-            top = (first + row) * _SIDE - self.op.offset[0]
-            left = column * _SIDE - self.op.offset[1]
+            top, left = self.corner(first + row, column)
+            top, left = top - self.op.offset[0], left - self.op.offset[1]
             columns = [
                 self.differences(
                     [load(self.source, x.offset(n, block, top + i, left + j), lanes)
@@ -246,6 +255,15 @@ class _Emission:
                 for q in range(4):
                     at = ((4 * p + q) * x.blocks + block) * self.places + row * self.across + column
                     store(self.v, at * lanes, points[q], lanes)
+
+    def corner(self, row: Any, column: Any) -> tuple[Any, Any]:
+        """The first output of a tile."""
+        y, x = row * _SIDE, column * _SIDE
+        if self.op.y.h % _SIDE:
+            y = minimum(y, self.op.y.h - _SIDE)
+        if self.op.y.w % _SIDE:
+            x = minimum(x, self.op.y.w - _SIDE)
+        return y, x
 
     def differences(self, d: Sequence[Any]) -> list[Any]:
         """Bᵀ of four inputs."""
@@ -313,10 +331,27 @@ class _Emission:
                 for q in range(4)
             ]  # fmt: skip
             bias = load(self.bias, block * lanes, lanes)
+            top, left = self.corner(first + row, column)
             for p in range(_SIDE):
                 for q, value in enumerate(self.sums([columns[i][p] for i in range(4)])):
-                    y, x = (first + row) * _SIDE + p, column * _SIDE + q
-                    finish(self.op, self.residuals, self.target, (n, block, y, x), value + bias)
+                    with self.unless_moved(p, q, first + row, column):
+                        at = (n, block, top + p, left + q)
+                        finish(self.op, self.residuals, self.target, at, value + bias)
+
+    @contextmanager
+    def unless_moved(self, p: int, q: int, row: Any, column: Any) -> Iterator[None]:
+        """Output (p, q) of a tile where no neighbour has it: with other products, the neighbour's
+        bits are others, and threads must not race for them."""
+        y, free = self.op.y, []
+        if p == 0 and y.h % _SIDE:
+            free.append(row * _SIDE < y.h - 1)
+        if q == 0 and y.w % _SIDE:
+            free.append(column * _SIDE < y.w - 1)
+        if not free:
+            yield
+            return
+        with T.If(tirx.all(*free)), T.Then():
+            yield
 
     def sums(self, m: Sequence[Any]) -> list[Any]:
         """Aᵀ of four products."""

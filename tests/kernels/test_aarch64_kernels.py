@@ -75,6 +75,7 @@ CONVOLUTIONS: list[Op] = [
     pointwise(32, 32, 5, 13, AROUND, (Step("add"), Step("mul")),
               (ADDED, Blocked(1, 32, 1, 1, 4))),
     pointwise(32, 16, 5, 6, AROUND, RELU, strides=(2, 2)),
+    pointwise(48, 16, 5, 7, AROUND, RELU, strides=(2, 2)),
     window(8, 16, 5, 13, (3, 3), 2),
     window(16, 16, 4, 9, (3, 3), groups=2),
     # Images: strides, dilations, a last tile whose rows do not fill a vector, one channel.
@@ -83,8 +84,12 @@ CONVOLUTIONS: list[Op] = [
     window(3, 16, 3, 13, (3, 1), lanes=1, pads=(0, 1, 0, 0)),
     window(3, 16, 4, 9, (2, 3), 2, lanes=1, dilation=2),
     window(1, 16, 4, 9, (3, 3), 2, lanes=1),
+    window(3, 16, 4, 9, (7, 7), 2, lanes=1),
+    window(3, 16, 4, 9, (4, 5), lanes=1),
+    window(3, 16, 3, 2, (5, 1), lanes=1),
     # By Winograd's.
     window(32, 48, 14, 14, (3, 3)),
+    window(32, 32, 7, 7, (3, 3)),
     window(36, 32, 4, 50, (3, 3), pads=NONE),
 ]  # fmt: skip
 DEPTHWISE: list[Op] = [
