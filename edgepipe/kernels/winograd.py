@@ -1,15 +1,18 @@
-"""3x3 convolution by Winograd's minimal filtering F(2x2, 3x3): 16 products for what takes 36.
+"""3x3 convolution by Winograd's minimal filtering: F(2x2, 3x3), 16 products for what takes 36, and
+F(4x4, 3x3), 36 for 144.
 
-Lavin and Gray 2016, arXiv 1509.09308. A tile of 4x4 inputs becomes 16 sums and differences, so do
-the 3x3 weights of every pair of channels; their products, added up over input channels, are
-sixteen matrix products, and a tile of 2x2 outputs is sums and differences of the results. Factors
-are 1 and 1/2 only: rounding is that of a sum, and of fewer terms than the direct kernel adds.
-(F(4x4, 3x3) has factors up to 8 and loses a bit or more.)
+Lavin and Gray 2016, arXiv 1509.09308. A tile of n x n inputs, n = 4 or 6, becomes as many sums and
+differences, so do the 3x3 weights of every pair of channels; their products, added up over input
+channels, are n x n matrix products, and a tile of outputs is sums and differences of the results.
+F(2x2) has factors 1 and 1/2 only: rounding is that of a sum, and of fewer terms than the direct
+kernel adds. F(4x4) interpolates at 0, ±√½, ±√2 and infinity, which costs a bit (6 dB in 120); with
+the usual 0, ±1, ±2 it would be more than two.
 
-Weights come as they are and are transformed while running, a part of the output channels at a time;
-stored ready, ``weights.bin`` would have 16/9 of its bytes. Inputs are transformed a strip of tile
-rows at a time. Both, and the products of one register tile's channels, lie in workspaces:
-``U [tile][16][ci][width]``, ``V [16][ci block][place][lanes]``, ``M [16][place][width]``.
+Weights come as they are and are transformed while running, a part of the output channels at a
+time; stored ready, ``weights.bin`` would have 16/9 or 4 times its bytes. Inputs are transformed a
+strip of tile rows at a time. Both, and the products of one register tile's channels, lie in
+workspaces:
+``U [tile][n·n][ci][width]``, ``V [n·n][ci block][place][lanes]``, ``M [n·n][place][width]``.
 """
 
 from __future__ import annotations
@@ -42,11 +45,13 @@ from edgepipe.kernels.template import KernelTemplate, Knobs
 from edgepipe.kernels.weights import grown
 from edgepipe.target import Target
 
-#: Products of a tile, its outputs' side, and taps.
-_POINTS, _SIDE, _TAPS = 16, 2, 9
+_TAPS = 9
 #: Channels and tiles below which the transforms take what the products save. On Arm products weigh
 #: more beside the memory that transformed weights go through.
 _LEAST_CHANNELS, _LEAST_TILES, _LEAST_TILES_ARM = 32, 25, 16
+#: Tiles of 4x4 outputs from which weights of four times their bytes pay: 49 save 16 to 24 % on x86
+#: and in WebAssembly, 196 about 40 %, but 16 double the time (measured).
+_LEAST_LARGE = 49
 #: Bytes of transformed weights at a time: what a second-level cache holds, or streams from the next
 #: one while a strip of inputs uses it.
 _WEIGHT_BYTES = 1 << 20
@@ -62,31 +67,43 @@ def matches(op: Op, target: Target) -> str | None:
         return ""
     if op.strides != (1, 1) or op.dilations != (1, 1):
         return "it has strides or dilations"
-    if min(op.y.h, op.y.w) < _SIDE:
+    if min(op.y.h, op.y.w) < 2:
         return "its output is smaller than a tile"
-    tiles = _LEAST_TILES_ARM if target.arch in ("aarch64", "arm") else _LEAST_TILES
-    if min(op.x.c, op.y.c) < _LEAST_CHANNELS or _tiles(op) < tiles:
-        return f"fewer than {_LEAST_CHANNELS} channels or {tiles} tiles of 2x2 outputs"
+    least = _LEAST_TILES_ARM if target.arch in ("aarch64", "arm") else _LEAST_TILES
+    if min(op.x.c, op.y.c) < _LEAST_CHANNELS or _tiles(op, 2) < least:
+        return f"fewer than {_LEAST_CHANNELS} channels or {least} tiles of 2x2 outputs"
     return None
 
 
-def _across(side: int) -> int:
-    """Tiles that cover a side. Of an odd one the last is moved back over its neighbour."""
-    return -(-side // _SIDE)
+def _along(length: int, side: int) -> int:
+    """Tiles that cover ``length``. The last is moved back over its neighbour."""
+    return -(-length // side)
 
 
-def _tiles(op: ConvOp) -> int:
+def _tiles(op: ConvOp, side: int) -> int:
     """Tiles of one image."""
-    return _across(op.y.h) * _across(op.y.w)
+    return _along(op.y.h, side) * _along(op.y.w, side)
+
+
+def _points(side: int) -> int:
+    """Products of a tile."""
+    return (side + 2) ** 2
 
 
 def default(op: ConvOp, target: Target) -> Knobs:
-    inputs = op.x.blocks * op.x.lanes
-    most = max(1, _WEIGHT_BYTES // (4 * _POINTS * inputs * op.y.lanes))
+    large = min(op.y.h, op.y.w) >= 4 and _tiles(op, 4) >= _LEAST_LARGE
+    sides = (2, 4) if large else (2,)
+    choices = [_default(op, target, side) for side in sides]
+    return min(choices, key=lambda knobs: _instructions(op, knobs, 1, 1))
+
+
+def _default(op: ConvOp, target: Target, side: int) -> Knobs:
+    inputs, points = op.x.blocks * op.x.lanes, _points(side)
+    most = max(1, _WEIGHT_BYTES // (4 * points * inputs * op.y.lanes))
     splits = next(n for n in range(1, op.y.blocks + 1)
                   if op.y.blocks % n == 0 and op.y.blocks // n <= most)  # fmt: skip
     by_element = target.arch in ("aarch64", "arm") and op.x.lanes == 4
-    down, across = _across(op.y.h), _across(op.y.w)
+    down, across = _along(op.y.h, side), _along(op.y.w, side)
 
     def tile(rows: int) -> tuple[int, int]:
         fits, places = op.y.blocks // splits, rows * across
@@ -94,13 +111,14 @@ def default(op: ConvOp, target: Target) -> Knobs:
 
     def cost(rows: int) -> float:
         """Places in register tiles, what reading the weights again is worth included."""
-        pixels, size = tile(rows)[0], 4 * _POINTS * inputs * rows * across
+        pixels, size = tile(rows)[0], 4 * points * inputs * rows * across
         far = max(0.0, size / _INPUT_BYTES - 1)
         return -(-down // rows) * (-(-rows * across // pixels) * pixels + 8) * (1 + _FAR * far)
 
     rows = min(range(1, down + 1), key=cost)
     pixels, blocks = tile(rows)
     return {
+        "side": side,
         "rows": rows,
         "splits": splits,
         "pixels": pixels,
@@ -115,7 +133,7 @@ def default(op: ConvOp, target: Target) -> Knobs:
 def settings(op: ConvOp, target: Target) -> list[Knobs]:
     """Other strips, parts of the channels and register tiles; sums keep their order."""
     base = default(op, target)
-    down, across = _across(op.y.h), _across(op.y.w)
+    down, across = (_along(length, base["side"]) for length in (op.y.h, op.y.w))
     tiles = {
         (knobs["pixels"], knobs["blocks"])
         for knobs in conv_tile.settings(op, target)
@@ -144,22 +162,30 @@ def pack(op: ConvOp, knobs: Knobs, arrays: Sequence[np.ndarray]) -> list[np.ndar
 
 def executed(op: ConvOp, knobs: Knobs) -> int:
     """The products; the sums and differences of the transforms are left out."""
-    channels = op.x.blocks * op.x.lanes * op.y.blocks * op.y.lanes
-    return op.y.n * _tiles(op) * _POINTS * channels
+    channels, side = op.x.blocks * op.x.lanes * op.y.blocks * op.y.lanes, knobs.get("side", 2)
+    return op.y.n * _tiles(op, side) * _points(side) * channels
+
+
+#: Vector instructions of transforms by ``side``, loads and stores included: of a tile's inputs, of
+#: its products, of the weights of a channel and a vector.
+_TRANSFORMS = {2: (64, 48, 53), 4: (240, 190, 140)}
 
 
 def instructions(op: ConvOp, target: Target, products: int, broadcasts: int) -> float:
     """Vector instructions by the register tiles; a multiply-add takes ``products``, a scalar in
     all lanes ``broadcasts``."""
-    knobs = default(op, target)
-    pixels, blocks, splits = (int(knobs[k]) for k in ("pixels", "blocks", "splits"))
-    tiles, inputs = op.y.n * _tiles(op), op.x.blocks * op.x.lanes
+    return _instructions(op, default(op, target), products, broadcasts)
+
+
+def _instructions(op: ConvOp, knobs: Knobs, products: int, broadcasts: int) -> float:
+    side, pixels, blocks, splits = (knobs[k] for k in ("side", "pixels", "blocks", "splits"))
+    tiles, inputs = op.y.n * _tiles(op, side), op.x.blocks * op.x.lanes
     scalars = pixels / op.x.lanes if knobs["by_element"] else pixels * broadcasts
     each = inputs * (pixels * blocks * products + blocks + scalars) + 2 * pixels * blocks
-    multiplied = _POINTS * tiles / pixels * (op.y.blocks / blocks) * each
-    # Loads, sums and stores: of 4x4 inputs, of sixteen products, of the weights.
-    transformed = tiles * op.x.blocks * 64 * splits + tiles * op.y.blocks * 48
-    return multiplied + transformed + op.y.n * inputs * op.y.blocks * 53
+    multiplied = _points(side) * tiles / pixels * (op.y.blocks / blocks) * each
+    of_inputs, of_products, of_weights = _TRANSFORMS[side]
+    transformed = tiles * (op.x.blocks * of_inputs * splits + op.y.blocks * of_products)
+    return float(multiplied + transformed + op.y.n * inputs * op.y.blocks * of_weights)
 
 
 def emit(op: ConvOp, knobs: Knobs) -> Any:
@@ -178,7 +204,9 @@ class _Emission:
     def __init__(self, op: ConvOp, knobs: Knobs, buffers: Sequence[Any]) -> None:
         self.op, self.knobs, self.lanes = op, knobs, op.y.lanes
         self.source, self.weights, self.bias, *self.residuals, self.target = buffers
-        self.down, self.across = _across(op.y.h), _across(op.y.w)
+        self.side = knobs.get("side", 2)
+        self.n, self.points = self.side + 2, _points(self.side)
+        self.down, self.across = _along(op.y.h, self.side), _along(op.y.w, self.side)
         self.rows, self.splits = min(knobs["rows"], self.down), knobs["splits"]
         self.places = self.rows * self.across
         self.pixels, self.blocks = min(knobs["pixels"], self.places), knobs["blocks"]
@@ -187,7 +215,7 @@ class _Emission:
         self.tiles = op.y.blocks // self.splits // self.blocks
 
         def workspace(elements: int) -> Any:
-            return T.alloc_buffer((_POINTS * elements,), "float32", scope="local")
+            return T.alloc_buffer((self.points * elements,), "float32", scope="local")
 
         self.u = workspace(self.tiles * self.inputs * self.width)
         self.v = workspace(self.inputs * self.places)
@@ -218,17 +246,36 @@ class _Emission:
                     for y in range(3)
                 ]  # fmt: skip
                 columns = [self.filtered([g[y][x] for y in range(3)]) for x in range(3)]
-                for p in range(4):
+                for p in range(self.n):
                     points = self.filtered([columns[x][p] for x in range(3)])
-                    for q in range(4):
-                        at = ((tile * _POINTS + 4 * p + q) * self.inputs + c) * self.width
+                    for q in range(self.n):
+                        at = ((tile * self.points + self.n * p + q) * self.inputs + c) * self.width
                         store(self.u, at + j * lanes, points[q], lanes)
 
     def filtered(self, g: Sequence[Any]) -> list[Any]:
-        """G of three taps: the outer ones, and half of the sums with either sign between them."""
-        half = splat(float32(0.5), self.lanes)
-        kept = self.kept([g[0], g[1], g[2], g[0] + g[2]])
-        return self.kept([kept[0], (kept[3] + kept[1]) * half, (kept[3] - kept[1]) * half, kept[2]])
+        """G of three taps."""
+        if self.side == 2:  # the outer ones, and half of the sums with either sign between them
+            half = self.constant(0.5)
+            kept = self.kept([g[0], g[1], g[2], g[0] + g[2]])
+            near = (kept[3] + kept[1]) * half, (kept[3] - kept[1]) * half
+            return self.kept([kept[0], *near, kept[2]])
+        first, middle, last = self.kept(g)
+        even, odd, far, away = self.kept(
+            [
+                self.times(last, -1 / 3, first * self.constant(-2 / 3)),
+                middle * self.constant(-(2**0.5) / 3),
+                self.times(last, 1 / 3, first * self.constant(1 / 6)),
+                middle * self.constant(2**0.5 / 6),
+            ]
+        )
+        return self.kept([first, even + odd, even - odd, far + away, far - away, last])
+
+    def constant(self, value: float) -> Any:
+        return splat(float32(value), self.lanes)
+
+    def times(self, x: Any, factor: float, y: Any) -> Any:
+        """x · factor + y."""
+        return fma(x, self.constant(factor), y, self.lanes, self.knobs["fused"])
 
     def kept(self, values: Sequence[Any]) -> list[Any]:
         """``values`` in registers: an expression that is used twice would be computed twice."""
@@ -246,41 +293,53 @@ class _Emission:
             columns = [
                 self.differences(
                     [load(self.source, x.offset(n, block, top + i, left + j), lanes)
-                     for i in range(4)]
+                     for i in range(self.n)]
                 )
-                for j in range(4)
+                for j in range(self.n)
             ]  # fmt: skip
-            for p in range(4):
-                points = self.differences([columns[j][p] for j in range(4)])
-                for q in range(4):
-                    at = ((4 * p + q) * x.blocks + block) * self.places + row * self.across + column
+            place = row * self.across + column
+            for p in range(self.n):
+                points = self.differences([columns[j][p] for j in range(self.n)])
+                for q in range(self.n):
+                    at = ((self.n * p + q) * x.blocks + block) * self.places + place
                     store(self.v, at * lanes, points[q], lanes)
 
     def corner(self, row: Any, column: Any) -> tuple[Any, Any]:
         """The first output of a tile."""
-        y, x = row * _SIDE, column * _SIDE
-        if self.op.y.h % _SIDE:
-            y = minimum(y, self.op.y.h - _SIDE)
-        if self.op.y.w % _SIDE:
-            x = minimum(x, self.op.y.w - _SIDE)
+        y, x = row * self.side, column * self.side
+        if self.op.y.h % self.side:
+            y = minimum(y, self.op.y.h - self.side)
+        if self.op.y.w % self.side:
+            x = minimum(x, self.op.y.w - self.side)
         return y, x
 
     def differences(self, d: Sequence[Any]) -> list[Any]:
-        """Bᵀ of four inputs."""
+        """Bᵀ of a row of inputs."""
         d = self.kept(d)
-        return self.kept([d[0] - d[2], d[1] + d[2], d[2] - d[1], d[1] - d[3]])
+        if self.side == 2:
+            return self.kept([d[0] - d[2], d[1] + d[2], d[2] - d[1], d[1] - d[3]])
+        even, odd, far, away = self.kept(
+            [
+                self.times(d[2], -2, d[4]),
+                self.times(d[1], -2, d[3]) * self.constant(0.5**0.5),
+                self.times(d[2], -0.5, d[4]),
+                self.times(d[1], -0.5, d[3]) * self.constant(2**0.5),
+            ]
+        )
+        first, last = self.times(d[2], -2.5, d[0] + d[4]), self.times(d[3], -2.5, d[1] + d[5])
+        return self.kept([first, even + odd, even - odd, far + away, far - away, last])
 
     def multiply(self, tile: Any) -> None:
         """M = U V of one register tile's channels and the strip."""
         lanes = self.lanes
         groups = -(-self.places // self.pixels)
-        with loop(_POINTS) as point, loop(groups) as group:
+        with loop(self.points) as point, loop(groups) as group:
             # The last group overlaps its neighbour: the same values, stored twice.
             start = minimum(group * self.pixels, self.places - self.pixels)
             acc = Registers(self.pixels * self.blocks, lanes)
             for r in range(acc.count):
                 acc[r] = splat(float32(0), lanes)
-            weights = (tile * _POINTS + point) * self.inputs * self.width
+            weights = (tile * self.points + point) * self.inputs * self.width
             with loop(self.op.x.blocks) as block:
                 inputs = ((point * self.op.x.blocks + block) * self.places + start) * lanes
                 if self.knobs["channel_loop"]:
@@ -325,15 +384,16 @@ class _Emission:
             block, place = tile * self.blocks + j, row * self.across + column
             columns = [
                 self.sums(
-                    [load(self.m, ((4 * p + q) * self.places + place) * self.width + j * lanes,
-                          lanes) for p in range(4)]
+                    [load(self.m,
+                          ((self.n * p + q) * self.places + place) * self.width + j * lanes, lanes)
+                     for p in range(self.n)]
                 )
-                for q in range(4)
+                for q in range(self.n)
             ]  # fmt: skip
             bias = load(self.bias, block * lanes, lanes)
             top, left = self.corner(first + row, column)
-            for p in range(_SIDE):
-                for q, value in enumerate(self.sums([columns[i][p] for i in range(4)])):
+            for p in range(self.side):
+                for q, value in enumerate(self.sums([columns[i][p] for i in range(self.n)])):
                     with self.unless_moved(p, q, first + row, column):
                         at = (n, block, top + p, left + q)
                         finish(self.op, self.residuals, self.target, at, value + bias)
@@ -343,10 +403,10 @@ class _Emission:
         """Output (p, q) of a tile where no neighbour has it: with other products, the neighbour's
         bits are others, and threads must not race for them."""
         y, free = self.op.y, []
-        if p == 0 and y.h % _SIDE:
-            free.append(row * _SIDE < y.h - 1)
-        if q == 0 and y.w % _SIDE:
-            free.append(column * _SIDE < y.w - 1)
+        if p < self.down * self.side - y.h:
+            free.append(row < self.down - 1)
+        if q < self.across * self.side - y.w:
+            free.append(column < self.across - 1)
         if not free:
             yield
             return
@@ -354,9 +414,20 @@ class _Emission:
             yield
 
     def sums(self, m: Sequence[Any]) -> list[Any]:
-        """Aᵀ of four products."""
+        """Aᵀ of a row of products."""
         m = self.kept(m)
-        return self.kept([m[0] + m[1] + m[2], m[1] - m[2] - m[3]])
+        if self.side == 2:
+            return self.kept([m[0] + m[1] + m[2], m[1] - m[2] - m[3]])
+        near, across, far, away = self.kept([m[1] + m[2], m[1] - m[2], m[3] + m[4], m[3] - m[4]])
+        a, b = 0.5**0.5, 2**0.5
+        return self.kept(
+            [
+                m[0] + near + far,
+                self.times(across, a, away * self.constant(b)),
+                self.times(near, a**2, far * self.constant(b**2)),
+                self.times(across, a**3, self.times(away, b**3, m[5])),
+            ]
+        )
 
 
 TEMPLATE = KernelTemplate(

@@ -90,6 +90,7 @@ CONVOLUTIONS: list[Op] = [
     # By Winograd's.
     window(32, 48, 14, 14, (3, 3)),
     window(32, 32, 7, 7, (3, 3)),
+    window(32, 36, 28, 30, (3, 3)),
     window(36, 32, 4, 50, (3, 3), pads=NONE),
 ]  # fmt: skip
 DEPTHWISE: list[Op] = [

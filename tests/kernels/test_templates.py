@@ -134,10 +134,10 @@ def test_convolution(
         check(op, kernels, i, reference.conv(x, w, b, op), [op.x.pack(x)], [w, b], values)
 
 
-def winograd_op(rng: random.Random, lanes: int) -> ConvOp:
+def winograd_op(rng: random.Random, lanes: int, sides: tuple[int, int] | None = None) -> ConvOp:
     """Channels that do not fill their last block, more border than is needed."""
     c, co = rng.choice([32, 37, 48]), rng.choice([32, 40, 65])
-    h, w = rng.choice([(14, 14), (10, 22), (2, 97), (9, 9), (15, 18)])
+    h, w = sides or rng.choice([(14, 14), (10, 22), (2, 97), (9, 9), (15, 18)])
     offset = (rng.choice([0, 1, 2]), rng.choice([0, 1, 2]))
     held = [max(2, s + 2 - o - rng.choice([0, 1])) for s, o in zip((h, w), offset, strict=True)]
     pads = (offset[0], offset[1], h + 2 - offset[0] - held[0], w + 2 - offset[1] - held[1] + 1)
@@ -156,7 +156,10 @@ def test_winograd(
     target = target_with(lanes, registers)
     knobs = strips | {k: v for k, v in knobs.items() if k in ("channel_loop", "by_element")}
     ops = [winograd_op(rng, lanes) for _ in range(8)]
+    ops += [winograd_op(rng, lanes, sides) for sides in ((28, 28), (30, 29))]
     assert all(select(op, target)[0] is winograd.TEMPLATE for op in ops)
+    chosen = [winograd.default(op, target)["side"] for op in ops]
+    assert chosen[-2:] == [4, 4] and 2 in chosen
     kernels = Kernels(ops, target, tmp_path, **knobs)
     for i, op in enumerate(ops):
         x = data(values, op.x)
