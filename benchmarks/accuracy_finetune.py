@@ -42,7 +42,7 @@ from edgepipe.target import Target
 NETWORKS = ("ic_resnet8", "cifar_resnet20")
 RECIPES = ("w4a8", "w4a4")
 #: Epochs of either stage.
-EPOCHS = {"ic_resnet8": 6, "cifar_resnet20": 2}
+EPOCHS = {"ic_resnet8": 20, "cifar_resnet20": 6}
 FIRST = FinetuneSettings(augmentation="shift_flip")
 SECOND = replace(FIRST, learning_rate=2e-3, distillation=0.5)
 SAMPLES = 512
