@@ -71,9 +71,9 @@ def test_both_forms_are_counted_for_the_same_products(name: str, groups: int) ->
 def test_packed_inputs_are_widened_once() -> None:
     """In WebAssembly, so that codes take half the instructions of the direct kernel in float32."""
     target = Target.load("wasm-simd")
-    x, y = (Blocked(1, 64, h, w, 64, dtype="uint8") for h, w in ((15, 30), (13, 28)))
+    x, y = (Blocked(1, 64, h, w, 64, dtype="uint8") for h, w in ((17, 30), (13, 28)))
     limit = target.integer.weight_limit or 127
-    op = QConvOp(x, y, (3, 3), Limits(-(2.0**20), 2.0**20), limit=limit)
+    op = QConvOp(x, y, (5, 3), Limits(-(2.0**20), 2.0**20), limit=limit)
     found = pace.estimates(op, target)
     assert found is not None and 0.45 < found["integer"] / found["float32"] < 0.57
 
