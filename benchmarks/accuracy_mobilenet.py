@@ -138,8 +138,8 @@ def main() -> None:
     print(one_line(machine()))
     print(one_line(versions("edgepipe", "onnxruntime", "numpy", "onnx-ir")))
     print("                                            anywhere            right")
-    heads = ("agreement  SNR dB",) * 2
-    print("recipe   calibrated on   CPU s   peak GiB  ", *heads, sep="  ", flush=True)
+    of_set = "   agreement  SNR dB"
+    print("recipe   calibrated on   CPU s   peak GiB" + 2 * of_set, flush=True)
     sets = [crops(HELD_BACK, ALL, 2), crops(HELD_BACK, RIGHT, 3)]
     for recipe in arguments.recipes.split(","):
         for region in arguments.regions.split(","):

@@ -4,9 +4,6 @@ F(4x4, 3x3), 36 for 144.
 Lavin and Gray 2016, arXiv 1509.09308. A tile of n x n inputs, n = 4 or 6, becomes as many sums and
 differences, so do the 3x3 weights of every pair of channels; their products, added up over input
 channels, are n x n matrix products, and a tile of outputs is sums and differences of the results.
-F(2x2) has factors 1 and 1/2 only: rounding is that of a sum, and of fewer terms than the direct
-kernel adds. F(4x4) interpolates at 0, ±√½, ±√2 and infinity, which costs a bit (6 dB in 120); with
-the usual 0, ±1, ±2 it would be more than two.
 
 Weights come as they are and are transformed while running, a part of the output channels at a
 time; stored ready, ``weights.bin`` would have 16/9 or 4 times its bytes. Inputs are transformed a
@@ -43,6 +40,7 @@ from edgepipe.kernels.ops import ConvOp, Op
 from edgepipe.kernels.output import finish, signature
 from edgepipe.kernels.template import KernelTemplate, Knobs
 from edgepipe.kernels.weights import grown
+from edgepipe.kernels.winograd_transforms import Transforms
 from edgepipe.target import Target
 
 _TAPS = 9
@@ -92,12 +90,7 @@ def _points(side: int) -> int:
 
 def default(op: ConvOp, target: Target) -> Knobs:
     large = min(op.y.h, op.y.w) >= 4 and _tiles(op, 4) >= _LEAST_LARGE
-    sides = (2, 4) if large else (2,)
-    choices = [_default(op, target, side) for side in sides]
-    return min(choices, key=lambda knobs: _instructions(op, knobs, 1, 1))
-
-
-def _default(op: ConvOp, target: Target, side: int) -> Knobs:
+    side = 4 if large else 2
     inputs, points = op.x.blocks * op.x.lanes, _points(side)
     most = max(1, _WEIGHT_BYTES // (4 * points * inputs * op.y.lanes))
     splits = next(n for n in range(1, op.y.blocks + 1)
@@ -174,10 +167,7 @@ _TRANSFORMS = {2: (64, 48, 53), 4: (240, 190, 140)}
 def instructions(op: ConvOp, target: Target, products: int, broadcasts: int) -> float:
     """Vector instructions by the register tiles; a multiply-add takes ``products``, a scalar in
     all lanes ``broadcasts``."""
-    return _instructions(op, default(op, target), products, broadcasts)
-
-
-def _instructions(op: ConvOp, knobs: Knobs, products: int, broadcasts: int) -> float:
+    knobs = default(op, target)
     side, pixels, blocks, splits = (knobs[k] for k in ("side", "pixels", "blocks", "splits"))
     tiles, inputs = op.y.n * _tiles(op, side), op.x.blocks * op.x.lanes
     scalars = pixels / op.x.lanes if knobs["by_element"] else pixels * broadcasts
@@ -206,6 +196,7 @@ class _Emission:
         self.source, self.weights, self.bias, *self.residuals, self.target = buffers
         self.side = knobs.get("side", 2)
         self.n, self.points = self.side + 2, _points(self.side)
+        self.transforms = Transforms(self.side, self.lanes, knobs["fused"])
         self.down, self.across = _along(op.y.h, self.side), _along(op.y.w, self.side)
         self.rows, self.splits = min(knobs["rows"], self.down), knobs["splits"]
         self.places = self.rows * self.across
@@ -245,44 +236,12 @@ class _Emission:
                      for x in range(3)]
                     for y in range(3)
                 ]  # fmt: skip
-                columns = [self.filtered([g[y][x] for y in range(3)]) for x in range(3)]
+                columns = [self.transforms.filtered([g[y][x] for y in range(3)]) for x in range(3)]
                 for p in range(self.n):
-                    points = self.filtered([columns[x][p] for x in range(3)])
+                    points = self.transforms.filtered([columns[x][p] for x in range(3)])
                     for q in range(self.n):
                         at = ((tile * self.points + self.n * p + q) * self.inputs + c) * self.width
                         store(self.u, at + j * lanes, points[q], lanes)
-
-    def filtered(self, g: Sequence[Any]) -> list[Any]:
-        """G of three taps."""
-        if self.side == 2:  # the outer ones, and half of the sums with either sign between them
-            half = self.constant(0.5)
-            kept = self.kept([g[0], g[1], g[2], g[0] + g[2]])
-            near = (kept[3] + kept[1]) * half, (kept[3] - kept[1]) * half
-            return self.kept([kept[0], *near, kept[2]])
-        first, middle, last = self.kept(g)
-        even, odd, far, away = self.kept(
-            [
-                self.times(last, -1 / 3, first * self.constant(-2 / 3)),
-                middle * self.constant(-(2**0.5) / 3),
-                self.times(last, 1 / 3, first * self.constant(1 / 6)),
-                middle * self.constant(2**0.5 / 6),
-            ]
-        )
-        return self.kept([first, even + odd, even - odd, far + away, far - away, last])
-
-    def constant(self, value: float) -> Any:
-        return splat(float32(value), self.lanes)
-
-    def times(self, x: Any, factor: float, y: Any) -> Any:
-        """x · factor + y."""
-        return fma(x, self.constant(factor), y, self.lanes, self.knobs["fused"])
-
-    def kept(self, values: Sequence[Any]) -> list[Any]:
-        """``values`` in registers: an expression that is used twice would be computed twice."""
-        held = Registers(len(values), self.lanes)
-        for i, value in enumerate(values):
-            held[i] = value
-        return [held[i] for i in range(len(values))]
 
     def transform_inputs(self, n: Any, first: Any) -> None:
         """V = Bᵀ d B of the tiles from row ``first`` on."""
@@ -291,7 +250,7 @@ class _Emission:
             top, left = self.corner(first + row, column)
             top, left = top - self.op.offset[0], left - self.op.offset[1]
             columns = [
-                self.differences(
+                self.transforms.differences(
                     [load(self.source, x.offset(n, block, top + i, left + j), lanes)
                      for i in range(self.n)]
                 )
@@ -299,7 +258,7 @@ class _Emission:
             ]  # fmt: skip
             place = row * self.across + column
             for p in range(self.n):
-                points = self.differences([columns[j][p] for j in range(self.n)])
+                points = self.transforms.differences([columns[j][p] for j in range(self.n)])
                 for q in range(self.n):
                     at = ((self.n * p + q) * x.blocks + block) * self.places + place
                     store(self.v, at * lanes, points[q], lanes)
@@ -312,22 +271,6 @@ class _Emission:
         if self.op.y.w % self.side:
             x = minimum(x, self.op.y.w - self.side)
         return y, x
-
-    def differences(self, d: Sequence[Any]) -> list[Any]:
-        """Bᵀ of a row of inputs."""
-        d = self.kept(d)
-        if self.side == 2:
-            return self.kept([d[0] - d[2], d[1] + d[2], d[2] - d[1], d[1] - d[3]])
-        even, odd, far, away = self.kept(
-            [
-                self.times(d[2], -2, d[4]),
-                self.times(d[1], -2, d[3]) * self.constant(0.5**0.5),
-                self.times(d[2], -0.5, d[4]),
-                self.times(d[1], -0.5, d[3]) * self.constant(2**0.5),
-            ]
-        )
-        first, last = self.times(d[2], -2.5, d[0] + d[4]), self.times(d[3], -2.5, d[1] + d[5])
-        return self.kept([first, even + odd, even - odd, far + away, far - away, last])
 
     def multiply(self, tile: Any) -> None:
         """M = U V of one register tile's channels and the strip."""
@@ -383,7 +326,7 @@ class _Emission:
         with loop(self.blocks) as j, loop(self.rows) as row, loop(self.across) as column:
             block, place = tile * self.blocks + j, row * self.across + column
             columns = [
-                self.sums(
+                self.transforms.sums(
                     [load(self.m,
                           ((self.n * p + q) * self.places + place) * self.width + j * lanes, lanes)
                      for p in range(self.n)]
@@ -393,7 +336,9 @@ class _Emission:
             bias = load(self.bias, block * lanes, lanes)
             top, left = self.corner(first + row, column)
             for p in range(self.side):
-                for q, value in enumerate(self.sums([columns[i][p] for i in range(self.n)])):
+                for q, value in enumerate(
+                    self.transforms.sums([columns[i][p] for i in range(self.n)])
+                ):
                     with self.unless_moved(p, q, first + row, column):
                         at = (n, block, top + p, left + q)
                         finish(self.op, self.residuals, self.target, at, value + bias)
@@ -412,22 +357,6 @@ class _Emission:
             return
         with T.If(tirx.all(*free)), T.Then():
             yield
-
-    def sums(self, m: Sequence[Any]) -> list[Any]:
-        """Aᵀ of a row of products."""
-        m = self.kept(m)
-        if self.side == 2:
-            return self.kept([m[0] + m[1] + m[2], m[1] - m[2] - m[3]])
-        near, across, far, away = self.kept([m[1] + m[2], m[1] - m[2], m[3] + m[4], m[3] - m[4]])
-        a, b = 0.5**0.5, 2**0.5
-        return self.kept(
-            [
-                m[0] + near + far,
-                self.times(across, a, away * self.constant(b)),
-                self.times(near, a**2, far * self.constant(b**2)),
-                self.times(across, a**3, self.times(away, b**3, m[5])),
-            ]
-        )
 
 
 TEMPLATE = KernelTemplate(
