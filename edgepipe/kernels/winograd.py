@@ -31,31 +31,23 @@ from edgepipe.kernels.builder import (
     load,
     loop,
     minimum,
-    parallel,
     splat,
     store,
-    zero_border,
 )
 from edgepipe.kernels.ops import ConvOp, Op
 from edgepipe.kernels.output import finish, signature
 from edgepipe.kernels.template import KernelTemplate, Knobs
 from edgepipe.kernels.weights import grown
+from edgepipe.kernels.winograd_loops import TAPS, Loops, along, parts, points_of, strip, tiles_of
 from edgepipe.kernels.winograd_transforms import Transforms
 from edgepipe.target import Target
 
-_TAPS = 9
 #: Channels and tiles below which the transforms take what the products save. On Arm products weigh
 #: more beside the memory that transformed weights go through.
 _LEAST_CHANNELS, _LEAST_TILES, _LEAST_TILES_ARM = 32, 25, 16
 #: Tiles of 4x4 outputs from which weights of four times their bytes pay: 49 save 16 to 24 % on x86
 #: and in WebAssembly, 196 about 40 %, but 16 double the time (measured).
 _LEAST_LARGE = 49
-#: Bytes of transformed weights at a time: what a second-level cache holds, or streams from the next
-#: one while a strip of inputs uses it.
-_WEIGHT_BYTES = 1 << 20
-#: Bytes of transformed inputs that stay in a second-level cache, from one register tile's channels
-#: to the next's, and what as many again cost in addition.
-_INPUT_BYTES, _FAR = 1 << 19, 0.2
 
 
 def matches(op: Op, target: Target) -> str | None:
@@ -68,48 +60,24 @@ def matches(op: Op, target: Target) -> str | None:
     if min(op.y.h, op.y.w) < 2:
         return "its output is smaller than a tile"
     least = _LEAST_TILES_ARM if target.arch in ("aarch64", "arm") else _LEAST_TILES
-    if min(op.x.c, op.y.c) < _LEAST_CHANNELS or _tiles(op, 2) < least:
+    if min(op.x.c, op.y.c) < _LEAST_CHANNELS or tiles_of(op.y, 2) < least:
         return f"fewer than {_LEAST_CHANNELS} channels or {least} tiles of 2x2 outputs"
     return None
 
 
-def _along(length: int, side: int) -> int:
-    """Tiles that cover ``length``. The last is moved back over its neighbour."""
-    return -(-length // side)
-
-
-def _tiles(op: ConvOp, side: int) -> int:
-    """Tiles of one image."""
-    return _along(op.y.h, side) * _along(op.y.w, side)
-
-
-def _points(side: int) -> int:
-    """Products of a tile."""
-    return (side + 2) ** 2
-
-
 def default(op: ConvOp, target: Target) -> Knobs:
-    large = min(op.y.h, op.y.w) >= 4 and _tiles(op, 4) >= _LEAST_LARGE
+    large = min(op.y.h, op.y.w) >= 4 and tiles_of(op.y, 4) >= _LEAST_LARGE
     side = 4 if large else 2
-    inputs, points = op.x.blocks * op.x.lanes, _points(side)
-    most = max(1, _WEIGHT_BYTES // (4 * points * inputs * op.y.lanes))
-    splits = next(n for n in range(1, op.y.blocks + 1)
-                  if op.y.blocks % n == 0 and op.y.blocks // n <= most)  # fmt: skip
+    inputs, points = op.x.blocks * op.x.lanes, points_of(side)
+    splits = parts(op.y.blocks, 4 * points * inputs * op.y.lanes)
     by_element = target.arch in ("aarch64", "arm") and op.x.lanes == 4
-    down, across = _along(op.y.h, side), _along(op.y.w, side)
 
-    def tile(rows: int) -> tuple[int, int]:
-        fits, places = op.y.blocks // splits, rows * across
+    def tile(places: int) -> tuple[int, int]:
+        fits = op.y.blocks // splits
         return conv_tile.tile(target, fits, places, op.weights, by_element, inputs, op.x.lanes)
 
-    def cost(rows: int) -> float:
-        """Places in register tiles, what reading the weights again is worth included."""
-        pixels, size = tile(rows)[0], 4 * points * inputs * rows * across
-        far = max(0.0, size / _INPUT_BYTES - 1)
-        return -(-down // rows) * (-(-rows * across // pixels) * pixels + 8) * (1 + _FAR * far)
-
-    rows = min(range(1, down + 1), key=cost)
-    pixels, blocks = tile(rows)
+    rows = strip(op.y, side, 4 * points * inputs, lambda places: tile(places)[0])
+    pixels, blocks = tile(rows * along(op.y.w, side))
     return {
         "side": side,
         "rows": rows,
@@ -126,7 +94,7 @@ def default(op: ConvOp, target: Target) -> Knobs:
 def settings(op: ConvOp, target: Target) -> list[Knobs]:
     """Other strips, parts of the channels and register tiles; sums keep their order."""
     base = default(op, target)
-    down, across = (_along(length, base["side"]) for length in (op.y.h, op.y.w))
+    down, across = (along(length, base["side"]) for length in (op.y.h, op.y.w))
     tiles = {
         (knobs["pixels"], knobs["blocks"])
         for knobs in conv_tile.settings(op, target)
@@ -156,7 +124,7 @@ def pack(op: ConvOp, knobs: Knobs, arrays: Sequence[np.ndarray]) -> list[np.ndar
 def executed(op: ConvOp, knobs: Knobs) -> int:
     """The products; the sums and differences of the transforms are left out."""
     channels, side = op.x.blocks * op.x.lanes * op.y.blocks * op.y.lanes, knobs.get("side", 2)
-    return op.y.n * _tiles(op, side) * _points(side) * channels
+    return op.y.n * tiles_of(op.y, side) * points_of(side) * channels
 
 
 #: Vector instructions of transforms by ``side``, loads and stores included: of a tile's inputs, of
@@ -169,10 +137,10 @@ def instructions(op: ConvOp, target: Target, products: int, broadcasts: int) -> 
     all lanes ``broadcasts``."""
     knobs = default(op, target)
     side, pixels, blocks, splits = (knobs[k] for k in ("side", "pixels", "blocks", "splits"))
-    tiles, inputs = op.y.n * _tiles(op, side), op.x.blocks * op.x.lanes
+    tiles, inputs = op.y.n * tiles_of(op.y, side), op.x.blocks * op.x.lanes
     scalars = pixels / op.x.lanes if knobs["by_element"] else pixels * broadcasts
     each = inputs * (pixels * blocks * products + blocks + scalars) + 2 * pixels * blocks
-    multiplied = _points(side) * tiles / pixels * (op.y.blocks / blocks) * each
+    multiplied = points_of(side) * tiles / pixels * (op.y.blocks / blocks) * each
     of_inputs, of_products, of_weights = _TRANSFORMS[side]
     transformed = tiles * (op.x.blocks * of_inputs * splits + op.y.blocks * of_products)
     return float(multiplied + transformed + op.y.n * inputs * op.y.blocks * of_weights)
@@ -182,28 +150,21 @@ def emit(op: ConvOp, knobs: Knobs) -> Any:
     channels = op.y.blocks * op.y.lanes
     inputs = [
         ("x", op.x.elements, "float32"),
-        ("w", op.x.blocks * op.x.lanes * _TAPS * channels, "float32"),
+        ("w", op.x.blocks * op.x.lanes * TAPS * channels, "float32"),
         ("b", channels, "float32"),
     ]
     return kernel("winograd", signature(op, inputs), lambda *held: _Emission(op, knobs, held).run())
 
 
-class _Emission:
+class _Emission(Loops):
     """One kernel being emitted."""
 
     def __init__(self, op: ConvOp, knobs: Knobs, buffers: Sequence[Any]) -> None:
+        super().__init__(op.y, knobs.get("side", 2), knobs, op.y.blocks)
         self.op, self.knobs, self.lanes = op, knobs, op.y.lanes
         self.source, self.weights, self.bias, *self.residuals, self.target = buffers
-        self.side = knobs.get("side", 2)
-        self.n, self.points = self.side + 2, _points(self.side)
         self.transforms = Transforms(self.side, self.lanes, knobs["fused"])
-        self.down, self.across = _along(op.y.h, self.side), _along(op.y.w, self.side)
-        self.rows, self.splits = min(knobs["rows"], self.down), knobs["splits"]
-        self.places = self.rows * self.across
-        self.pixels, self.blocks = min(knobs["pixels"], self.places), knobs["blocks"]
         self.width, self.inputs = self.blocks * self.lanes, op.x.blocks * op.x.lanes
-        #: Register tiles of channels in a part of them.
-        self.tiles = op.y.blocks // self.splits // self.blocks
 
         def workspace(elements: int) -> Any:
             return T.alloc_buffer((self.points * elements,), "float32", scope="local")
@@ -212,24 +173,11 @@ class _Emission:
         self.v = workspace(self.inputs * self.places)
         self.m = workspace(self.places * self.width)
 
-    def run(self) -> None:
-        strips = -(-self.down // self.rows)
-        with parallel(self.splits) as split, parallel(self.op.y.n) as n:
-            self.transform_weights(split)
-            with parallel(strips) as strip:
-                # The last strip is moved back over its neighbour.
-                row = minimum(strip * self.rows, self.down - self.rows)
-                self.transform_inputs(n, row)
-                with loop(self.tiles) as tile:
-                    self.multiply(tile)
-                    self.transform_outputs(n, row, split * self.tiles + tile)
-        zero_border(self.op.y, self.target)
-
     def transform_weights(self, split: Any) -> None:
         """U = G g Gᵀ."""
         lanes = self.lanes
         with loop(self.tiles) as tile, loop(self.inputs) as c:
-            first = ((split * self.tiles + tile) * self.inputs + c) * _TAPS * self.width
+            first = ((split * self.tiles + tile) * self.inputs + c) * TAPS * self.width
             with loop(self.blocks) as j:
                 g = [
                     [load(self.weights, first + (3 * y + x) * self.width + j * lanes, lanes)
@@ -263,17 +211,12 @@ class _Emission:
                     at = ((self.n * p + q) * x.blocks + block) * self.places + place
                     store(self.v, at * lanes, points[q], lanes)
 
-    def corner(self, row: Any, column: Any) -> tuple[Any, Any]:
-        """The first output of a tile."""
-        y, x = row * self.side, column * self.side
-        if self.op.y.h % self.side:
-            y = minimum(y, self.op.y.h - self.side)
-        if self.op.y.w % self.side:
-            x = minimum(x, self.op.y.w - self.side)
-        return y, x
+    def multiply(self, first: tuple[Any, Any], part: Any, tile: Any) -> None:
+        self.products(part)
+        self.transform_outputs(*first, tile)
 
-    def multiply(self, tile: Any) -> None:
-        """M = U V of one register tile's channels and the strip."""
+    def products(self, tile: Any) -> None:
+        """M = U V."""
         lanes = self.lanes
         groups = -(-self.places // self.pixels)
         with loop(self.points) as point, loop(groups) as group:

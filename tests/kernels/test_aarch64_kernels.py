@@ -194,6 +194,8 @@ CODES: list[QConvOp] = [
     of_codes(3, 32, 5, 14, kernel=(3, 3), stride=2),
     of_codes(3, 32, 3, 13, (0, 1, 0, 0), (3, 3)),
     of_codes(32, 32, 4, 9, kernel=(3, 3), stride=2),
+    of_codes(16, 48, 9, 11, kernel=(3, 3), added=True),
+    of_codes(32, 24, 8, 8, kernel=(3, 3), zero=3),
     of_codes(16, 16, 5, 13, kernel=(3, 3), groups=16),
     of_codes(32, 32, 4, 14, NONE, (3, 3), groups=32, added=True),
     of_codes(48, 48, 3, 7, kernel=(3, 3), groups=48, zero=3),

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from edgepipe import bilinear
-from edgepipe.kernels import dot, qconv, qsparse, qsparse_gemv
+from edgepipe.kernels import dot, qconv, qsparse, qsparse_gemv, qwinograd
 from edgepipe.kernels.integer_ops import (
     DequantizeOp,
     Limits,
@@ -45,11 +45,13 @@ TEMPLATES = {
     "q_resize",
     "q_sparse",
     "q_sparse_gemv",
+    "q_winograd",
 }
 
 #: What the host is told to sum products with: its own way, and int16 pairs for weights beyond 7.
 HOST = Target.load("host")
 PAIRS = dataclasses.replace(HOST, integer=Integer("maddubs", "uint8", 4))
+BYTES = dataclasses.replace(HOST, integer=Integer("maddubs", "uint8", 63))
 
 
 def codes(
@@ -174,6 +176,84 @@ def test_convolution(kind: str, target: Target, limit: int, tmp_path: Path) -> N
         shape = (op.y.c, op.x.c // op.groups, *op.kernel)
         w = rng.integers(low, high + 1, shape).astype(np.int8)
         check_convolution(kernels, index, op, w, rng)
+
+
+def winograd_op(rng: random.Random, limit: int) -> QConvOp:
+    """Odd sides, channels that do not fill a vector, more border than is needed."""
+    c, co = rng.choice([32, 33, 44, 64]), rng.choice([32, 40, 41])
+    h, w = rng.choice([(10, 10), (9, 12), (2, 51), (11, 13)])
+    offset = (rng.choice([0, 1, 2]), rng.choice([0, 1, 2]))
+    held = [max(2, s + 2 - o - rng.choice([0, 1])) for s, o in zip((h, w), offset, strict=True)]
+    pads = (*offset, h + 2 - offset[0] - held[0], w + 2 - offset[1] - held[1] + 1)
+    x = codes(rng.choice([1, 2]), c, *held, rng.randrange(256), pads)
+    y = codes(x.n, co, h, w, rng.randrange(256), rng.choice([(0, 0, 0, 0), (1, 2, 0, 1)]))
+    residuals = ()
+    if rng.random() < 0.5:
+        residuals = (Residual(codes(x.n, co, h, w, 9), float(np.float32(0.37))),)
+    limits = Limits(-y.zero, 255 - y.zero, rng.random() < 0.5)
+    if rng.random() < 0.3:
+        y = Blocked(x.n, co, h, w, 8)
+        limits = Limits(-np.inf, np.inf)
+    bits = 4 if limit == 8 else 8
+    return QConvOp(x, y, (3, 3), limits, (1, 1), (1, 1), offset, 1, bits, limit, residuals)
+
+
+@pytest.mark.parametrize("limit", [8, 63, 127], ids=["4-bit", "7-bit", "8-bit"])
+def test_winograd(limit: int, tmp_path: Path) -> None:
+    choices, rng = random.Random(limit), np.random.default_rng(8)
+    ops = [winograd_op(choices, limit) for _ in range(4)]
+    assert all(select(op, BYTES)[0] is qwinograd.TEMPLATE for op in ops)
+    every = [
+        (op, knobs)
+        for op in ops
+        for knobs in (qwinograd.default(op, BYTES),
+                      *choices.sample(qwinograd.TEMPLATE.settings(op, BYTES)[1:], 2))
+    ]  # fmt: skip
+    kernels = Kernels([op for op, _ in every], BYTES, tmp_path, [knobs for _, knobs in every])
+    low, high = (-8, 7) if limit == 8 else (-limit, limit)
+    for index, (op, _) in enumerate(every):
+        w = rng.integers(low, high + 1, (op.y.c, op.x.c, 3, 3)).astype(np.int8)
+        check_convolution(kernels, index, op, w, rng)
+
+
+def test_winograd_at_the_edge_of_int32(tmp_path: Path) -> None:
+    """The largest codes in as many channels as are taken; with more it is not."""
+    x = codes(1, 920, 10, 10, 0, (1, 1, 1, 1))
+    op = QConvOp(x, Blocked(1, 32, 10, 10, 8), (3, 3), Limits(-np.inf, np.inf), offset=(1, 1))
+    assert select(op, BYTES)[0] is qwinograd.TEMPLATE
+    wider = dataclasses.replace(op, x=codes(1, 928, 10, 10, 0, (1, 1, 1, 1)))
+    assert "q_winograd: its sums may leave int32" in select(wider, BYTES)[1]
+    kernels = Kernels([op], BYTES, tmp_path)
+    b, m = np.zeros(32, np.int32), np.full(32, 2.0**-12, np.float32)
+    for w in np.full((32, 920, 3, 3), 127, np.int8), np.full((32, 920, 3, 3), -127, np.int8):
+        full = np.full((1, 920, 10, 10), 255, np.uint8)
+        expected = convolved(op, full, w).astype(np.float32) * m[:, None, None]
+        check(kernels, 0, op.y, [op.x.pack(full)], [w, b, m], [], expected)
+
+
+@pytest.mark.parametrize(
+    ("changes", "why"),
+    [
+        ({"strides": (2, 1)}, "it has strides"),
+        ({"y": codes(1, 64, 1, 64, 0)}, "smaller than a tile"),
+        ({"y": codes(1, 31, 14, 14, 0)}, "fewer than 32 channels"),
+        ({"y": codes(1, 64, 8, 12, 0)}, "or 25 tiles"),
+        ({"x": Blocked(1, 36, 14, 14, 36, (1, 1, 1, 1), "uint8")}, "fill vectors of 8"),
+        ({"kernel": (3, 4)}, ""),
+        ({"groups": 2}, ""),
+    ],
+)
+def test_what_winograd_leaves_to_others(changes: dict[str, Any], why: str) -> None:
+    x, y = codes(1, 64, 14, 14, 3, (1, 1, 1, 1)), codes(1, 64, 14, 14, 5)
+    op = QConvOp(x, y, (3, 3), Limits(-5, 250), offset=(1, 1))
+    for target in BYTES, Target.load("raspberry-pi-4"), Target.load("wasm-simd"):
+        assert select(op, target)[0] is qwinograd.TEMPLATE
+    for cheap in "raspberry-pi-5", "wasm-relaxed":
+        assert select(op, Target.load(cheap))[0] is qconv.TEMPLATE
+    template, reasons = select(dataclasses.replace(op, **changes), BYTES)
+    assert template is qconv.TEMPLATE
+    told = next((r for r in reasons if r.startswith("q_winograd")), "")
+    assert why in told and bool(why) == bool(told)
 
 
 @pytest.mark.parametrize("groups", [1, 2])

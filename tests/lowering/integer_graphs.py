@@ -159,6 +159,17 @@ def blocks(g: Graph) -> None:
     g.finish(g.activated(y))
 
 
+def nine_taps(g: Graph, limit: int) -> None:
+    """A 3x3 convolution with channels and tiles enough for Winograd's kernels."""
+    r = g.random
+    c, co, h, w = r.choice([16, 20, 40]), r.choice([16, 24, 40]), r.randint(8, 11), r.randint(8, 15)
+    x, (weight, scale) = g.codes(r.choice([1, 2]), c, h, w), g.weights([co, c, 3, 3], 0, limit)
+    y = g.op("Conv", [x, weight, g.bias(scale * g.scales[x])], pads=[1, 1, 1, 1])
+    if r.random() < 0.5:
+        y = g.op("Add", [y, g.codes(*_conv_shape(g, x, co, (3, 3), (1, 1), (1, 1), [1] * 4))])
+    g.finish(g.activated(y))
+
+
 def image(g: Graph) -> None:
     """A convolution whose neighbours share most of what they read, and fill vectors of channels."""
     r = g.random

@@ -92,6 +92,22 @@ def test_depthwise_by_dot_products(tmp_path: Path) -> None:
     assert not differences(expected(tmp_path / "model.onnx", g.feeds), got)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(("target", "runner"), OTHERS)
+def test_three_by_three(target: str, runner: str, tmp_path: Path) -> None:
+    """By Winograd's where products of bytes are dear, weights of 4, 7 and 8 bits."""
+    g = integer_graphs.Graph(7)
+    for limit in (7, 63, 127) * 2:
+        integer_graphs.nine_taps(g, limit)
+    onnx.save(g.model(), tmp_path / "model.onnx")
+    bundle = compiled(tmp_path / "model.onnx", target, tmp_path)
+    kernels = [k for k in bundle.manifest["kernels"] if k["op_type"] == "Conv"]
+    dear = Target.load(target).integer.dot in ("mlal", "pairs")
+    assert {k["kernel"].startswith("q_winograd") for k in kernels} == {dear}
+    got = bundle.run(g.feeds, runner)
+    assert not differences(expected(tmp_path / "model.onnx", g.feeds), got)
+
+
 @pytest.mark.parametrize(("kind", "largest"), [("MatMul", 4), ("Gemm", 4), ("Conv", 4000)])
 def test_sums_of_weights_of_one_scale(kind: str, largest: int) -> None:
     """The operator says which axis is that of the outputs, not the one its scale would have."""
