@@ -6,11 +6,12 @@ on one target with, and no latency.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
-from edgepipe.kernels import qconv, qsparse, qsparse_gemv
+from edgepipe.kernels import qconv, qsparse, qsparse_gemv, qwinograd
 from edgepipe.kernels.integer_ops import QConvOp
 from edgepipe.kernels.qconv_geometry import Geometry
 from edgepipe.kernels.sparse import GATHERED
@@ -41,7 +42,9 @@ def _knobs(template: Any, op: QConvOp, target: Target) -> Knobs:
 
 
 def dense(op: QConvOp, target: Target) -> int:
-    """The dense kernel."""
+    """The dense kernel, whatever ``op.stored`` says."""
+    if qwinograd.matches(replace(op, stored=0), target) is None:
+        return int(qwinograd.instructions(replace(op, stored=0), target, _END))
     knobs = _knobs(qconv.TEMPLATE, op, target)
     g, pixels, groups = Geometry(op, knobs), knobs["pixels"], knobs["groups"]
     rows, columns = (1, op.y.h * op.y.w) if knobs["flat"] else (op.y.h, op.y.w)

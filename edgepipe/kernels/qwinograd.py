@@ -166,6 +166,28 @@ def executed(op: QConvOp, knobs: Knobs) -> int:
     return op.y.n * tiles_of(op.y, SIDE) * _POINTS * op.x.lanes * channels_of(op)
 
 
+#: Vector instructions of transforms, loads and stores included: of a tile's inputs, of a vector of
+#: sums up to int32, of a vector of weights.
+_OF_INPUTS, _OF_SUMS, _OF_WEIGHTS = 72, 56, 70
+
+
+def instructions(op: QConvOp, target: Target, end: float) -> float:
+    """Vector instructions by the register tiles; the end of a vector of sums takes ``end``."""
+    knobs = default(op, target)
+    pixels, blocks, lanes, step = (knobs[k] for k in ("pixels", "blocks", "lanes", "step"))
+    tiles, count, inputs = op.y.n * tiles_of(op.y, SIDE), channels_of(op) // lanes, op.x.lanes
+    if step == 1:  # eight inputs of a place, and two vectors of weights, in one load
+        each = inputs * (pixels * blocks + blocks / 2 + pixels / 8)
+    else:  # a multiplication and an addition
+        each = inputs / 2 * (2 * pixels * blocks + blocks + pixels)
+    multiplied = _POINTS * tiles / pixels * (count / blocks) * (each + 2 * pixels * blocks)
+    wide = 16 if target.arch == "x86_64" and inputs % 16 == 0 else 8
+    of_inputs = tiles * inputs / wide * knobs["splits"] * _OF_INPUTS
+    of_outputs = tiles * count * (_OF_SUMS + SIDE * SIDE * end)
+    of_weights = op.y.n * inputs / (16 if lanes == 8 else 8) * channels_of(op) * _OF_WEIGHTS
+    return float(multiplied + of_inputs + of_outputs + of_weights)
+
+
 def emit(op: QConvOp, knobs: Knobs) -> Any:
     weights = channels_of(op) * op.x.lanes * TAPS * op.bits // 8, "int8"
     held = arguments(op, weights, channels_of(op))
