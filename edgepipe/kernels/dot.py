@@ -166,13 +166,21 @@ def multiply_long(
             parts = (x, w) if width == 8 else (half(v, 16, which) for v in (x, w))
             a, b = (tirx.Cast("int16x8", v) for v in parts)
             if apart:
-                acc = _widened(arch, acc, a * b)
+                acc = widened(arch, acc, a * b)
             else:
                 total = a * b if total is None else total + a * b
-    return acc if apart else _widened(arch, acc, total)
+    return acc if apart else widened(arch, acc, total)
 
 
-def _widened(arch: str, acc: Any, products: Any) -> Any:
+def add_short(total: Any, x: Any, w: Any) -> Any:
+    """``total`` (int16x8) plus the products of both halves of two int8x16."""
+    for which in range(2):
+        a, b = (tirx.Cast("int16x8", half(v, 16, which)) for v in (x, w))
+        total = total + a * b
+    return total
+
+
+def widened(arch: str, acc: Any, products: Any) -> Any:
     """``acc`` plus sums of neighbours of int16x8."""
     if arch == "arm":
         return intrinsic("int32x4", "arm.neon.vpadals", acc, products)

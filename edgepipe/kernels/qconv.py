@@ -108,8 +108,8 @@ def default(op: QConvOp, target: Target) -> Knobs:
         else 1
         if op.bits == 8
         else 2,
-        # Products of int16 that may be added before they are widened.
-        "deep": {8: 4, 63: 2}.get(op.limit, 1),
+        # Products of int16 that may be added before they are widened; of 4 bits see ``short_sums``.
+        "deep": 2 if op.limit <= 63 else 1,
         "offset": dot.UNSIGNED_OFFSET[op.bits] if relaxed else 0,
         **({"strip": packed(op, pixels, flat)} if chosen == dot.named("pairs", 4, True) else {}),
         # Whether codes are stored at constant distances, apart from being computed, and whether
@@ -175,8 +175,10 @@ def pack(op: QConvOp, knobs: Knobs, arrays: Sequence[np.ndarray]) -> list[np.nda
         # Without sign where shifts with sign are dear.
         unsigned = knobs["arch"] not in ("aarch64", "arm") and not knobs["offset"]
         nibbles = (packed + np.int8(8 if unsigned else 0)).view(np.uint8) & 15
-        steps = nibbles.reshape(g.tiles, g.runs, g.steps, -1)
-        packed = (steps[:, :, ::2] | steps[:, :, 1::2] << 4).view(np.int8)
+        steps, even = nibbles.reshape(g.tiles, g.runs, g.steps, -1), g.steps - g.whole_last
+        pairs = steps[:, :, :even:2] | steps[:, :, 1:even:2] << 4
+        last = packed.reshape(steps.shape)[:, :, even:].view(np.uint8)
+        packed = np.concatenate([pairs, last], 2).view(np.int8)
     return [packed, *vectors(op, arrays, g.channels)]
 
 
@@ -218,6 +220,7 @@ TEMPLATE = KernelTemplate(
     scratch=scratch,
     variant=variant,
     rank=1,
+    version=2,
     arithmetic="int8",
     accumulator="int32",
 )

@@ -35,7 +35,10 @@ class Geometry:
         self.halved = (
             self.dot.step == 16 and op.bits == 8 and not self.word and 0 < self.run_bytes % 16 <= 8
         )
-        if op.bits == 4:  # two steps share their bytes
+        #: Whether the last step has a byte for each of its weights of four bits: two steps share
+        #: theirs, but sixteen zeros would take as long as weights.
+        self.whole_last = op.bits == 4 and self.dot.step == 16 and self.steps % 2 == 1
+        if op.bits == 4 and not self.whole_last:
             self.steps += self.steps % 2
         self.width: int = knobs["groups"] * self.dot.lanes
         self.channels = op.y.lanes * op.y.blocks
@@ -60,7 +63,7 @@ class Geometry:
     @property
     def run_stride(self) -> int:
         """Packed weights of one run of a tile of channels, in bytes."""
-        steps = self.steps * self.dot.step - (8 if self.halved else 0)
+        steps = (self.steps + self.whole_last) * self.dot.step - (8 if self.halved else 0)
         return steps * self.width * self.op.bits // 8
 
     @property

@@ -31,6 +31,10 @@ from edgepipe.kernels.qproduct import finished
 from edgepipe.kernels.requantize import emit_codes, put_pixels
 from edgepipe.kernels.template import Knobs
 
+#: Steps whose products of 4-bit weights are added in int16, an even number: with one more they are
+#: 30 of at most 8 · 128.
+_SHORT = 14
+
 
 class Emission:
     """One kernel being emitted: the loops around a register tile, and the tile itself."""
@@ -166,6 +170,15 @@ class Emission:
 
     def run_of_steps(self, acc: Registers, at: Any, run: Any) -> None:
         """All steps of a run."""
+        if self.dot.name == "mlal" and self.op.bits == 4:
+            whole, rest = divmod(self.g.steps - self.g.whole_last, _SHORT)
+            if self.g.whole_last:  # it joins the steps before it
+                whole, rest = (whole, rest + 1) if rest or not whole else (whole - 1, _SHORT + 1)
+            with loop(whole) as part:
+                self.short_sums(acc, at, run, part * _SHORT, _SHORT)
+            if rest:
+                self.short_sums(acc, at, run, self.g.steps - rest, rest)
+            return
         chunk, count = self.chunk(), self.g.steps - self.g.halved
         with loop(count // chunk) as s:
             self.steps(acc, at, run, s * chunk, chunk)
@@ -311,20 +324,52 @@ class Emission:
         codes = [[inputs[i * count + u] for u in range(count)] for i in range(self.pixels)]
         self.multiply(acc, codes, lambda u, j, p: self.weight(at, run, step, u, j, p))
 
-    def weight(self, at: Any, run: Any, step: Any, u: int, j: int, part: int) -> Any:
-        """Weights of one part of step ``step + u``; with 4 bits ``step`` is even."""
+    def short_sums(self, acc: Registers, at: Any, run: Any, step: Any, count: int) -> None:
+        """``count`` steps from ``step`` on, an even one, in int16: weights of four bits, of which
+        so many products fit."""
+        short = Registers(acc.count, 8, "int16")
+        for r in range(acc.count):
+            short[r] = splat(tirx.const(0, "int16"), 8)
+
+        def add(first: Any, together: int) -> None:
+            inputs = Registers(together * self.pixels, 16, "int8")
+            for i in range(self.pixels):
+                for u in range(together):
+                    place = self.input_offset(at, run, i) + (first + u) * 16
+                    inputs[together * i + u] = load(self.source, place, 16)
+            for j in range(self.groups):
+                for p in range(4):
+                    for u in range(together):
+                        w = self.weight(at, run, first, u, j, p, whole=together == 1)
+                        for i in range(self.pixels):
+                            r = (i * self.groups + j) * 4 + p
+                            short[r] = dot.add_short(short[r], inputs[together * i + u], w)
+
+        with loop(count // 2) as pair:
+            add(step + 2 * pair, 2)
+        if count % 2:
+            add(step + count - 1, 1)
+        for r in range(acc.count):
+            acc[r] = dot.widened(self.knobs["arch"], acc[r], short[r])
+
+    def weight(
+        self, at: Any, run: Any, step: Any, u: int, j: int, part: int, whole: bool = False
+    ) -> Any:
+        """Weights of one part of step ``step + u``; with 4 bits ``step`` is even, and its bytes
+        have one weight each where they are ``whole``."""
         bits, count = self.op.bits, self.dot.part_bytes
         local = step + u if bits == 8 else (step * bits // 8) + u // 2
         if bits == 4 and not isinstance(step, int):
             local = tirx.floordiv(step, 2) + u // 2
         base = (at[1] * self.g.runs + run[0]) * self.g.run_stride
-        return self.step_weights(base + local * (self.groups * self.dot.parts * count), u, j, part)
+        first = base + local * (self.groups * self.dot.parts * count)
+        return self.step_weights(first, u, j, part, whole)
 
-    def step_weights(self, step: Any, u: int, j: int, part: int) -> Any:
+    def step_weights(self, step: Any, u: int, j: int, part: int, whole: bool = False) -> Any:
         """The same, where the step, or with 4 bits its pair of steps, begins at byte ``step``."""
         count, parts = self.dot.part_bytes, self.dot.parts
         codes = load(self.weights, step + (j * parts + part) * count, count)
-        if self.op.bits == 4:
+        if self.op.bits == 4 and not whole:
             codes = dot.nibble(codes, count, u % 2, self.knobs["arch"], self.knobs["offset"])
         return self.dot.weight(codes, unsigned=bool(self.knobs["offset"]))
 

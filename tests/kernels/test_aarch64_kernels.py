@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from edgepipe.kernels import qconv
 from edgepipe.kernels.epilogue import Step
 from edgepipe.kernels.integer_ops import Limits, QConvOp, QTableOp, Residual
 from edgepipe.kernels.layout import Blocked, Pads
@@ -215,6 +216,34 @@ def test_kernels_of_codes(target: Target, tmp_path: Path) -> None:
         shape = (op.y.c, op.x.c // op.groups, *op.kernel)
         w = rng.integers(-limit, limit + 1, shape).astype(np.int8)
         test_integer_templates.check_convolution(kernels, i, op, w, rng)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["raspberry-pi-4", "raspberry-pi-3-32"])
+def test_weights_of_four_bits(name: str, tmp_path: Path) -> None:
+    """Sums in int16 that are widened once and several times, last steps of their own; at the end,
+    the largest products there are, where one more would not fit."""
+    target, rng = Target.load(name), np.random.default_rng(6)
+    ops = [of_codes(c, 16, 1, 9) for c in (16, 24, 144, 224, 232, 256, 464)]
+    ops += [of_codes(16, 32, 3, 9, kernel=(3, 3), stride=2)]
+    ops += [of_codes(c, 16, 1, 5, zero=-128) for c in (240, 512)]
+    ops = [dataclasses.replace(op, bits=4, limit=8) for op in ops]
+    assert all(select(op, target)[0] is qconv.TEMPLATE for op in ops)
+    kernels = Emulated(list(ops), target, tmp_path)
+    for i, op in enumerate(ops):
+        w = rng.integers(-8, 8, (op.y.c, op.x.c, *op.kernel)).astype(np.int8)
+        test_integer_templates.check_convolution(kernels, i, op, w, rng)
+    for i, op in list(enumerate(ops))[-2:]:
+        full, w = (
+            np.full((1, op.x.c, 1, 5), -128, np.int8),
+            np.full((16, op.x.c, 1, 1), -8, np.int8),
+        )
+        b, m = np.zeros(16, np.int32), np.full(16, 0.23 / op.x.c, np.float32)
+        total = test_integer_templates.convolved(op, full, w).astype(np.float32) * m[0]
+        expected = test_integer_templates.rounded(total, op.limits, op.y.zero, "int8")
+        assert 200 < int(expected.max()) + 128 < 255
+        inputs = [op.x.pack(full)]
+        test_integer_templates.check(kernels, i, op.y, inputs, [w, b, m], [], expected)
 
 
 @pytest.mark.parametrize("lanes", [4, 8, 16, 24])
