@@ -103,7 +103,8 @@ def default(op: QConvOp, target: Target) -> Knobs:
     way = way_of(target)
     assert way is not None
     inputs, count = op.x.lanes, channels_of(op) // way.lanes
-    splits = parts(count, 2 * _POINTS * inputs * way.lanes)
+    least = min(vectors for _, vectors in way.tiles)
+    splits = parts(count // least, 2 * _POINTS * inputs * way.lanes * least)
 
     def tile(places: int) -> tuple[int, int]:
         fits = [(min(p, places), v) for p, v in way.tiles if count // splits % v == 0]

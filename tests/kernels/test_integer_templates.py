@@ -231,6 +231,20 @@ def test_winograd_at_the_edge_of_int32(tmp_path: Path) -> None:
         check(kernels, 0, op.y, [op.x.pack(full)], [w, b, m], [], expected)
 
 
+@pytest.mark.parametrize("name", ["x86-64-v3", "wasm-simd", "raspberry-pi-4", "raspberry-pi-3-32"])
+def test_winograd_takes_any_number_of_channels(name: str) -> None:
+    """Parts of them, and register tiles in these, without a rest."""
+    target = Target.load(name)
+    for channels in range(32, 920, 8):
+        x, y = codes(1, channels, 7, 20, 0), codes(1, channels, 5, 18, 0)
+        op = QConvOp(x, y, (3, 3), Limits(0, 255))
+        assert select(op, target)[0] is qwinograd.TEMPLATE
+        for knobs in qwinograd.TEMPLATE.settings(op, target):
+            vectors = channels // knobs["lanes"]
+            assert vectors % (knobs["splits"] * knobs["blocks"]) == 0
+            assert 1 <= knobs["rows"] <= 3 and 1 <= knobs["pixels"] <= 9 * knobs["rows"]
+
+
 @pytest.mark.parametrize(
     ("changes", "why"),
     [
