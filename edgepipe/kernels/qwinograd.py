@@ -28,7 +28,16 @@ from edgepipe.kernels.integer_ops import QConvOp
 from edgepipe.kernels.qproduct import arguments, finished, vectors
 from edgepipe.kernels.requantize import put_pixels
 from edgepipe.kernels.template import KernelTemplate, Knobs
-from edgepipe.kernels.winograd_loops import TAPS, Loops, along, parts, points_of, strip, tiles_of
+from edgepipe.kernels.winograd_loops import (
+    APART,
+    TAPS,
+    Loops,
+    along,
+    parts,
+    points_of,
+    strip,
+    tiles_of,
+)
 from edgepipe.target import Target
 
 SIDE = 2
@@ -66,8 +75,6 @@ def way_of(target: Target) -> Way | None:
 
 #: Bytes of transformed inputs of a strip: products, four bytes each, are between two of them.
 _STRIP_BYTES = 1 << 17
-#: Elements between the points of a workspace: multiples of 4096 bytes would share cache sets.
-_APART = 32
 #: What sums of products, and of three of them, must fit.
 _INT32 = 2**31
 
@@ -212,11 +219,13 @@ class _Emission(Loops):
         def workspace(elements: int, dtype: str) -> Any:
             return T.alloc_buffer((_POINTS * elements,), dtype, scope="local")
 
-        self.u_point = self.inputs * self.width + _APART
-        self.v_point = self.inputs * self.places + _APART
-        self.u = workspace(self.tiles * self.u_point, "int16")
-        self.v = workspace(self.v_point, "int16")
-        self.m = workspace(self.places * self.width, "int32")
+        #: Elements of a point: in the weights of a register tile, all inputs, all products.
+        self.of_weights = self.inputs * self.width + APART // 2
+        self.of_inputs = self.inputs * self.places + APART // 2
+        self.of_products = self.places * self.width + APART // 4
+        self.u = workspace(self.tiles * self.of_weights, "int16")
+        self.v = workspace(self.of_inputs, "int16")
+        self.m = workspace(self.of_products, "int32")
 
     def transform_weights(self, split: Any) -> None:
         steps, together, size = self.inputs // self.step, 8 // self.op.bits, self.loaded
@@ -231,7 +240,7 @@ class _Emission(Loops):
                 columns = [self.filtered([g[y][x] for y in range(3)]) for x in range(3)]
                 for p in range(4):
                     for q, value in enumerate(self.filtered([columns[x][p] for x in range(3)])):
-                        at = (tile * _POINTS + 4 * p + q) * self.u_point
+                        at = (tile * _POINTS + 4 * p + q) * self.of_weights
                         at = at + (s * together + which) * row + j * size
                         store(self.u, at, value, size)
 
@@ -267,14 +276,14 @@ class _Emission(Loops):
             to = T.bind((row * self.across + column) * self.inputs + c * lanes)
             for p in range(4):
                 for q, value in enumerate(_differences([columns[j][p] for j in range(4)], lanes)):
-                    at = to + (4 * p + q) * self.v_point
+                    at = to + (4 * p + q) * self.of_inputs
                     store(self.v, at, value, lanes)
 
     def multiply(self, first: tuple[Any, Any], part: Any, tile: Any) -> None:
         with loop(_POINTS) as point, loop(-(-self.places // self.pixels)) as group:
             # The last group overlaps its neighbour: the same values, stored twice.
             start = minimum(group * self.pixels, self.places - self.pixels)
-            self.products(point, start, (part * _POINTS + point) * self.u_point)
+            self.products(point, start, (part * _POINTS + point) * self.of_weights)
         self.transform_outputs(first, tile)
 
     def products(self, point: Any, start: Any, weights: Any) -> None:
@@ -282,7 +291,7 @@ class _Emission(Loops):
         acc = Registers(self.pixels * self.blocks, self.lanes, "int32")
         for r in range(acc.count):
             acc[r] = splat(tirx.const(0, "int32"), self.lanes)
-        places = point * self.v_point + start * self.inputs
+        places = point * self.of_inputs + start * self.inputs
         if self.step == 1:
             with loop(self.inputs // 8) as eight:
                 self.by_element(acc, places + eight * 8, weights + eight * (8 * self.width))
@@ -290,7 +299,7 @@ class _Emission(Loops):
             with loop(self.inputs // 2) as s:
                 self.by_pairs(acc, places + s * 2, weights + s * (2 * self.width))
         for r in range(acc.count):
-            at = (point * self.places + start) * self.width + r * self.lanes
+            at = point * self.of_products + start * self.width + r * self.lanes
             store(self.m, at, acc[r], self.lanes)
 
     def by_pairs(self, acc: Registers, place: Any, weights: Any) -> None:
@@ -346,7 +355,7 @@ class _Emission(Loops):
 
     def totals(self, base: Any) -> list[Any]:
         """The int32 sums of a tile's outputs, row by row."""
-        lanes, size = self.lanes, self.places * self.width
+        lanes, size = self.lanes, self.of_products
         columns = [
             _halves([load(self.m, base + (4 * p + q) * size, lanes) for p in range(4)], lanes)
             for q in range(4)

@@ -38,7 +38,16 @@ from edgepipe.kernels.ops import ConvOp, Op
 from edgepipe.kernels.output import finish, signature
 from edgepipe.kernels.template import KernelTemplate, Knobs
 from edgepipe.kernels.weights import grown
-from edgepipe.kernels.winograd_loops import TAPS, Loops, along, parts, points_of, strip, tiles_of
+from edgepipe.kernels.winograd_loops import (
+    APART,
+    TAPS,
+    Loops,
+    along,
+    parts,
+    points_of,
+    strip,
+    tiles_of,
+)
 from edgepipe.kernels.winograd_transforms import Transforms
 from edgepipe.target import Target
 
@@ -169,9 +178,13 @@ class _Emission(Loops):
         def workspace(elements: int) -> Any:
             return T.alloc_buffer((self.points * elements,), "float32", scope="local")
 
-        self.u = workspace(self.tiles * self.inputs * self.width)
-        self.v = workspace(self.inputs * self.places)
-        self.m = workspace(self.places * self.width)
+        #: Elements of a point: in the weights of a register tile, all inputs, all products.
+        self.of_weights = self.inputs * self.width + APART // 4
+        self.of_inputs = self.inputs * self.places + APART // 4
+        self.u = workspace(self.tiles * self.of_weights)
+        self.v = workspace(self.of_inputs)
+        self.of_products = self.places * self.width + APART // 4
+        self.m = workspace(self.of_products)
 
     def transform_weights(self, split: Any) -> None:
         """U = G g Gᵀ."""
@@ -188,8 +201,8 @@ class _Emission(Loops):
                 for p in range(self.n):
                     points = self.transforms.filtered([columns[x][p] for x in range(3)])
                     for q in range(self.n):
-                        at = ((tile * self.points + self.n * p + q) * self.inputs + c) * self.width
-                        store(self.u, at + j * lanes, points[q], lanes)
+                        at = (tile * self.points + self.n * p + q) * self.of_weights
+                        store(self.u, at + c * self.width + j * lanes, points[q], lanes)
 
     def transform_inputs(self, n: Any, first: Any) -> None:
         """V = Bᵀ d B of the tiles from row ``first`` on."""
@@ -208,8 +221,8 @@ class _Emission(Loops):
             for p in range(self.n):
                 points = self.transforms.differences([columns[j][p] for j in range(self.n)])
                 for q in range(self.n):
-                    at = ((self.n * p + q) * x.blocks + block) * self.places + place
-                    store(self.v, at * lanes, points[q], lanes)
+                    at = (self.n * p + q) * self.of_inputs + (block * self.places + place) * lanes
+                    store(self.v, at, points[q], lanes)
 
     def multiply(self, first: tuple[Any, Any], part: Any, tile: Any) -> None:
         self.products(part)
@@ -225,9 +238,9 @@ class _Emission(Loops):
             acc = Registers(self.pixels * self.blocks, lanes)
             for r in range(acc.count):
                 acc[r] = splat(float32(0), lanes)
-            weights = (tile * self.points + point) * self.inputs * self.width
+            weights = (tile * self.points + point) * self.of_weights
             with loop(self.op.x.blocks) as block:
-                inputs = ((point * self.op.x.blocks + block) * self.places + start) * lanes
+                inputs = point * self.of_inputs + (block * self.places + start) * lanes
                 if self.knobs["channel_loop"]:
                     with loop(lanes) as lane:
                         self.multiply_add(acc, inputs, weights, block * lanes + lane, lane)
@@ -235,7 +248,7 @@ class _Emission(Loops):
                     self.block(acc, inputs, weights, block * lanes)
             for i in range(self.pixels):
                 for j in range(self.blocks):
-                    at = (point * self.places + start + i) * self.width + j * lanes
+                    at = point * self.of_products + (start + i) * self.width + j * lanes
                     store(self.m, at, acc[i * self.blocks + j], lanes)
 
     def block(self, acc: Registers, inputs: Any, weights: Any, channel: Any) -> None:
@@ -268,10 +281,10 @@ class _Emission(Loops):
         lanes = self.lanes
         with loop(self.blocks) as j, loop(self.rows) as row, loop(self.across) as column:
             block, place = tile * self.blocks + j, row * self.across + column
+            first_lane = place * self.width + j * lanes
             columns = [
                 self.transforms.sums(
-                    [load(self.m,
-                          ((self.n * p + q) * self.places + place) * self.width + j * lanes, lanes)
+                    [load(self.m, (self.n * p + q) * self.of_products + first_lane, lanes)
                      for p in range(self.n)]
                 )
                 for q in range(self.n)

@@ -12,6 +12,8 @@ from edgepipe.kernels.layout import Blocked
 from edgepipe.kernels.template import Knobs
 
 TAPS = 9
+#: Bytes between the points of a workspace: multiples of 4096 bytes would share sets of a cache.
+APART = 64
 #: Bytes of transformed weights at a time: what a second-level cache holds, or streams from the next
 #: one while a strip of inputs uses it.
 _WEIGHT_BYTES = 1 << 20
