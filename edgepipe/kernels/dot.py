@@ -180,6 +180,12 @@ def add_short(total: Any, x: Any, w: Any) -> Any:
     return total
 
 
+def add_long(arch: str, acc: Any, four: Any, scalar: Any) -> Any:
+    """``acc`` (int32x4) plus int16x4 times an element of a register (SMLAL, VMLAL)."""
+    name = "arm.neon.vmulls" if arch == "arm" else "aarch64.neon.smull"
+    return acc + intrinsic("int32x4", name, four, splat(scalar, 4))
+
+
 def widened(arch: str, acc: Any, products: Any) -> Any:
     """``acc`` plus sums of neighbours of int16x8."""
     if arch == "arm":

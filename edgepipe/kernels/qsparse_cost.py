@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from edgepipe.kernels import qconv, qsparse, qsparse_gemv, qwinograd
+from edgepipe.kernels import qconv, qimage, qsparse, qsparse_gemv, qwinograd
 from edgepipe.kernels.integer_ops import QConvOp
 from edgepipe.kernels.qconv_geometry import Geometry
 from edgepipe.kernels.sparse import GATHERED
@@ -43,8 +43,10 @@ def _knobs(template: Any, op: QConvOp, target: Target) -> Knobs:
 
 def dense(op: QConvOp, target: Target) -> int:
     """The dense kernel, whatever ``op.stored`` says."""
-    if qwinograd.matches(replace(op, stored=0), target) is None:
-        return int(qwinograd.instructions(replace(op, stored=0), target, _END))
+    plain = replace(op, stored=0)
+    for template in qwinograd, qimage:
+        if template.matches(plain, target) is None:
+            return int(template.instructions(plain, target, _END))
     knobs = _knobs(qconv.TEMPLATE, op, target)
     g, pixels, groups = Geometry(op, knobs), knobs["pixels"], knobs["groups"]
     rows, columns = (1, op.y.h * op.y.w) if knobs["flat"] else (op.y.h, op.y.w)

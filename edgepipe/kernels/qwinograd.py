@@ -23,7 +23,7 @@ from tvm.script.ir_builder import tirx as T
 
 from edgepipe.kernels import dot
 from edgepipe.kernels.builder import Registers, kernel, load, loop, minimum, splat, store
-from edgepipe.kernels.dot import half, intrinsic, reinterpret
+from edgepipe.kernels.dot import half, reinterpret
 from edgepipe.kernels.integer_ops import QConvOp
 from edgepipe.kernels.qproduct import arguments, finished, vectors
 from edgepipe.kernels.requantize import put_pixels
@@ -317,7 +317,6 @@ class _Emission(Loops):
 
     def by_element(self, acc: Registers, place: Any, weights: Any) -> None:
         """Eight input channels of every place, each an element of a register."""
-        name = "arm.neon.vmulls" if self.arch == "arm" else "aarch64.neon.smull"
         held = Registers(self.pixels, 8, "int16")
         for i in range(self.pixels):
             held[i] = load(self.v, place + i * self.inputs, 8)
@@ -329,8 +328,7 @@ class _Emission(Loops):
                 for i in range(self.pixels):
                     for k, four in enumerate(halves):
                         r = i * self.blocks + j + k
-                        scalar = splat(held.lane(i, lane), 4)
-                        acc[r] = acc[r] + intrinsic("int32x4", name, four, scalar)
+                        acc[r] = dot.add_long(self.arch, acc[r], four, held.lane(i, lane))
 
     def transform_outputs(self, first: tuple[Any, Any], tile: Any) -> None:
         op, lanes, (n, top_row) = self.op, self.lanes, first

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from edgepipe.kernels import qconv
+from edgepipe.kernels import qconv, qimage
 from edgepipe.kernels.epilogue import Step
 from edgepipe.kernels.integer_ops import Limits, QConvOp, QTableOp, Residual
 from edgepipe.kernels.layout import Blocked, Pads
@@ -167,7 +167,7 @@ def test_one_of_each(tmp_path: Path) -> None:
 
 
 def signed(c: int, h: int, w: int, zero: int, pads: Pads = NONE) -> Blocked:
-    lanes = 4 if c <= 4 else -(-c // 16) * 16
+    lanes = c if c <= 2 else 4 if c <= 4 else -(-c // 16) * 16
     return Blocked(1, c, h, w, lanes, pads, "int8", zero)
 
 
@@ -215,6 +215,37 @@ def test_kernels_of_codes(target: Target, tmp_path: Path) -> None:
     for i, (op, _) in enumerate(every):
         shape = (op.y.c, op.x.c // op.groups, *op.kernel)
         w = rng.integers(-limit, limit + 1, shape).astype(np.int8)
+        test_integer_templates.check_convolution(kernels, i, op, w, rng)
+
+
+IMAGES = [
+    of_codes(3, 32, 5, 14, kernel=(3, 3), stride=2),
+    of_codes(3, 48, 3, 13, (0, 1, 0, 0), (3, 3), added=True, zero=3),
+    of_codes(3, 16, 4, 9, (1, 0, 2, 1), (7, 7), stride=2),
+    of_codes(1, 32, 6, 5, kernel=(10, 4), stride=2),
+    of_codes(1, 16, 5, 9, kernel=(3, 3)),
+    of_codes(2, 16, 4, 6, kernel=(1, 5)),
+    of_codes(4, 16, 3, 1, kernel=(3, 2)),
+    of_codes(3, 16, 3, 6, kernel=(5, 1), stride=3),
+]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("limit", [63, 127])
+@pytest.mark.parametrize("name", ["raspberry-pi-4", "raspberry-pi-3-32"])
+def test_images(name: str, limit: int, tmp_path: Path) -> None:
+    """Tiles of which the last is narrower, or moved back where a narrow one has few inputs."""
+    target, rng = Target.load(name), np.random.default_rng(8)
+    ops = [dataclasses.replace(op, limit=limit) for op in IMAGES]
+    chosen = [op for op in ops if select(op, target)[0] is qimage.TEMPLATE]
+    rests = {qimage.default(op, target)["rest"] for op in chosen}
+    if name == "raspberry-pi-4":
+        assert len(chosen) == len(ops) and rests == {True, False}
+    else:  # tiles of one pixel, whose row has to have inputs enough
+        assert len(chosen) == 5 and rests == {True}
+    kernels = Emulated(list(chosen), target, tmp_path)
+    for i, op in enumerate(chosen):
+        w = rng.integers(-limit, limit + 1, (op.y.c, op.x.c, *op.kernel)).astype(np.int8)
         test_integer_templates.check_convolution(kernels, i, op, w, rng)
 
 

@@ -40,6 +40,7 @@ TEMPLATES = {
     "q_depthwise",
     "q_depthwise_dot",
     "q_elementwise",
+    "q_image",
     "q_matmul",
     "q_pool",
     "q_resize",
