@@ -1,4 +1,4 @@
-"""Convolution of the codes of an image, one to four channels, on ARM without dot products.
+"""Convolution of the codes of an image, one to four channels, on AArch64 without dot products.
 
 Products of bytes want sixteen of them in a row; a row of taps has four to twelve, and one channel
 of four is none. Here channels of output lie in a vector, and every input is an element of one: a
@@ -31,7 +31,7 @@ _BY_ELEMENT = dot.Dot("element", 4, 1, 1, True)
 
 
 def matches(op: Any, target: Target) -> str | None:
-    if not isinstance(op, QConvOp) or target.integer.dot != "mlal":
+    if not isinstance(op, QConvOp) or target.integer.dot != "mlal" or target.arch != "aarch64":
         return ""
     if op.x.c > 4 or op.x.blocks > 1 or op.groups > 1 or op.kernel == (1, 1) or op.stored:
         return ""
@@ -41,15 +41,13 @@ def matches(op: Any, target: Target) -> str | None:
         return f"its outputs are no codes of channels that fill vectors of {WIDTH}"
     if any(r.layout.lanes < op.y.lanes for r in op.residuals):
         return "what is added has fewer channels"
-    if _row(op, min(_most(op, target), op.y.w)) < 8:
+    if _row(op, min(_most(op), op.y.w)) < 8:
         return "the inputs of a row do not fill a vector of 8"
     return None
 
 
-def _most(op: QConvOp, target: Target) -> int:
+def _most(op: QConvOp) -> int:
     """Pixels of a register tile that the registers have room for, beside the inputs of a row."""
-    if target.simd.registers < 32:
-        return 1
     return 6 if op.x.lanes == 1 else 5
 
 
@@ -59,7 +57,7 @@ def _row(op: QConvOp, pixels: int) -> int:
 
 
 def default(op: QConvOp, target: Target) -> Knobs:
-    most = min(_most(op, target), op.y.w)
+    most = min(_most(op), op.y.w)
     rest = _row(op, 1) >= 8  # whether a narrower last tile has inputs enough
     tiles = range(max(1, most - 1), most + 1) if rest else [most]
     pixels = min((p for p in tiles if _row(op, p) >= 8), key=lambda p: (-(-op.y.w // p), p))
