@@ -38,6 +38,7 @@ from edgepipe.kernels.winograd_loops import (
     strip,
     tiles_of,
 )
+from edgepipe.kernels.winograd_transforms import kept
 from edgepipe.target import Target
 
 SIDE = 2
@@ -254,10 +255,10 @@ class _Emission(Loops):
     def filtered(self, g: Sequence[Any]) -> list[Any]:
         """2 G of three taps."""
         lanes = self.loaded
-        g = _kept(g, lanes, "int16")
-        (outer,) = _kept([g[0] + g[2]], lanes, "int16")
+        g = kept(g, lanes, "int16")
+        (outer,) = kept([g[0] + g[2]], lanes, "int16")
         first, last = (v + v for v in (g[0], g[2]))
-        return _kept([first, outer + g[1], outer - g[1], last], lanes, "int16")
+        return kept([first, outer + g[1], outer - g[1], last], lanes, "int16")
 
     def transform_inputs(self, n: Any, first: Any) -> None:
         x = self.op.x
@@ -271,7 +272,7 @@ class _Emission(Loops):
             for j in range(4):
                 read = [load(self.source, base + (i * x.cols + j) * x.lanes, lanes)
                         for i in range(4)]  # fmt: skip
-                codes = [tirx.Cast(wide, v) for v in _kept(read, lanes, x.dtype)]
+                codes = [tirx.Cast(wide, v) for v in kept(read, lanes, x.dtype)]
                 columns.append(_differences(codes, lanes))
             to = T.bind((row * self.across + column) * self.inputs + c * lanes)
             for p in range(4):
@@ -365,24 +366,16 @@ class _Emission(Loops):
         ]
 
 
-def _kept(values: Sequence[Any], lanes: int, dtype: str) -> list[Any]:
-    """``values`` in registers: an expression that is used twice would be computed twice."""
-    held = Registers(len(values), lanes, dtype)
-    for i, value in enumerate(values):
-        held[i] = value
-    return [held[i] for i in range(len(values))]
-
-
 def _differences(d: Sequence[Any], lanes: int) -> list[Any]:
     """Bᵀ of a row of inputs."""
-    return _kept([d[0] - d[2], d[1] + d[2], d[2] - d[1], d[1] - d[3]], lanes, "int16")
+    return kept([d[0] - d[2], d[1] + d[2], d[2] - d[1], d[1] - d[3]], lanes, "int16")
 
 
 def _halves(m: Sequence[Any], lanes: int) -> list[Any]:
     """Half of Aᵀ of a row of products, which is even."""
-    m, one = _kept(m, lanes, "int32"), splat(tirx.const(1, "int32"), lanes)
+    m, one = kept(m, lanes, "int32"), splat(tirx.const(1, "int32"), lanes)
     sums = m[0] + m[1] + m[2], m[1] - m[2] - m[3]
-    return _kept([tirx.shift_right(s, one) for s in sums], lanes, "int32")
+    return kept([tirx.shift_right(s, one) for s in sums], lanes, "int32")
 
 
 TEMPLATE = KernelTemplate(

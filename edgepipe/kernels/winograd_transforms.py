@@ -14,6 +14,14 @@ from typing import Any
 from edgepipe.kernels.builder import Registers, float32, fma, splat
 
 
+def kept(values: Sequence[Any], lanes: int, dtype: str = "float32") -> list[Any]:
+    """``values`` in registers: an expression that is used twice would be computed twice."""
+    held = Registers(len(values), lanes, dtype)
+    for i, value in enumerate(values):
+        held[i] = value
+    return [held[i] for i in range(len(values))]
+
+
 class Transforms:
     """Of tiles of ``side`` outputs, 2 or 4, as expressions of float32 with ``lanes`` lanes;
     ``fused`` multiply-adds round once."""
@@ -25,9 +33,9 @@ class Transforms:
         """G of three taps."""
         if self.side == 2:  # the outer ones, and half of the sums with either sign between them
             half = self.constant(0.5)
-            kept = self.kept([g[0], g[1], g[2], g[0] + g[2]])
-            near = (kept[3] + kept[1]) * half, (kept[3] - kept[1]) * half
-            return self.kept([kept[0], *near, kept[2]])
+            held = self.kept([g[0], g[1], g[2], g[0] + g[2]])
+            near = (held[3] + held[1]) * half, (held[3] - held[1]) * half
+            return self.kept([held[0], *near, held[2]])
         first, middle, last = self.kept(g)
         even, odd, far, away = self.kept(
             [
@@ -79,8 +87,5 @@ class Transforms:
         )
 
     def kept(self, values: Sequence[Any]) -> list[Any]:
-        """``values`` in registers: an expression that is used twice would be computed twice."""
-        held = Registers(len(values), self.lanes)
-        for i, value in enumerate(values):
-            held[i] = value
-        return [held[i] for i in range(len(values))]
+        """``kept`` of its own vectors."""
+        return kept(values, self.lanes)
