@@ -1,7 +1,8 @@
 """Guest instructions per inference of a bundle for AArch64, counted by QEMU: no latency.
 
 The counting plugin and the QEMU that takes it come from ``tools/count_insns.py`` beside the
-checkout (EDGEPIPE_SHARED), which builds them once.
+checkout (EDGEPIPE_SHARED), which builds them once; other engines' AArch64 builds from
+``tools/peers_arm.py``.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import os
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from harness import ROOT
@@ -19,18 +21,25 @@ from edgepipe.bundle import Bundle
 from edgepipe.errors import UserError
 from edgepipe.target import Target
 
+CACHE = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "edgepipe/count-insns"
+
 
 @cache
-def _lab() -> Any:
+def tool(name: str) -> ModuleType:
+    """The program ``tools/name.py`` as a module. Raises UserError."""
     shared = Path(os.environ.get("EDGEPIPE_SHARED", ROOT.parent / "shared"))
-    file = shared / "tools" / "count_insns.py"
-    spec = importlib.util.spec_from_file_location("count_insns", file)
+    file = shared / "tools" / f"{name}.py"
+    spec = importlib.util.spec_from_file_location(name, file)
     if not file.is_file() or spec is None or spec.loader is None:
         raise UserError("no counter of instructions", where=str(file), fix="set EDGEPIPE_SHARED")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    cache_folder = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache"))
-    lab = module.Lab(cache_folder / "edgepipe" / "count-insns")
+    return module
+
+
+@cache
+def _lab() -> Any:
+    lab = tool("count_insns").Lab(CACHE)
     lab.build_qemu()
     return lab
 

@@ -39,13 +39,13 @@ def engines(case: Case) -> list[Engine]:
             raise UserError(f"takes float32 inputs, this is {value.dtype}", where=_WHERE)
     with tempfile.TemporaryDirectory(prefix="edgepipe-peer-") as name:
         folder = Path(name)
-        _convert(case.reference.source.proto_bytes(), folder)
-        loaded = _Loaded(folder, inputs, len(case.bundle.outputs), case.threads)
+        convert(case.reference.source.proto_bytes(), folder)
+        loaded = Loaded(folder, inputs, len(case.bundle.outputs), case.threads)
     title = f"ncnn {versions('ncnn')['ncnn']}"
     return [Engine(title, timed(loaded.infer), partial(_outputs, case, loaded))]
 
 
-def _convert(model: bytes, folder: Path) -> None:
+def convert(model: bytes, folder: Path) -> None:
     """``model.ncnn.param``, ``.bin`` and ``model_ncnn.py`` in ``folder``, where all that pnnx
     leaves stays. Raises UserError."""
     (folder / "model.onnx").write_bytes(model)
@@ -70,7 +70,7 @@ def _convert(model: bytes, folder: Path) -> None:
         raise UserError(f"ncnn has no layer for {', '.join(foreign)}", where=_WHERE)
 
 
-class _Loaded:
+class Loaded:
     """The converted model with its inputs; the batch, which ncnn does not have, is taken off."""
 
     def __init__(self, folder: Path, inputs: list[Any], n_outputs: int, threads: int) -> None:
@@ -114,6 +114,6 @@ def _without_batch(program: str, name: str, value: Any) -> Any:
     return np.ascontiguousarray(value.squeeze(axis))
 
 
-def _outputs(case: Case, loaded: _Loaded) -> Outputs:
+def _outputs(case: Case, loaded: Loaded) -> Outputs:
     values = loaded.infer()
     return {t.name: np.array(v) for t, v in zip(case.bundle.outputs, values, strict=True)}
