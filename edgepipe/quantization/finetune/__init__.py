@@ -2,9 +2,10 @@
 
 ``run`` starts from the canonical graph, so networks that exist only as ONNX files can be trained,
 and torch modules take the same way through the importer. BatchNorms are folded by then
-(Krishnamoorthi 2018, arXiv 1806.08342, 3.2: what is trained is what is executed). Files:
-``operators`` (graph operators as torch functions), ``fake_quantize`` (grids), ``layer`` and
-``network`` (the torch module), ``masks`` (sparsity), ``examples``, ``training``, ``checkpoint``.
+(Krishnamoorthi 2018, arXiv 1806.08342, 3.2: what is trained is what is executed); in float they can
+come back while it lasts. Files: ``operators`` (graph operators as torch functions),
+``fake_quantize`` (grids), ``layer`` and ``network`` (the torch module), ``masks`` (sparsity),
+``normalization``, ``examples``, ``training``, ``checkpoint``.
 """
 
 from __future__ import annotations
@@ -58,6 +59,9 @@ def run(
         raise UserError(
             "weight-only quantization is not fine-tuned", where="finetune", fix="use w8a8 or w4a8"
         )
+    if config is not None and settings.normalization != "none":
+        raise UserError("what is trained in integers is not normalized", where="normalization",
+                        fix="train in float first, then quantize")  # fmt: skip
     check_batch(model.graph)
     examples = Examples.of(model.graph, *data, settings)
     # Refuses operators before calibration takes its time.

@@ -35,6 +35,8 @@ class TrainedLayer(nn.Module):
         self.weight = nn.Parameter(weight)
         plain = layer.node.op_type == "MatMul" and start is None
         self.bias = None if plain else nn.Parameter(bias)
+        #: What its outputs are normalized by while it is trained (see ``normalization``).
+        self.norm: nn.Module | None = None
 
     def forward(self, input_step: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Weight and bias; ``input_step`` is the scale of the rounded input, if it is one."""

@@ -126,6 +126,8 @@ class Network(nn.Module):
                 grid = self.grid(source) if source is not None and 0 in step.rounded else None
                 given += step.layer(None if grid is None else grid.step)
             found = step.function(*given)
+            if step.layer is not None and step.layer.norm is not None:
+                found = step.layer.norm(found)
             outputs = found if isinstance(found, list) else [found]
             values.update(zip(step.node.outputs, outputs, strict=False))
         placement = None if self.start is None else self.start.rounding.placement
@@ -160,6 +162,12 @@ def check_batch(graph: ir.Graph) -> None:
                 where=f"input '{value.name}'",
                 fix="import the model with a batch of 1",
             )
+
+
+def tensor(array: np.ndarray) -> torch.Tensor:
+    """Images with their channels innermost: convolutions are up to a third faster."""
+    found = torch.from_numpy(array)
+    return found.contiguous(memory_format=torch.channels_last) if array.ndim == 4 else found
 
 
 def as_float32(array: torch.Tensor) -> np.ndarray:

@@ -14,6 +14,7 @@ RANGES = ("learned", "average")
 LOSSES = ("cross_entropy", "squared_error")
 AUGMENTATIONS = ("none", "flip", "shift_flip")
 PRUNINGS = ("gradual", "decay", "straight")
+NORMALIZATIONS = ("none", "batch")
 #: What ``sparsity`` by layer says of a layer without zeros.
 DENSE = "dense"
 
@@ -36,6 +37,8 @@ class FinetuneSettings:
     ``sparsity``: a pattern as in a recipe ("80%", "2:4v8") that weights have in the end, reached as
     ``pruning`` says (see ``masks``); "kept" leaves zero what is zero. Or the pattern of each layer
     by its name, as ``prune.run`` finds it (``manifest["patterns"]``); others stay dense.
+    ``normalization``, in float alone: "batch" normalizes what convolutions put out while they are
+    trained and is part of their weights in the end (see ``normalization``).
     ``checkpoint``: folder that holds the state of the training, saved every
     ``checkpoint_seconds`` and at the end; a run with the same model, data and settings goes on
     there and ends with the same bits as one that was never interrupted.
@@ -52,6 +55,7 @@ class FinetuneSettings:
     augmentation: str = "none"
     sparsity: str | Mapping[str, str] = ""
     pruning: str = "gradual"
+    normalization: str = "none"
     seed: int = 0
     checkpoint: Path | None = None
     checkpoint_seconds: float = 60.0
@@ -63,6 +67,7 @@ class FinetuneSettings:
             ("loss", LOSSES),
             ("augmentation", AUGMENTATIONS),
             ("pruning", PRUNINGS),
+            ("normalization", NORMALIZATIONS),
         ):
             if (value := getattr(self, field)) not in known:
                 raise UserError(

@@ -16,12 +16,12 @@ from torch import nn
 from torch.nn import functional
 
 from edgepipe.errors import UserError
+from edgepipe.quantization.finetune import normalization
 from edgepipe.quantization.finetune.checkpoint import Checkpoint
 from edgepipe.quantization.finetune.examples import Examples, steps_per_epoch
 from edgepipe.quantization.finetune.masks import Masks
-from edgepipe.quantization.finetune.network import Network
+from edgepipe.quantization.finetune.network import Network, tensor
 from edgepipe.quantization.finetune.settings import FinetuneSettings
-from edgepipe.quantization.graph import Array
 
 Progress = Callable[[str], None]
 
@@ -38,6 +38,8 @@ def train(
 
     Raises UserError when the loss is no longer a number.
     """
+    if settings.normalization == "batch":
+        normalization.add(network, examples, settings)
     masks = Masks(network, settings) if settings.sparsity else None
     optimizer = torch.optim.Adam(_parameters(network, settings.learning_rate))
     step = 0
@@ -69,6 +71,8 @@ def train(
     if masks is not None:
         masks.update(total, total)
     network.eval()
+    for layer in network.layers:
+        normalization.fold(layer)
 
 
 def share_of_rate(done: float, schedule: str) -> float:
@@ -84,7 +88,11 @@ def _parameters(network: Network, rate: float) -> list[dict[str, Any]]:
     groups = []
     for layer in network.layers:
         named = layer.named_parameters()
-        moved = {p: _magnitude(p) for name, p in named if not name.endswith("log_ratio")}
+        moved = {
+            p: _magnitude(p)
+            for name, p in named
+            if p.requires_grad and not name.endswith("log_ratio")
+        }
         largest = max(moved.values()) or 1.0
         groups += [{"params": [p], "first_lr": rate * (m or largest)} for p, m in moved.items()]
     steps = [p for name, p in network.named_parameters() if name.endswith("log_ratio")]
@@ -106,7 +114,7 @@ def _step(
     settings: FinetuneSettings,
 ) -> float:
     arrays, labels = examples.batch(step, settings)
-    inputs = {name: _tensor(array) for name, array in arrays.items()}
+    inputs = {name: tensor(array) for name, array in arrays.items()}
     outputs = network(inputs)
     loss = outputs[0].new_zeros(())
     if labels is not None and settings.distillation < 1.0:
@@ -126,12 +134,6 @@ def _step(
     loss.backward()
     optimizer.step()
     return float(loss.detach())
-
-
-def _tensor(array: Array) -> torch.Tensor:
-    """Images with their channels innermost: convolutions are up to a third faster."""
-    tensor = torch.from_numpy(array)
-    return tensor.contiguous(memory_format=torch.channels_last) if array.ndim == 4 else tensor
 
 
 def _to_labels(
