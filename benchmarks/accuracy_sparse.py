@@ -4,9 +4,9 @@
 
 1. The float network is fine-tuned on the 5000 images of cifar10_train5000.
 2. From there, with that network as the teacher, the dense network is fine-tuned once more, and so
-   is every sparse recipe: same images, loop, loss, epochs and seed. These are compared. "kept"
-   begins with the network pruned in one go, the other ways prune while they train; recipes in
-   integers are rounded in the same training.
+   is every sparse recipe: same images, loop, loss, epochs and seed, in float with normalization.
+   These are compared. "kept" begins with the network pruned in one go, the other ways prune while
+   they train; recipes in integers are rounded in the same training, without normalization.
 
 Figures: accuracy on cifar10_val2000, by ONNX Runtime on the graph that results; "one-shot" is what
 ``edgepipe compile`` does with the network of 1, refitted to the first 128 images. One image is 0.05
