@@ -38,7 +38,7 @@ from harness import (
 )
 
 from edgepipe.bundle import Bundle
-from edgepipe.errors import EdgepipeError
+from edgepipe.errors import EdgepipeError, UserError
 from edgepipe.machine import versions
 from edgepipe.peers import Case
 from edgepipe.peers.ncnn import convert
@@ -126,8 +126,11 @@ def forms(
     (made / "model.onnx").write_bytes(onnx)
     found["ort"] = (made / "model.onnx", True)
     if recipe == "fp32":
-        convert(onnx, made)
-        found["ncnn"] = (made, True)
+        try:
+            convert(onnx, made)
+            found["ncnn"] = (made, True)
+        except UserError as error:
+            progress(f"{name}: {error}")
     return found
 
 
