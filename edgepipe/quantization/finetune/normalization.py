@@ -10,14 +10,12 @@ end running averages become part of weights and biases, and the graph is what it
 # mypy: allow-subclassing-any, disable-error-code="no-untyped-call,untyped-decorator"
 from __future__ import annotations
 
-from dataclasses import replace
-
 import torch
 from torch import nn
 from torch.nn import functional
 
 from edgepipe.errors import UserError
-from edgepipe.quantization.finetune.examples import Examples
+from edgepipe.quantization.finetune.examples import Examples, steps_per_epoch
 from edgepipe.quantization.finetune.layer import TrainedLayer
 from edgepipe.quantization.finetune.network import Network, tensor
 from edgepipe.quantization.finetune.settings import FinetuneSettings
@@ -26,7 +24,7 @@ from edgepipe.quantization.finetune.settings import FinetuneSettings
 MOMENTUM = 0.05
 #: What is added to a layer's variances, as a share of their mean.
 EPSILON = 1e-5
-#: Samples that the first means and variances are of.
+#: Samples that the first means and variances are of, at least, in whole batches.
 FIRST = 512
 #: Statistics of fewer samples than this lead astray.
 LEAST = 8
@@ -62,14 +60,25 @@ def add(network: Network, examples: Examples, settings: FinetuneSettings) -> Non
     if size < LEAST:
         raise UserError(f"batches of {size} are too small", where="normalization",
                         fix=f"take {LEAST} samples or more, or normalization='none'")  # fmt: skip
-    arrays, _ = examples.batch(0, replace(settings, batch=FIRST))
-    values = {v: tensor(arrays[v.name]) for v in network.graph.inputs if v.name in arrays}
-    network.trace(values)
-    for layer in network.layers:
-        if layer.layer.node.op_type == "Conv":
-            x = values[layer.layer.node.outputs[0]].transpose(0, 1).flatten(1)
-            layer.norm = Norm(x.mean(1), x.var(1, unbiased=False))
-            layer.bias.requires_grad_(False)  # the mean takes it away again
+    count = min(-(-FIRST // size), steps_per_epoch(len(examples), settings))
+    means: dict[TrainedLayer, list[torch.Tensor]] = {}
+    variances: dict[TrainedLayer, list[torch.Tensor]] = {}
+    for step in range(count):
+        arrays, _ = examples.batch(step, settings)
+        values = {v: tensor(arrays[v.name]) for v in network.graph.inputs if v.name in arrays}
+        network.trace(values)
+        for layer in network.layers:
+            if layer.layer.node.op_type == "Conv":
+                x = values[layer.layer.node.outputs[0]].transpose(0, 1).flatten(1)
+                means.setdefault(layer, []).append(x.mean(1))
+                variances.setdefault(layer, []).append(x.var(1, unbiased=False))
+    for layer, found in means.items():
+        each = torch.stack(found)
+        # Of all samples: within batches, and between them.
+        variance = torch.stack(variances[layer]).mean(0) + each.var(0, unbiased=False)
+        layer.norm = Norm(each.mean(0), variance)
+        assert layer.bias is not None, "convolutions have one"
+        layer.bias.requires_grad_(False)  # the mean takes it away again
 
 
 @torch.no_grad()
