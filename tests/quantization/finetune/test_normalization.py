@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -64,6 +65,7 @@ def test_what_is_folded_computes_what_was_trained(text: str) -> None:
     np.testing.assert_allclose(folded, trained, rtol=1e-4, atol=1e-4 * np.abs(trained).max())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sparsity", ["", "50%", "kept"])
 def test_it_learns_and_zeros_stay(sparsity: str) -> None:
     model = build(SMALL)
@@ -92,7 +94,8 @@ def test_without_epochs_it_is_the_network() -> None:
         np.testing.assert_allclose(found, value.const_value.numpy(), rtol=1e-5, atol=1e-6)
 
 
-def test_an_interrupted_training_goes_on(tmp_path: object) -> None:
+@pytest.mark.slow
+def test_an_interrupted_training_goes_on(tmp_path: Path) -> None:
     model = build(SMALL)
     data, settings = learnable(model), {"normalization": "batch", "sparsity": "2:4"}
     whole, _ = tune(model, None, data, **settings)
