@@ -72,8 +72,8 @@ class Engines:
         self.lab = self.tool.Peers(instructions.CACHE)
         self.lab.setup()
         self.ncnn = versions("ncnn")["ncnn"]
-        wheels = self.lab.work / f"ncnn-{self.ncnn}"
-        if not wheels.exists():
+        if not (self.lab.site / f"ncnn-{self.ncnn}.dist-info").exists():
+            wheels = self.lab.work / f"ncnn-{self.ncnn}"
             platforms = [word for name in self.tool.PLATFORMS for word in ("--platform", name)]
             self.tool.pip("download", "-q", "--no-deps", "--only-binary=:all:", "--implementation",
                           "cp", "--python-version", "3.11", *platforms, "-d", wheels,
