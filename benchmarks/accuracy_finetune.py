@@ -67,12 +67,11 @@ class Measurement:
         """Percent of validation images."""
         return 100 * float(np.mean(logits(model, self.x).argmax(1) == self.labels))
 
-    def calibrated(self, graph: ir.Model, recipe: str) -> float:
-        """Accuracy of ``graph`` quantized without training, on the first SAMPLES images."""
+    def calibrated(self, graph: ir.Model, recipe: str) -> ir.Model:
+        """``graph`` quantized without training, on the first SAMPLES images."""
         x = self.data[0]
         samples = [{"x": x[i : i + 1]} for i in range(SAMPLES)]
-        config = QuantConfig.parse(recipe)
-        return self.accuracy(quantization.apply(graph, config, samples, self.context))
+        return quantization.apply(graph, QuantConfig.parse(recipe), samples, self.context)
 
     def tuned(
         self,
@@ -115,7 +114,7 @@ def measure(
         model, seconds = tuned(first, recipe, SECOND, recipe)
         after = measured.accuracy(model)
         progress(f"{recipe} tuned: {after:.2f}")
-        plain = measured.calibrated(first, recipe)
+        plain = measured.accuracy(measured.calibrated(first, recipe))
         line(recipe, f"{plain:.2f}", after, f"{after - reference:+.2f}", seconds)
 
 
