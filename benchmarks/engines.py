@@ -75,26 +75,34 @@ def tflite_file(name: str, recipe: str) -> Path | None:
     return file if file.is_file() else None
 
 
+def built(name: str, model: str, target: str, recipe: str, folder: Path) -> Bundle:
+    """The bundle in ``folder``, compiled where it is not there yet. In integers with its Q/DQ
+    model, and with a .tflite where none lies beside and it has that form. Raises EdgepipeError."""
+    path = folder / f"{name}-{target}-{recipe}"
+    if path.exists():
+        return Bundle.open(path)
+    words = ["--recipe", recipe_file(folder, recipe), "--no-check"]
+    if recipe != "fp32":
+        words += ["--emit", "onnx"]
+    more = [] if recipe == "fp32" or tflite_file(name, recipe) else ["--emit", "tflite"]
+    compiled = compile_apart(model, target, path, *words, *more)
+    if "has no tflite form" in compiled.error:
+        progress(f"{name}: {compiled.error}")
+        compiled = compile_apart(model, target, path, *words)
+    if compiled.error:
+        raise EdgepipeError(compiled.error)
+    return Bundle.open(path)
+
+
 def measure(name: str, model: str, place: Place, folder: Path, runs: int) -> Benchmark:
     """Compile and measure. Raises EdgepipeError."""
-    path, file = folder / f"{name}-{place.target}-{place.recipe}", tflite_file(name, place.recipe)
+    file = tflite_file(name, place.recipe)
+    bundle = built(name, model, place.target, place.recipe, folder)
     engines = [e.format(file) if file else e.partition("=")[0] for e in place.engines]
-    if place.recipe == "fp32" and file is None:
+    if file is None and "model.tflite" not in bundle.manifest["files"]:
         engines = [e for e in engines if not e.startswith("litert")]
-    if not path.exists():
-        words = ["--recipe", recipe_file(folder, place.recipe), "--no-check"]
-        if place.recipe != "fp32":
-            words += ["--emit", "onnx"]
-        both = [*words, "--emit", "tflite"] if place.recipe != "fp32" and file is None else words
-        compiled = compile_apart(model, place.target, path, *both)
-        if "has no tflite form" in compiled.error:
-            progress(f"{name}: {compiled.error}")
-            engines = [e for e in engines if not e.startswith("litert")]
-            compiled = compile_apart(model, place.target, path, *words)
-        if compiled.error:
-            raise EdgepipeError(compiled.error)
     missing: list[str] = []
-    result = bench(Bundle.open(path), runner=place.runner, against=engines, runs=runs, model=model,
+    result = bench(bundle, runner=place.runner, against=engines, runs=runs, model=model,
                    missing=missing)  # fmt: skip
     for reason in missing:
         progress(f"{name} {place.name}: {reason}")

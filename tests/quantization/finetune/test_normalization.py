@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,7 +10,7 @@ import pytest
 from edgepipe.errors import UserError
 from edgepipe.quantization import QuantConfig
 from edgepipe.quantization.finetune import FinetuneSettings, run
-from quantization.finetune.tasks import SMALL, content, learnable, losses, outputs, tune
+from quantization.finetune.tasks import SMALL, learnable, losses, outputs, tune
 from quantization.networks import MIXED, build, context
 
 torch = pytest.importorskip("torch")
@@ -53,6 +52,13 @@ def test_what_is_folded_computes_what_was_trained(text: str) -> None:
         np.testing.assert_allclose(begun, before, rtol=1e-4, atol=1e-4 * np.abs(before).max())
         normed = [layer for layer in network.layers if layer.norm is not None]
         assert len(normed) == sum(node.op_type == "Conv" for node in model.graph)
+        # Two batches are all samples there are.
+        traced = dict.fromkeys(network.graph.inputs, given["x"])
+        Network(model.graph, None).trace(traced)
+        for layer in normed:
+            seen = traced[layer.layer.node.outputs[0]].transpose(0, 1).flatten(1)
+            torch.testing.assert_close(layer.norm.mean, seen.mean(1))
+            torch.testing.assert_close(layer.norm.variance, seen.var(1, unbiased=False))
         for layer in normed:
             for parameter in layer.norm.parameters():
                 parameter.mul_(1 + torch.rand(parameter.shape, generator=generator))
@@ -92,27 +98,6 @@ def test_without_epochs_it_is_the_network() -> None:
     for name, value in model.graph.initializers.items():
         found = tuned.graph.initializers[name].const_value.numpy()
         np.testing.assert_allclose(found, value.const_value.numpy(), rtol=1e-5, atol=1e-6)
-
-
-@pytest.mark.slow
-def test_an_interrupted_training_goes_on(tmp_path: Path) -> None:
-    model = build(SMALL)
-    data, settings = learnable(model), {"normalization": "batch", "sparsity": "2:4"}
-    whole, _ = tune(model, None, data, **settings)
-    used = context()
-
-    def stop(line: str) -> None:
-        if "epoch 2" in line:
-            raise KeyboardInterrupt
-
-    object.__setattr__(used, "progress", stop)
-    kept = {"checkpoint": tmp_path, "checkpoint_seconds": 0.0}
-    chosen = FinetuneSettings(epochs=4, batch=16, learning_rate=0.02, **settings, **kept)
-    with pytest.raises(KeyboardInterrupt):
-        run(model, None, data, chosen, used)
-    resumed, lines = tune(model, None, data, **settings, **kept)
-    assert "fine-tuning goes on at step 15" in lines
-    assert content(resumed) == content(whole)
 
 
 def test_a_channel_without_variance_stays_what_it_is() -> None:

@@ -97,14 +97,22 @@ def test_the_model_stays_and_the_seed_decides() -> None:
     assert first != third
 
 
-@pytest.mark.parametrize("recipe", [None, "w4a8"])
-@pytest.mark.parametrize("ranges", ["learned", "average"])
+@pytest.mark.parametrize(
+    ("recipe", "chosen"),
+    [
+        (None, {"ranges": "learned"}),
+        (None, {"ranges": "average"}),
+        (None, {"normalization": "batch", "sparsity": "2:4"}),
+        ("w4a8", {"ranges": "learned"}),
+        ("w4a8", {"ranges": "average"}),
+    ],
+)
 def test_an_interrupted_training_ends_with_the_same_bits(
-    tmp_path: Path, recipe: str | None, ranges: str
+    tmp_path: Path, recipe: str | None, chosen: dict[str, str]
 ) -> None:
     model = build(SMALL)
     data = learnable(model)
-    settings = {"distillation": 0.3, "augmentation": "shift_flip", "ranges": ranges}
+    settings = {"distillation": 0.3, "augmentation": "shift_flip", **chosen}
     whole, _ = tune(model, recipe, data, **settings)
 
     used = context()
@@ -116,9 +124,9 @@ def test_an_interrupted_training_ends_with_the_same_bits(
     object.__setattr__(used, "progress", stop)
     config = None if recipe is None else QuantConfig.parse(recipe)
     kept = {"checkpoint": tmp_path, "checkpoint_seconds": 0.0}
-    chosen = FinetuneSettings(epochs=4, batch=16, learning_rate=0.02, **settings, **kept)
+    stopped = FinetuneSettings(epochs=4, batch=16, learning_rate=0.02, **settings, **kept)
     with pytest.raises(Interrupted):
-        run(model, config, data, chosen, used)
+        run(model, config, data, stopped, used)
     resumed, lines = tune(model, recipe, data, **settings, **kept)
     # The step that ends epoch 2 was interrupted before its state was saved.
     assert "fine-tuning goes on at step 15" in lines
