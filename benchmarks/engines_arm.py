@@ -7,9 +7,8 @@ architecture below them, unpacked once (hundreds of MB): LiteRT on a .tflite fil
 the original or the Q/DQ model, ncnn on the original in float32. Each gets the golden input of the
 bundle; "same" is the correlation of what it computes with what the bundle does. Files of .tflite
 that lie beside the checkout (EDGEPIPE_SHARED) have weights of their own: only their architecture
-is the same, and nothing is compared. ONNX Runtime's count moves by ten millions and more from run to
-run: of small networks it says nothing.
-Weights are He-initialised.
+is the same, and nothing is compared. ONNX Runtime's count moves by ten millions and more from run
+to run: of small networks it says nothing. Weights are He-initialised.
 """
 
 from __future__ import annotations

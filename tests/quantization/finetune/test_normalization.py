@@ -71,6 +71,28 @@ def test_what_is_folded_computes_what_was_trained(text: str) -> None:
     np.testing.assert_allclose(folded, trained, rtol=1e-4, atol=1e-4 * np.abs(trained).max())
 
 
+@pytest.mark.parametrize("sparsity", ["", "50%"])
+def test_the_graph_computes_what_the_trained_network_does(sparsity: str) -> None:
+    from edgepipe.quantization.finetune import result
+    from edgepipe.quantization.finetune.examples import Examples
+    from edgepipe.quantization.finetune.training import train
+
+    model = build(SMALL)
+    x, labels = learnable(model)
+    settings = FinetuneSettings(
+        epochs=2, batch=16, learning_rate=0.02, normalization="batch", sparsity=sparsity
+    )
+    examples = Examples.of(model.graph, x, labels, settings)
+    trained, network = result.begin(model, None, examples, settings, context())
+    train(network, None, examples, settings, None, lambda _: None)
+    with torch.no_grad():
+        wanted = network({"x": torch.tensor(x)})[0].numpy()
+    result.write(trained, network)
+    found = outputs(trained, x)[0]
+    np.testing.assert_allclose(found, wanted, rtol=1e-4, atol=1e-4 * np.abs(wanted).max())
+    assert np.abs(wanted - outputs(model, x)[0]).max() > 0.01 * np.abs(wanted).max()
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("sparsity", ["", "50%", "kept"])
 def test_it_learns_and_zeros_stay(sparsity: str) -> None:
