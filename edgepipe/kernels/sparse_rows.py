@@ -48,23 +48,38 @@ def registers(target: Target) -> int:
         return 8
     if target.simd.registers == 32:
         return 28 if target.arch == "aarch64" else 16
-    return 12
-
-
-def is_flat(op: ConvOp) -> bool:
-    """Whether a plane is one row of pixels."""
-    padded = op.x.padded or op.y.padded or any(r.padded for r in op.residuals)
-    return op.kernel == (1, 1) and not padded
+    return 13  # the weight beside them; multiply-adds read the input from memory
 
 
 def cut(op: ConvOp, target: Target) -> Cut:
-    """The tiles of ``op`` on ``target``."""
-    height, width = (1, op.y.h * op.y.w) if is_flat(op) else (op.y.h, op.y.w)
-    return Cut.of(height, width, target.simd.lanes_f32, registers(target))
+    """The tiles of ``op`` on ``target``. Where the pixels that are read follow one another, those
+    of several rows are one row of tiles, of the whole plane where those that are written do too."""
+    height, width, lanes, most = op.y.h, op.y.w, target.simd.lanes_f32, registers(target)
+    if op.kernel != (1, 1) or op.x.padded:
+        return Cut.of(height, width, lanes, most)
+    if _unbroken(op):
+        return Cut.of(1, height * width, lanes, most)
+    found = [Cut.of(height, width, lanes, most)]
+    for rows in range(2, height + 1):
+        joined = Cut.of(height // rows, rows * width, lanes, most)
+        if height % rows == 0 and joined.rows == joined.tiles[1] == 1:
+            found.append(joined)
+    return min(found, key=_instructions)
+
+
+def _unbroken(op: ConvOp) -> bool:
+    """Whether a row that is written follows the one before, as in what is added."""
+    return not (op.y.padded or any(r.padded for r in op.residuals))
+
+
+def _instructions(tiles: Cut) -> int:
+    """What a place costs: of each vector a load and a multiply-add, and its own part."""
+    return tiles.tiles[0] * tiles.tiles[1] * (2 * tiles.count + 6)
 
 
 def default(op: ConvOp, target: Target) -> Knobs:
-    return cut(op, target).knobs(target)
+    tiles = cut(op, target)
+    return {**tiles.knobs(target), "joined": op.y.h // tiles.height}
 
 
 def pack(op: ConvOp, knobs: Knobs, arrays: Sequence[np.ndarray]) -> list[np.ndarray]:
@@ -99,12 +114,12 @@ class _Emission:
     """One kernel being emitted."""
 
     def __init__(self, op: ConvOp, knobs: Knobs, buffers: Sequence[Any]) -> None:
-        self.op, self.fused, self.flat = op, knobs["fused"], is_flat(op)
+        self.op, self.fused, self.joined = op, knobs["fused"], knobs["joined"]
         source, self.distances, self.starts, weights, self.bias, *rest = buffers
         self.source, self.weights = bytes_of(source), bytes_of(weights)
         self.offsets = rest.pop(0) if op.kernel != (1, 1) else None
         *self.residuals, self.target = rest
-        height, width = (1, op.y.h * op.y.w) if self.flat else (op.y.h, op.y.w)
+        height, width = op.y.h // self.joined, op.y.w * self.joined
         self.cut = Cut(height, width, knobs["rows"], knobs["vectors"], knobs["lanes"])
 
     def run(self) -> None:
@@ -121,10 +136,28 @@ class _Emission:
         acc = Registers(self.cut.count, lanes)
         for r in range(self.cut.count):
             acc[r] = splat(self.bias[channel], lanes)
+        row = row * self.joined
         self.accumulate(acc, channel, op.x.offset(n, 0, row - op.offset[0], column - op.offset[1]))
         for r, (down, step) in enumerate(self.places()):
-            place = (n, channel, row + down, column + step)
-            put(op, self.residuals, self.target, place, acc[r], lanes)
+            for first, count, below, beside in self.runs(step):
+                part = acc[r] if count == lanes else _part(acc[r], first, count)
+                place = (n, channel, row + down + below, column + beside)
+                put(op, self.residuals, self.target, place, part, count)
+
+    def runs(self, step: int) -> list[tuple[int, int, int, int]]:
+        """Parts of the vector at ``step`` that lie in one row each: its first lane, how many, and
+        the row and column of the first from the tile's."""
+        lanes, width = self.cut.lanes, self.op.y.w
+        if self.joined == 1 or _unbroken(self.op):
+            return [(0, lanes, 0, step)]
+        found, first = [], 0
+        while first < lanes:
+            below, beside = divmod(step + first, width)
+            count = min(lanes - first, width - beside)
+            count = 1 << count.bit_length() - 1
+            found.append((first, count, below, beside))
+            first += count
+        return found
 
     def places(self) -> list[tuple[int, int]]:
         """Row and column of every vector of the tile."""
@@ -150,6 +183,13 @@ class _Emission:
             for r, (down, step) in enumerate(self.places()):
                 vector = floats(self.source, start + 4 * (down * x.cols + step), lanes)
                 acc[r] = fma(vector, splat(value, lanes), acc[r], lanes, self.fused)
+
+
+def _part(vector: Any, first: int, count: int) -> Any:
+    """``count`` lanes from ``first``."""
+    if count == 1:
+        return tirx.Shuffle([vector], [first])
+    return tirx.Shuffle([vector], list(range(first, first + count)))
 
 
 def _int32(value: Any) -> Any:
