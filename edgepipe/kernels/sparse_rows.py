@@ -79,7 +79,11 @@ def _instructions(tiles: Cut) -> int:
 
 def default(op: ConvOp, target: Target) -> Knobs:
     tiles = cut(op, target)
-    return {**tiles.knobs(target), "joined": op.y.h // tiles.height}
+    return {
+        **tiles.knobs(target),
+        "joined": op.y.h // tiles.height,
+        "index": "int64" if target.arch in ("aarch64", "x86_64") else "int32",
+    }
 
 
 def pack(op: ConvOp, knobs: Knobs, arrays: Sequence[np.ndarray]) -> list[np.ndarray]:
@@ -120,6 +124,7 @@ class _Emission:
         self.offsets = rest.pop(0) if op.kernel != (1, 1) else None
         *self.residuals, self.target = rest
         height, width = op.y.h // self.joined, op.y.w * self.joined
+        self.index = knobs["index"]
         self.cut = Cut(height, width, knobs["rows"], knobs["vectors"], knobs["lanes"])
 
     def run(self) -> None:
@@ -166,19 +171,20 @@ class _Emission:
     def accumulate(self, acc: Registers, channel: Any, tile: Any) -> None:
         """Go from one stored place to the next, and multiply-add its weight."""
         x, lanes = self.op.x, self.cut.lanes
-        first, tile = T.bind(self.starts[channel]), T.bind(4 * _int32(tile))
+        index = self.index
+        first, tile = T.bind(self.starts[channel]), T.bind(4 * tirx.Cast(index, tile))
         weights = T.bind(4 * first)
         #: The byte of the place in the tile, or for larger kernels the number of the place.
-        at = Registers(1, 1, "int32")
-        at[0] = tile if self.offsets is None else _int32(0)
+        at = Registers(1, 1, index)
+        at[0] = tile if self.offsets is None else tirx.const(0, index)
         with counting(self.starts[channel + 1] - first, 1, 4) as (number, weight):
-            distance = tirx.Cast("int32", self.distances[first + number])
+            distance = tirx.Cast(index, self.distances[first + number])
             if self.offsets is None:
-                at[0] = at[0] + distance * _int32(4 * x.rows * x.cols)
+                at[0] = at[0] + distance * (4 * x.rows * x.cols)
                 start = forward(at[0])
             else:
                 at[0] = at[0] + distance
-                start = forward(tile + 4 * self.offsets[at[0]])
+                start = forward(tile + 4 * tirx.Cast(index, self.offsets[at[0]]))
             value = floats(self.weights, weights + weight, 1)
             for r, (down, step) in enumerate(self.places()):
                 vector = floats(self.source, start + 4 * (down * x.cols + step), lanes)
@@ -190,10 +196,6 @@ def _part(vector: Any, first: int, count: int) -> Any:
     if count == 1:
         return tirx.Shuffle([vector], [first])
     return tirx.Shuffle([vector], list(range(first, first + count)))
-
-
-def _int32(value: Any) -> Any:
-    return tirx.const(value, "int32") if isinstance(value, int) else tirx.Cast("int32", value)
 
 
 TEMPLATE = KernelTemplate(

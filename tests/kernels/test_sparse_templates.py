@@ -37,6 +37,7 @@ def weights(
 def convolution(
     weight: np.ndarray, size: tuple[int, int], lanes: tuple[int, int], form: str | None,
     *, width: int = 1, stride: int = 1, border: Pads = NO_PADS, groups: int = 1, add: bool = False,
+    added: Pads = NO_PADS,
 ) -> ConvOp:  # fmt: skip
     """With "same" padding, held by the input's border, and a spare column where it strides."""
     co, ci, kh, kw = weight.shape
@@ -51,7 +52,7 @@ def convolution(
     return ConvOp(
         x, y, (kh, kw), (stride, stride), (1, 1), (p, p), groups,
         (Step("add"), Step("relu")) if add else (Step("relu"),),
-        (replace(y, pads=NO_PADS),) if add else (),
+        (replace(y, pads=added),) if add else (),
         sparse=described[form]() if form else None,
     )  # fmt: skip
 
@@ -73,6 +74,9 @@ def cases(rng: np.random.Generator, lanes: int) -> list[tuple[np.ndarray, ConvOp
         one((two, 4, 1, 1), (3, 3), "shared", width=two, density=0.0),
         one((22, 20, 1, 1), (9, 11), "rows", add=True),
         one((22, 600, 1, 1), (7, 7), "rows", density=0.002, border=BORDER),
+        one((6, 20, 1, 1), (14, 14), "rows", border=BORDER, add=True),
+        one((6, 20, 1, 1), (6, 5), "rows", border=(0, 2, 1, 0)),
+        one((6, 20, 1, 1), (6, 5), "rows", add=True, added=BORDER),
         one((22, 20, 3, 3), (14, 14), "rows", border=(0, 1, 1, 0)),
         one((5, 20, 1, 1), (2, 2), "rows"),
         one((5, 1, 3, 3), (9, 11), None, density=1, groups=5, border=BORDER, add=True),
