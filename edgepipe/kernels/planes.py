@@ -66,11 +66,60 @@ class Cut:
         last = min(self.width, self.vectors * self.lanes) - self.lanes
         return [min(v * self.lanes, last) for v in range(self.vectors)]
 
+    @property
+    def places(self) -> list[tuple[int, int]]:
+        """Row and first column of each vector of a tile, from the tile's."""
+        return [(row, step) for row in range(self.rows) for step in self.steps]
+
     def start(self, down: Any, across: Any) -> tuple[Any, Any]:
         """First row and column of a tile."""
         row = minimum(down * self.rows, self.height - self.rows)
         reach = min(self.width, self.vectors * self.lanes)
         return row, minimum(across * self.vectors * self.lanes, self.width - reach)
+
+
+@dataclass(frozen=True)
+class Joined(Cut):
+    """Tiles of ``rows`` whole rows whose pixels follow one another: ``vectors`` run over all."""
+
+    @classmethod
+    def whole(cls, height: int, width: int, lanes: int, rows: int) -> Joined:
+        """Tiles of ``rows`` rows."""
+        while lanes > rows * width:
+            lanes //= 2
+        return cls(height, width, rows, -(-rows * width // lanes), lanes)
+
+    @property
+    def tiles(self) -> tuple[int, int]:
+        return -(-self.height // self.rows), 1
+
+    @property
+    def count(self) -> int:
+        return self.vectors
+
+    @property
+    def steps(self) -> list[int]:
+        last = self.rows * self.width - self.lanes
+        return [min(v * self.lanes, last) for v in range(self.vectors)]
+
+    @property
+    def places(self) -> list[tuple[int, int]]:
+        return [(0, step) for step in self.steps]
+
+    def start(self, down: Any, across: Any) -> tuple[Any, Any]:
+        return minimum(down * self.rows, self.height - self.rows), 0
+
+    def runs(self, step: int) -> list[tuple[int, int, int, int]]:
+        """Parts of the vector at ``step`` that lie in one row each, a power of two of pixels: the
+        first lane, how many, and the row and column of the first from the tile's."""
+        found, first = [], 0
+        while first < self.lanes:
+            row, column = divmod(step + first, self.width)
+            count = min(self.lanes - first, self.width - column)
+            count = 1 << count.bit_length() - 1
+            found.append((first, count, row, column))
+            first += count
+        return found
 
 
 def put(

@@ -27,7 +27,7 @@ from edgepipe.kernels.builder import (
 )
 from edgepipe.kernels.ops import ConvOp, Op
 from edgepipe.kernels.output import signature
-from edgepipe.kernels.planes import Cut, put
+from edgepipe.kernels.planes import Cut, Joined, put
 from edgepipe.kernels.sparse import pack_rows
 from edgepipe.kernels.sparse_shared import offsets
 from edgepipe.kernels.template import KernelTemplate, Knobs
@@ -52,24 +52,17 @@ def registers(target: Target) -> int:
 
 
 def cut(op: ConvOp, target: Target) -> Cut:
-    """The tiles of ``op`` on ``target``. Where the pixels that are read follow one another, those
-    of several rows are one row of tiles, of the whole plane where those that are written do too."""
+    """The tiles of ``op`` on ``target``. Where the pixels that are read follow one another, vectors
+    run on from row to row: over the plane where those that are written do so too, else over as
+    many rows as cost least."""
     height, width, lanes, most = op.y.h, op.y.w, target.simd.lanes_f32, registers(target)
+    plain = Cut.of(height, width, lanes, most)
     if op.kernel != (1, 1) or op.x.padded:
-        return Cut.of(height, width, lanes, most)
-    if _unbroken(op):
+        return plain
+    if not (op.y.padded or any(r.padded for r in op.residuals)):
         return Cut.of(1, height * width, lanes, most)
-    found = [Cut.of(height, width, lanes, most)]
-    for rows in range(2, height + 1):
-        joined = Cut.of(height // rows, rows * width, lanes, most)
-        if height % rows == 0 and joined.rows == joined.tiles[1] == 1:
-            found.append(joined)
-    return min(found, key=_instructions)
-
-
-def _unbroken(op: ConvOp) -> bool:
-    """Whether a row that is written follows the one before, as in what is added."""
-    return not (op.y.padded or any(r.padded for r in op.residuals))
+    joined = (Joined.whole(height, width, lanes, rows) for rows in range(2, height + 1))
+    return min([plain, *(c for c in joined if c.count <= most)], key=_instructions)
 
 
 def _instructions(tiles: Cut) -> int:
@@ -81,7 +74,8 @@ def default(op: ConvOp, target: Target) -> Knobs:
     tiles = cut(op, target)
     return {
         **tiles.knobs(target),
-        "joined": op.y.h // tiles.height,
+        "flat": tiles.height < op.y.h,
+        "joined": isinstance(tiles, Joined),
         "index": "int64" if target.arch in ("aarch64", "x86_64") else "int32",
     }
 
@@ -118,14 +112,14 @@ class _Emission:
     """One kernel being emitted."""
 
     def __init__(self, op: ConvOp, knobs: Knobs, buffers: Sequence[Any]) -> None:
-        self.op, self.fused, self.joined = op, knobs["fused"], knobs["joined"]
+        self.op, self.fused, self.index = op, knobs["fused"], knobs["index"]
         source, self.distances, self.starts, weights, self.bias, *rest = buffers
         self.source, self.weights = bytes_of(source), bytes_of(weights)
         self.offsets = rest.pop(0) if op.kernel != (1, 1) else None
         *self.residuals, self.target = rest
-        height, width = op.y.h // self.joined, op.y.w * self.joined
-        self.index = knobs["index"]
-        self.cut = Cut(height, width, knobs["rows"], knobs["vectors"], knobs["lanes"])
+        height, width = (1, op.y.h * op.y.w) if knobs["flat"] else (op.y.h, op.y.w)
+        kind = Joined if knobs["joined"] else Cut
+        self.cut = kind(height, width, knobs["rows"], knobs["vectors"], knobs["lanes"])
 
     def run(self) -> None:
         down, across = self.cut.tiles
@@ -141,32 +135,16 @@ class _Emission:
         acc = Registers(self.cut.count, lanes)
         for r in range(self.cut.count):
             acc[r] = splat(self.bias[channel], lanes)
-        row = row * self.joined
         self.accumulate(acc, channel, op.x.offset(n, 0, row - op.offset[0], column - op.offset[1]))
-        for r, (down, step) in enumerate(self.places()):
-            for first, count, below, beside in self.runs(step):
-                part = acc[r] if count == lanes else _part(acc[r], first, count)
-                place = (n, channel, row + down + below, column + beside)
+        for r, (down, step) in enumerate(self.cut.places):
+            if not isinstance(self.cut, Joined):
+                place = (n, channel, row + down, column + step)
+                put(op, self.residuals, self.target, place, acc[r], lanes)
+                continue
+            for first, count, below, beside in self.cut.runs(step):
+                part = tirx.Shuffle([acc[r]], list(range(first, first + count)))
+                place = (n, channel, row + below, column + beside)
                 put(op, self.residuals, self.target, place, part, count)
-
-    def runs(self, step: int) -> list[tuple[int, int, int, int]]:
-        """Parts of the vector at ``step`` that lie in one row each: its first lane, how many, and
-        the row and column of the first from the tile's."""
-        lanes, width = self.cut.lanes, self.op.y.w
-        if self.joined == 1 or _unbroken(self.op):
-            return [(0, lanes, 0, step)]
-        found, first = [], 0
-        while first < lanes:
-            below, beside = divmod(step + first, width)
-            count = min(lanes - first, width - beside)
-            count = 1 << count.bit_length() - 1
-            found.append((first, count, below, beside))
-            first += count
-        return found
-
-    def places(self) -> list[tuple[int, int]]:
-        """Row and column of every vector of the tile."""
-        return [(row, step) for row in range(self.cut.rows) for step in self.cut.steps]
 
     def accumulate(self, acc: Registers, channel: Any, tile: Any) -> None:
         """Go from one stored place to the next, and multiply-add its weight."""
@@ -186,16 +164,9 @@ class _Emission:
                 at[0] = at[0] + distance
                 start = forward(tile + 4 * tirx.Cast(index, self.offsets[at[0]]))
             value = floats(self.weights, weights + weight, 1)
-            for r, (down, step) in enumerate(self.places()):
+            for r, (down, step) in enumerate(self.cut.places):
                 vector = floats(self.source, start + 4 * (down * x.cols + step), lanes)
                 acc[r] = fma(vector, splat(value, lanes), acc[r], lanes, self.fused)
-
-
-def _part(vector: Any, first: int, count: int) -> Any:
-    """``count`` lanes from ``first``."""
-    if count == 1:
-        return tirx.Shuffle([vector], [first])
-    return tirx.Shuffle([vector], list(range(first, first + count)))
 
 
 TEMPLATE = KernelTemplate(
