@@ -4,8 +4,9 @@ A block is four neighbouring input channels of one tap and one output channel. A
 pixels is written into a buffer of the kernel as ``[place][pixel][4 bytes]``, a place being four
 channels of a tap, so that the lanes of a vector are pixels and a block is broadcast: every output
 channel walks its own list of blocks (Elsen et al. 2019, "Fast Sparse ConvNets", arXiv 1911.09723,
-with the instructions of dense integer kernels). Sums are turned back into channels of pixels, and
-end as those of ``qconv``. Pixels past the last are the last one again.
+with the instructions of dense integer kernels). Codes are turned back into channels of pixels; with
+a residual, or an output in float32, sums are, and end as those of ``qconv``. Pixels past the last
+are the last one again.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from edgepipe.kernels.builder import Registers, kernel, load, loop, minimum, par
 from edgepipe.kernels.builder import zero_border as write_border
 from edgepipe.kernels.integer_ops import QConvOp
 from edgepipe.kernels.qproduct import arguments, finished, vectors
-from edgepipe.kernels.requantize import put
+from edgepipe.kernels.requantize import emit_codes, put, scaled
 from edgepipe.kernels.template import KernelTemplate, Knobs
 from edgepipe.target import Target
 
@@ -63,29 +64,40 @@ def accumulators(target: Target) -> int:
     """Registers that a tile may take."""
     if target.kind == "wasm":  # V8 spills beyond
         return 8
-    return 24 if target.simd.registers == 32 else 10
+    if target.simd.registers == 32:
+        return 28 if target.arch == "aarch64" else 24
+    return 10
 
 
 def default(op: QConvOp, target: Target) -> Knobs:
     chosen = dot.choose(target, op.limit, op.y.c)
-    pixels, places = op.y.h * op.y.w, places_of(op)
-    lanes = chosen.lanes
+    pixels, lanes = op.y.h * op.y.w, chosen.lanes
     while lanes > 8 and lanes >= 2 * pixels:
         lanes //= 2
-    most = min(accumulators(target) // chosen.parts, TILE_BYTES // (places * lanes * BLOCK))
-
-    def cost(vectors: int) -> int:  # a block's broadcast and loop cost as much as two vectors
-        return -(-pixels // (vectors * lanes)) * (vectors * chosen.parts + 2)
-
     channels = op.y.lanes * op.y.blocks
+    vectors = _vectors(op, lanes, chosen.parts, accumulators(target) // chosen.parts)
+    # Relaxed dot products have one accumulator where the plain form has two.
+    relaxed = target.integer.dot == "relaxed"
     return {
         "dot": chosen.name,
         "lanes": lanes,
         "signed": chosen.signed,
-        "vectors": min(range(1, max(1, most) + 1), key=lambda v: (cost(v), v)),
+        "vectors": vectors,
+        "relaxed": _vectors(op, lanes, 1, accumulators(target)) if relaxed else vectors,
         "channels": next(c for c in (16, 8, 4) if channels % c == 0),
         "arch": target.arch,
     }
+
+
+def _vectors(op: QConvOp, lanes: int, parts: int, most: int) -> int:
+    """Vectors of pixels of a tile, at ``most``."""
+    pixels = op.y.h * op.y.w
+    most = max(1, min(most, TILE_BYTES // (places_of(op) * lanes * BLOCK)))
+
+    def cost(vectors: int) -> int:  # a block's broadcast and loop cost as much as two vectors
+        return -(-pixels // (vectors * lanes)) * (vectors * parts + 2)
+
+    return min(range(1, most + 1), key=lambda v: (cost(v), v))
 
 
 def places_of(op: QConvOp) -> int:
@@ -133,14 +145,16 @@ def emit(op: QConvOp, knobs: Knobs) -> Any:
 
 
 def scratch(op: QConvOp, knobs: Knobs) -> tuple[int, ...]:
-    """The packed tile, and the sums of some channels of all its pixels."""
-    pixels = knobs["vectors"] * knobs["lanes"]
+    """The packed tile, and the codes or sums of some channels of all its pixels; in all forms."""
+    pixels = max(knobs["vectors"], knobs["relaxed"]) * knobs["lanes"]
     return places_of(op) * pixels, knobs["channels"] * pixels
 
 
 def variant(op: QConvOp, knobs: Knobs, name: str) -> Knobs | None:
-    """Relaxed dot products: weights of either sign by themselves have seven bits."""
-    return {**knobs, "dot": "relaxed"} if name == "relaxed" else None
+    """Relaxed dot products."""
+    if name != "relaxed":
+        return None
+    return {**knobs, "dot": "relaxed", "vectors": knobs["relaxed"]}
 
 
 class _Emission:
@@ -157,6 +171,11 @@ class _Emission:
         self.lanes, self.vectors = knobs["lanes"], knobs["vectors"]
         self.tile = self.lanes * self.vectors
         self.pixels = op.y.h * op.y.w
+        #: Whether sums become codes before they are turned back.
+        self.direct = not op.residuals and op.y.dtype != "float32" and self.tile >= 16
+        if self.direct:
+            size = (self.sums.shape[0] * 4,)
+            self.sums = T.decl_buffer(size, op.y.dtype, data=self.sums.data)
 
     def run(self) -> None:
         channels, together = self.op.y.lanes * self.op.y.blocks, self.knobs["channels"]
@@ -169,8 +188,7 @@ class _Emission:
             with loop(channels // together) as group:
                 with loop(together) as c:
                     self.channel(group * together + c, c, first)
-                with loop(self.tile // 4) as quad:
-                    self.finish(n, start, group * together, quad)
+                self.finish(n, start, group * together)
         write_border(self.op.y, self.target)
 
     def pixel(self, number: Any) -> tuple[Any, Any]:
@@ -215,24 +233,24 @@ class _Emission:
     # -- sums ---------------------------------------------------------------------------------
 
     def channel(self, channel: Any, row: Any, first: Registers) -> None:
-        """Sums of one output channel for all pixels of the tile."""
-        lanes, parts = self.lanes, self.dot.parts
-        signs = 2 if self.dot.name == "relaxed" else 1
-        acc = Registers(self.vectors * parts * signs, lanes, "int32")
-        for r in range(self.vectors * parts * signs):
+        """Codes or sums of one output channel for all pixels of the tile."""
+        lanes, parts, relaxed = self.lanes, self.dot.parts, self.dot.name == "relaxed"
+        count = self.vectors * parts
+        acc = Registers(count + relaxed, lanes, "int32")
+        for r in range(count + relaxed):
             acc[r] = splat(tirx.const(0, "int32"), lanes)
         begin = first[0]
-        count = tirx.Cast("int32", self.counts[channel])
-        with T.serial(0, count) as b:
+        blocks = tirx.Cast("int32", self.counts[channel])
+        with T.serial(0, blocks) as b:
             self.block(acc, begin + b)
-        bias = splat(self.bias[channel], lanes)
+        more = splat(self.bias[channel], lanes)
+        if relaxed:
+            more = more - acc[count]
+        totals = Registers(self.vectors, lanes, "int32")
         for v in range(self.vectors):
-            if signs == 2:
-                total = acc[2 * v] - acc[2 * v + 1]
-            else:
-                total = self.dot.total([acc[v * parts + p] for p in range(parts)])
-            store(self.sums, row * self.tile + v * lanes, total + bias, lanes)
-        first[0] = begin + count
+            totals[v] = self.dot.total([acc[v * parts + p] for p in range(parts)]) + more
+        self.keep(channel, row * self.tile, [totals[v] for v in range(self.vectors)])
+        first[0] = begin + blocks
 
     def block(self, acc: Registers, number: Any) -> None:
         """One block against every pixel."""
@@ -240,12 +258,15 @@ class _Emission:
         start = tirx.Cast("int32", self.list[number]) * (self.tile * BLOCK)
         weight = self.dot.operand(self.weights, number * BLOCK)
         if self.dot.name == "relaxed":
+            # Magnitudes have the seven bits that it asks for. Where a weight is negative, inputs
+            # are complemented, -x - 1: the last accumulator has what that takes from each pixel.
             zero = splat(tirx.const(0, "int8"), 16)
-            signs = [tirx.max(weight, zero), tirx.max(zero - weight, zero)]
+            negative = tirx.Select(weight < zero, splat(tirx.const(-1, "int8"), 16), zero)
+            weight = tirx.max(weight, zero - weight)
+            acc[self.vectors] = self.dot.accumulate(acc[self.vectors], negative, weight)
             for v in range(self.vectors):
-                x = load(self.packed, start + v * 16, 16)
-                for s, w in enumerate(signs):
-                    acc[2 * v + s] = self.dot.accumulate(acc[2 * v + s], x, w)
+                x = tirx.bitwise_xor(load(self.packed, start + v * 16, 16), negative)
+                acc[v] = self.dot.accumulate(acc[v], x, weight)
             return
         count = self.dot.part_bytes
         for r in range(self.vectors * parts):
@@ -256,8 +277,43 @@ class _Emission:
 
     # -- results ------------------------------------------------------------------------------
 
-    def finish(self, n: Any, start: Any, channel: Any, quad: Any) -> None:
-        """Requantise and store four pixels of the channels whose sums are there."""
+    def keep(self, channel: Any, at: Any, totals: Sequence[Any]) -> None:
+        """Store what ``totals`` of one channel come to until those of the others are there."""
+        op, lanes = self.op, self.lanes
+        if not self.direct:
+            for v, total in enumerate(totals):
+                store(self.sums, at + v * lanes, total, lanes)
+            return
+        multiplier = splat(self.multipliers[channel], lanes)
+        sums = [scaled(total, multiplier, lanes, False) for total in totals]
+        while sums:
+            count = min(16 // lanes, 1 << len(sums).bit_length() - 1)
+            part, sums = sums[:count], sums[count:]
+            codes = emit_codes(part, op.y, op.limits, self.knobs["arch"], lanes)
+            store(self.sums, at, codes, count * lanes)
+            at = at + count * lanes
+
+    def finish(self, n: Any, start: Any, channel: Any) -> None:
+        """Store the pixels of the channels whose codes or sums are there."""
+        if self.direct:
+            with loop(-(-self.tile // 16)) as chunk:
+                self.turn(n, start, channel, minimum(chunk * 16, self.tile - 16))
+        else:
+            with loop(self.tile // 4) as quad:
+                self.end(n, start, channel, quad)
+
+    def turn(self, n: Any, start: Any, channel: Any, first: Any) -> None:
+        """Store the codes of 16 pixels from ``first`` of the tile on."""
+        count, y = self.knobs["channels"], self.op.y
+        rows = [load(self.sums, c * self.tile + first, 16) for c in range(count)]
+        for j, row in enumerate(interleaved(rows)):
+            for k in range(16 // count):
+                at = y.offset(n, 0, *self.pixel(start + first + j * (16 // count) + k)) + channel
+                word = tirx.Shuffle([row], [k]) if count < 16 else row
+                store(self.target, at, dot.reinterpret(f"{y.dtype}x{count}", word), count)
+
+    def end(self, n: Any, start: Any, channel: Any, quad: Any) -> None:
+        """Requantise and store four pixels."""
         op, count = self.op, self.knobs["channels"] // 4
         totals = Registers(4 * count, 4, "int32")
         for j in range(count):
@@ -276,16 +332,45 @@ class _Emission:
             put(self.target, op.y, place, channel, sums, op.limits, self.knobs["arch"], 4)
 
 
+def interleaved(rows: Sequence[Any]) -> list[Any]:
+    """2, 4, 8 or 16 vectors of 16 bytes → as many of words that have a byte of each row, in their
+    order."""
+    width = 1
+    while len(rows) > width:
+        lanes = 16 // width
+        rows = [dot.reinterpret(f"int{8 * width}x{lanes}", row) for row in rows]
+        # By groups of rows that are together already, ``width`` vectors each.
+        groups = [rows[i : i + width] for i in range(0, len(rows), width)]
+        halves = [[i // 2 + lanes * (i % 2) + h for i in range(lanes)] for h in (0, lanes // 2)]
+        rows = [
+            _apart(tirx.Shuffle([a, b], half))
+            for first, second in zip(groups[::2], groups[1::2], strict=True)
+            for a, b in zip(first, second, strict=True)
+            for half in halves
+        ]
+        width *= 2
+    kind = f"int{8 * width}x{16 // width}" if width < 16 else "int8x16"
+    return [dot.reinterpret(kind, row) for row in rows]
+
+
 def transposed(rows: Sequence[Any]) -> list[Any]:
     """Columns of four int32x4."""
     a, b, c, d = rows
     low, high = ([0, 4, 1, 5], [2, 6, 3, 7])
     pairs = [tirx.Shuffle([x, y], index) for index in (low, high) for x, y in ((a, b), (c, d))]
+    pairs = [dot.reinterpret("int32x4", _apart(pair)) for pair in pairs]
     return [
         tirx.Shuffle(pairs[2 * half : 2 * half + 2], index)
         for half in (0, 1)
         for index in ([0, 1, 4, 5], [2, 3, 6, 7])
     ]
+
+
+def _apart(vector: Any) -> Any:
+    """16 bytes as float32x4, of which LLVM does not see how they came to be: for WebAssembly it
+    would make every result of several shuffles by narrower ones of its own, four times as many."""
+    held = dot.reinterpret("float32x4", vector)
+    return dot.intrinsic("float32x4", "arithmetic.fence", held)
 
 
 def _int32(value: Any) -> Any:
