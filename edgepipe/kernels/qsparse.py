@@ -145,9 +145,10 @@ def emit(op: QConvOp, knobs: Knobs) -> Any:
 
 
 def scratch(op: QConvOp, knobs: Knobs) -> tuple[int, ...]:
-    """The packed tile, and the codes or sums of some channels of all its pixels; in all forms."""
+    """The packed tile, the codes or sums of some channels of all its pixels, and where each pixel
+    is written; in all forms."""
     pixels = max(knobs["vectors"], knobs["relaxed"]) * knobs["lanes"]
-    return places_of(op) * pixels, knobs["channels"] * pixels
+    return places_of(op) * pixels, knobs["channels"] * pixels, pixels
 
 
 def variant(op: QConvOp, knobs: Knobs, name: str) -> Knobs | None:
@@ -166,9 +167,10 @@ class _Emission:
         self.source, self.weights, self.bias, self.multipliers, self.list, self.counts, *rest = (
             buffers
         )
-        *self.residuals, self.target, packed, self.sums = rest
+        *self.residuals, self.target, packed, self.sums, self.written = rest
         self.packed = T.decl_buffer((packed.shape[0] * 4,), op.x.dtype, data=packed.data)
         self.lanes, self.vectors = knobs["lanes"], knobs["vectors"]
+        self.index = "int64" if knobs["arch"] in ("aarch64", "x86_64") else "int32"
         self.tile = self.lanes * self.vectors
         self.pixels = op.y.h * op.y.w
         #: Whether sums become codes before they are turned back.
@@ -178,18 +180,23 @@ class _Emission:
             self.sums = T.decl_buffer(size, op.y.dtype, data=self.sums.data)
 
     def run(self) -> None:
-        channels, together = self.op.y.lanes * self.op.y.blocks, self.knobs["channels"]
-        with parallel(self.op.y.n) as n, parallel(-(-self.pixels // self.tile)) as tile:
+        op = self.op
+        channels, together = op.y.lanes * op.y.blocks, self.knobs["channels"]
+        with parallel(op.y.n) as n, parallel(-(-self.pixels // self.tile)) as tile:
             start = tile * self.tile
             self.pack_tile(n, start)
+            if self.direct:
+                with loop(self.tile) as pixel:
+                    at = op.y.offset(n, 0, *self.pixel(start + pixel))
+                    store(self.written, pixel, _int32(at), 1)
             # In a register: the list of a channel begins where that of the one before ends.
-            first = Registers(1, 1, "int32")
-            first[0] = tirx.const(0, "int32")
+            first = Registers(1, 1, self.index)
+            first[0] = tirx.const(0, self.index)
             with loop(channels // together) as group:
                 with loop(together) as c:
                     self.channel(group * together + c, c, first)
                 self.finish(n, start, group * together)
-        write_border(self.op.y, self.target)
+        write_border(op.y, self.target)
 
     def pixel(self, number: Any) -> tuple[Any, Any]:
         """Row and column of an output pixel, of the last one beyond it."""
@@ -237,25 +244,26 @@ class _Emission:
         lanes, parts, relaxed = self.lanes, self.dot.parts, self.dot.name == "relaxed"
         count = self.vectors * parts
         acc = Registers(count + relaxed, lanes, "int32")
+        bias = splat(self.bias[channel], lanes)
         for r in range(count + relaxed):
-            acc[r] = splat(tirx.const(0, "int32"), lanes)
+            acc[r] = bias if parts == 1 and r < count else splat(tirx.const(0, "int32"), lanes)
         begin = first[0]
-        blocks = tirx.Cast("int32", self.counts[channel])
-        with T.serial(0, blocks) as b:
+        blocks = tirx.Cast(self.index, self.counts[channel])
+        with T.serial(tirx.const(0, self.index), blocks) as b:
             self.block(acc, begin + b)
-        more = splat(self.bias[channel], lanes)
-        if relaxed:
-            more = more - acc[count]
         totals = Registers(self.vectors, lanes, "int32")
         for v in range(self.vectors):
-            totals[v] = self.dot.total([acc[v * parts + p] for p in range(parts)]) + more
+            total = self.dot.total([acc[v * parts + p] for p in range(parts)])
+            if parts > 1:
+                total = total + bias
+            totals[v] = total - acc[count] if relaxed else total
         self.keep(channel, row * self.tile, [totals[v] for v in range(self.vectors)])
         first[0] = begin + blocks
 
     def block(self, acc: Registers, number: Any) -> None:
         """One block against every pixel."""
         parts = self.dot.parts
-        start = tirx.Cast("int32", self.list[number]) * (self.tile * BLOCK)
+        start = tirx.Cast(self.index, self.list[number]) * (self.tile * BLOCK)
         weight = self.dot.operand(self.weights, number * BLOCK)
         if self.dot.name == "relaxed":
             # Magnitudes have the seven bits that it asks for. Where a weight is negative, inputs
@@ -297,18 +305,18 @@ class _Emission:
         """Store the pixels of the channels whose codes or sums are there."""
         if self.direct:
             with loop(-(-self.tile // 16)) as chunk:
-                self.turn(n, start, channel, minimum(chunk * 16, self.tile - 16))
+                self.turn(channel, minimum(chunk * 16, self.tile - 16))
         else:
             with loop(self.tile // 4) as quad:
                 self.end(n, start, channel, quad)
 
-    def turn(self, n: Any, start: Any, channel: Any, first: Any) -> None:
+    def turn(self, channel: Any, first: Any) -> None:
         """Store the codes of 16 pixels from ``first`` of the tile on."""
         count, y = self.knobs["channels"], self.op.y
         rows = [load(self.sums, c * self.tile + first, 16) for c in range(count)]
         for j, row in enumerate(interleaved(rows)):
             for k in range(16 // count):
-                at = y.offset(n, 0, *self.pixel(start + first + j * (16 // count) + k)) + channel
+                at = self.written[first + j * (16 // count) + k] + channel
                 word = tirx.Shuffle([row], [k]) if count < 16 else row
                 store(self.target, at, dot.reinterpret(f"{y.dtype}x{count}", word), count)
 
