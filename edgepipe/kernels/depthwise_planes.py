@@ -45,7 +45,7 @@ def matches(op: Op, target: Target) -> str | None:
 def default(op: ConvOp, target: Target) -> Knobs:
     most = 2 if target.kind == "wasm" else 8 if target.simd.registers == 32 else 4
     cut = Cut.of(op.y.h, op.y.w, target.simd.lanes_f32, most)
-    if target.arch == "aarch64" and cut.rows == 1 and op.y.h > 1:
+    if (target.arch == "aarch64" or target.kind == "wasm") and cut.rows == 1 and op.y.h > 1:
         # Two rows share the inputs between them.
         cut = Cut.of(op.y.h, op.y.w, target.simd.lanes_f32, most // 2)
         cut = Cut(op.y.h, op.y.w, 2, cut.vectors, cut.lanes)
@@ -116,12 +116,14 @@ class _Emission:
     def inputs(self, n: Any, channel: Any, row: Any, column: Any, kx: int) -> Any:
         """What tap ``kx`` of ``lanes`` neighbouring outputs reads in one row."""
         op, lanes, stride = self.op, self.cut.lanes, self.op.strides[1]
-        first = column * stride + kx * op.dilations[1] - op.offset[1]
+        # Of a pair of vectors one tap has the even columns and the next one the odd.
+        odd = kx % 2 if stride == 2 and lanes > 1 and op.dilations[1] == 1 else 0
+        first = column * stride + (kx - odd) * op.dilations[1] - op.offset[1]
         at = op.x.offset(n, channel, row - op.offset[0], first)
         if stride == 1 or lanes == 1:
             return load(self.source, at, lanes)
         pair = load(self.source, at, 2 * lanes)
-        return tirx.Shuffle([pair], [2 * i for i in range(lanes)])
+        return tirx.Shuffle([pair], [2 * i + odd for i in range(lanes)])
 
 
 TEMPLATE = KernelTemplate(
