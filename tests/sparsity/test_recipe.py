@@ -153,6 +153,8 @@ def test_wide_vectors_do_not_take_a_pattern_that_costs_more(tmp_path: Path) -> N
     [
         ("x86-64-v3", "local"),
         pytest.param("wasm-simd", "node", marks=pytest.mark.needs_node),
+        pytest.param("wasm-relaxed", "wasmtime", marks=pytest.mark.needs_wasmtime),
+        pytest.param("wasm-relaxed", "browser", marks=pytest.mark.needs_browser),
         pytest.param("raspberry-pi-5", "qemu", marks=pytest.mark.needs_qemu),
     ],
 )
