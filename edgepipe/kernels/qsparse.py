@@ -55,6 +55,11 @@ def one_pixel(op: QConvOp) -> bool:
     return op.kernel == (1, 1) and op.y.n == op.x.h == op.x.w == op.y.h == op.y.w == 1
 
 
+def direct(op: QConvOp, pixels: int) -> bool:
+    """Whether sums of tiles of ``pixels`` become codes before they are turned back."""
+    return not op.residuals and op.y.dtype != "float32" and pixels >= 16
+
+
 def matches(op: Any, target: Target) -> str | None:
     own = isinstance(op, QConvOp) and op.stored and not one_pixel(op)
     return unfit(op, target) if own else ""
@@ -173,8 +178,7 @@ class _Emission:
         self.index = "int64" if knobs["arch"] in ("aarch64", "x86_64") else "int32"
         self.tile = self.lanes * self.vectors
         self.pixels = op.y.h * op.y.w
-        #: Whether sums become codes before they are turned back.
-        self.direct = not op.residuals and op.y.dtype != "float32" and self.tile >= 16
+        self.direct = direct(op, self.tile)
         if self.direct:
             size = (self.sums.shape[0] * 4,)
             self.sums = T.decl_buffer(size, op.y.dtype, data=self.sums.data)

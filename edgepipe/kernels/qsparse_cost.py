@@ -29,6 +29,8 @@ _DENSE_SUMS = {**_SUMS, "mlal": 3}
 _PACKING = 1.5
 #: Instructions that end four sums, their stores and a share of the residual among them.
 _END = 10
+#: Instructions that turn sixteen codes of a channel back, their share of those of sixteen channels.
+_TURN = 8
 #: What a list of blocks costs beside them: its loop, and a branch that is predicted wrong.
 _LIST = 16
 
@@ -71,12 +73,13 @@ def blocks(op: QConvOp, target: Target) -> int:
     relaxed, pairs = knobs["dot"] == "relaxed", knobs["dot"] == "pairs"
     pixels, channels = vectors * lanes, op.y.lanes * op.y.blocks
     tiles = op.y.n * -(-op.y.h * op.y.w // pixels)
-    each = vectors * (
-        (2 if relaxed or pairs else 1) * (_SUMS[knobs["dot"]] + (not relaxed)) + relaxed
-    )
+    # A load, what sums, and where weights are magnitudes what turns the sign of inputs.
+    each = vectors * (2 if pairs else 1) * (1 + _SUMS[knobs["dot"]] + relaxed)
     taps = qsparse.places_of(op) * pixels / 4 * 3
-    ends = channels * (_LIST + vectors * 3 + pixels / 4 * (_END + 3))
-    return int(tiles * (taps + op.stored * (each + 5) + ends))
+    end = vectors * 3 + pixels / 4 * (_END + 3)
+    if qsparse.direct(op, pixels):
+        end = vectors * (4 + lanes / 4) + pixels / 16 * _TURN
+    return int(tiles * (taps + op.stored * (each + 5) + channels * (_LIST + end)))
 
 
 def _gathered(op: QConvOp, target: Target) -> int:
