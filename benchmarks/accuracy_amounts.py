@@ -60,7 +60,7 @@ def main() -> None:
     chosen = parser.parse_args()
     x, labels = images(chosen.shared, "cifar10_val2000", chosen.network)
     train = images(chosen.shared, "cifar10_train5000", chosen.network)[0]
-    samples = Samples("train", len(train), lambda: ({"x": train[i : i + 1]} for i in range(128)))
+    samples = Samples("train", len(train), lambda: ({"x": train[i : i + 1]} for i in range(512)))
     source = importer.load(chosen.shared / "models" / f"{chosen.network}.onnx", None)
     target = Target.load(chosen.target)
     graph = passes.run(source.model, Context(target, Recipe()))

@@ -9,7 +9,7 @@
 3. Recipes in integers are the trained sparse network, calibrated on 512 of the images.
 
 Figures: accuracy on cifar10_val2000, by ONNX Runtime on the graph that results; "one-shot" is what
-``edgepipe compile`` does with the network of 1, refitted to the first 128 images. One image is 0.05
+``edgepipe compile`` does with the network of 1, refitted to the first 512 images. One image is 0.05
 points. "zeros" is the share of zero weights in the layers that are pruned. Seconds are CPU seconds
 of the training, one thread. With ``--checkpoints DIR`` an interrupted measurement goes on there.
 """

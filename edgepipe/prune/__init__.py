@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 STAGE = "sparsity"
 #: Samples that weights are refitted to.
-MOST_SAMPLES = 128
+MOST_SAMPLES = 512
 Samples = list[Mapping[str, Any]]
 
 

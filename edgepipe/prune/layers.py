@@ -30,8 +30,11 @@ def scores(layer: Layer, gram: Gram | None) -> Array:
 
 def kept(layer: Layer, pattern: Pattern, gram: Gram | None) -> Array:
     """Which weights stay under ``pattern``, bool [outputs, K]."""
-    found: Array = pruning.mask(scores(layer, gram), pattern).reshape(layer.outputs, -1)
-    return found
+    found: Array = pruning.mask(scores(layer, gram), pattern)
+    if gram is not None and pattern.of:
+        weight = layer.matrix(layer.weight)[0]
+        found = pruning.exchanged(found, pattern, weight, *_equations(layer, gram))
+    return found.reshape(layer.outputs, -1)
 
 
 def solution(layer: Layer, stays: Array, gram: Gram | None) -> tuple[Array, Array | None]:
@@ -40,14 +43,19 @@ def solution(layer: Layer, stays: Array, gram: Gram | None) -> tuple[Array, Arra
     weight = layer.matrix(layer.weight)[0]
     if gram is None:
         return np.where(stays, weight, np.float32(0)), None
+    result = pruning.refit(weight, stays, *_equations(layer, gram))
+    if layer.node.op_type == "MatMul":
+        return result, None
+    bias: Array = gram.mean_y[0] - result.astype(np.float64) @ gram.mean_x[0]
+    return result, bias.astype(np.float32)
+
+
+def _equations(layer: Layer, gram: Gram) -> tuple[Array, Array]:
+    """Moments of the input, and of what is wanted with it."""
     hessian, cross, mean_x = gram.hessian[0], gram.cross[0], gram.mean_x[0]
     if layer.node.op_type == "MatMul":  # without a bias the means are the weights' to fit
-        hessian = hessian + np.outer(mean_x, mean_x)
-        cross = cross + np.outer(gram.mean_y[0], mean_x)
-        return pruning.refit(weight, stays, hessian, cross), None
-    result = pruning.refit(weight, stays, hessian, cross)
-    bias: Array = gram.mean_y[0] - result.astype(np.float64) @ mean_x
-    return result, bias.astype(np.float32)
+        return hessian + np.outer(mean_x, mean_x), cross + np.outer(gram.mean_y[0], mean_x)
+    return hessian, cross
 
 
 def set_weight(node: ir.Node, stays: Array, gram: Gram | None) -> float:

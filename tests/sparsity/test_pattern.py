@@ -8,7 +8,7 @@ import pytest
 from edgepipe.errors import UserError
 from edgepipe.recipe import Recipe
 from edgepipe.sparsity.pattern import Pattern
-from edgepipe.sparsity.pruning import mask, refit
+from edgepipe.sparsity.pruning import exchanged, mask, refit
 
 
 @pytest.mark.parametrize(
@@ -120,3 +120,45 @@ def test_the_refit_is_the_least_squares_solution() -> None:
         error = np.square(x @ found[row] - y[:, row]).sum()
         plain = np.square(x @ np.where(kept[row], weight[row], 0) - y[:, row]).sum()
         assert best <= error < 1.01 * best < plain
+
+
+def problem(seed: int, shape: tuple[int, int, int]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Weights [outputs, K], a covariance of inputs that go together, and the outputs' with them."""
+    rng, size = np.random.default_rng(seed), shape[1] * shape[2]
+    inputs = rng.standard_normal((4 * size, size)) @ rng.standard_normal((size, size))
+    hessian = inputs.T @ inputs / len(inputs)
+    weight = rng.standard_normal((shape[0], size)).astype(np.float32)
+    return weight, hessian, weight @ hessian
+
+
+def error(kept: np.ndarray, weight: np.ndarray, hessian: np.ndarray, cross: np.ndarray) -> float:
+    """Of the output, after the refit."""
+    left = refit(weight, kept.reshape(len(kept), -1), hessian, cross) - weight
+    return float(np.einsum("ok,kl,ol->", left, hessian, left))
+
+
+@pytest.mark.parametrize("text", ["2:4", "1:4", "1:8", "4:8", "2:4v2", "1:4v8"])
+@pytest.mark.parametrize("shape", [(8, 16, 1), (5, 10, 4)])
+def test_exchanged_places_keep_the_pattern_and_lower_the_error(
+    text: str, shape: tuple[int, int, int]
+) -> None:
+    pattern, before, after = Pattern.parse(text, ""), 0.0, 0.0
+    for seed in range(5):
+        weight, hessian, cross = problem(seed, shape)
+        kept = mask(weight.reshape(shape) ** 2 * np.diagonal(hessian).reshape(shape[1:]), pattern)
+        found = exchanged(kept, pattern, weight, hessian, cross)
+        for group in range(0, shape[1], pattern.of):
+            part = slice(group, group + pattern.of)
+            assert np.array_equal(found[:, part].sum(1), kept[:, part].sum(1))
+        for band in range(0, shape[0], pattern.shared):
+            assert (found[band : band + pattern.shared] == found[band]).all()
+        before += error(kept, weight, hessian, cross)
+        after += error(found, weight, hessian, cross)
+    assert after < 0.95 * before
+
+
+def test_patterns_of_too_many_choices_stay() -> None:
+    pattern = Pattern.parse("8:16", "")
+    weight, hessian, cross = problem(0, (3, 16, 1))
+    kept = mask(weight.reshape(3, 16, 1) ** 2, pattern)
+    assert np.array_equal(exchanged(kept, pattern, weight, hessian, cross), kept)
