@@ -8,12 +8,17 @@ from pathlib import Path
 import numpy as np
 import onnx
 import onnx_ir
+import onnxruntime
 import pytest
 from onnx import helper, numpy_helper
 
 import edgepipe
+from edgepipe import importer, passes, prune
+from edgepipe.context import Context
 from edgepipe.errors import UserError
 from edgepipe.quantization.layers import prunable
+from edgepipe.recipe import Recipe
+from edgepipe.sparsity import pruning
 from edgepipe.sparsity.pattern import Pattern
 from edgepipe.target import Target
 
@@ -131,6 +136,31 @@ def test_calibration_refits_what_stays(tmp_path: Path) -> None:
         errors[name] = float(np.square(outputs["y"] - bundle.golden_floats()["y"]).sum())
         assert set(bundle.manifest["sparsity"]["zeros"].values()) == {0.5}
     assert errors["refitted"] < 0.2 * errors["plain"]
+
+
+def test_places_of_patterns_are_chosen_for_what_a_layer_puts_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = importer.load(str(network(tmp_path / "net.onnx")), None)
+    context = Context(Target.load("host"), Recipe.parse("fp32+1:4"))
+    graph = passes.run(source.model, context)
+    rng = np.random.default_rng(1)
+    x = rng.standard_normal((48, 3, 28, 28), dtype=np.float32)
+    errors = []
+    for exchanged in (pruning.exchanged, lambda kept, *_: kept):
+        monkeypatch.setattr(pruning, "exchanged", exchanged)
+        pruned, _ = prune.run(graph, source, {"x": x[:32]}, context)
+        found, wanted = (outputs(model, x[32:]) for model in (pruned, graph))
+        errors.append(float(np.square(found - wanted).sum()))
+    assert errors[0] < 0.9 * errors[1]
+
+
+def outputs(model: onnx_ir.Model, x: np.ndarray) -> np.ndarray:
+    """Of every sample, by ONNX Runtime."""
+    session = onnxruntime.InferenceSession(
+        onnx_ir.serde.serialize_model(model).SerializeToString(), providers=["CPUExecutionProvider"]
+    )
+    return np.concatenate([session.run(None, {"x": x[i : i + 1]})[0] for i in range(len(x))])
 
 
 @pytest.mark.slow
