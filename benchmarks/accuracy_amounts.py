@@ -37,7 +37,9 @@ RECIPES: tuple[tuple[str, dict[str, str]], ...] = (
     ("fp32+70%", {"amounts": "search"}),
     ("fp32+70%", {"amounts": "search", "budget": "bytes"}),
     ("fp32+70%", {"amounts": "search", "budget": "latency"}),
+    ("fp32+2:4", {}),
     ("fp32+2:4v8", {}),
+    ("fp32+1:4", {}),
     ("fp32+auto30%", {}),
     ("fp32+auto50%", {}),
 )
