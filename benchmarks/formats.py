@@ -1,6 +1,7 @@
 """Number formats beside float32: size of the weights and latency, whole networks, one thread.
 
 formats.py [--models mobilenet-v1,…] [--recipes w8a8,…] [--targets host,wasm-simd] [--runs 200]
+formats.py --targets wasm-relaxed --runner browser
 
 The bundles of a network take turns, a fraction of the inferences each; ratios below 1 say that the
 format is faster than float32, by medians and by minima. For emulated AArch64 targets instructions
@@ -52,6 +53,7 @@ def main() -> int:
         recipes="w8a8,w4a8,w8a16,w4g32,fp16",
         targets="host",
         runs="200",
+        runner="",
     )
     head("Number formats beside float32, one thread")
     rows: list[list[str]] = []
@@ -67,7 +69,7 @@ def main() -> int:
                     )
                     for recipe in ("fp32", *options.recipes.split(","))
                 ]  # fmt: skip
-                compare(name, bundles, options.runs, rows, results)
+                compare(name, bundles, options.runs, options.runner or None, rows, results)
     finish(HEADERS, rows, results, options.json)
     return 0
 
@@ -81,13 +83,13 @@ def plain(line: str) -> Recipe:
 
 
 def compare(
-    name: str, bundles: list[Bundle], runs: int, rows: list[list[str]],
+    name: str, bundles: list[Bundle], runs: int, runner: str | None, rows: list[list[str]],
     results: list[dict[str, object]],
 ) -> None:  # fmt: skip
     """Measure the bundles of one network, the first being float32, and add a row for each."""
     counted = bundles[0].target.run.runners[0] == "qemu"
     unit = "M instructions" if counted else "ms"
-    medians, minima = counts(bundles) if counted else in_turn(bundles, runs)
+    medians, minima = counts(bundles) if counted else in_turn(bundles, runs, runner)
     for bundle, median, least in zip(bundles, medians, minima, strict=True):
         size = [weight_bytes(b) for b in (bundle, bundles[0])]
         target, recipe = bundle.target.name, str(bundle.recipe)
@@ -102,12 +104,16 @@ def compare(
         progress("  ".join(rows[-1]))
 
 
-def in_turn(bundles: list[Bundle], runs: int) -> tuple[list[float], list[float]]:
+def in_turn(
+    bundles: list[Bundle], runs: int, runner: str | None
+) -> tuple[list[float], list[float]]:
     """Median over the rounds' medians and minimum, in ms, of each bundle."""
-    executor = runners.pick(bundles[0].target)
+    executor = runners.pick(bundles[0].target, runner)
     rounds = min(ROUNDS, runs)
+    # Engines of WebAssembly run baseline code first.
+    warmup = max(20 if bundles[0].target.kind == "wasm" else 3, runs // rounds // 4)
     timings = [
-        [executor.bench(bundle, runs // rounds, max(3, runs // rounds // 4)) for bundle in bundles]
+        [executor.bench(bundle, runs // rounds, warmup) for bundle in bundles]
         for _ in range(rounds)
     ]
     each = list(zip(*timings, strict=True))
