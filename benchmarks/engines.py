@@ -11,13 +11,12 @@ Weights are He-initialised: for latency only.
 
 from __future__ import annotations
 
-import os
 import sys
 from dataclasses import dataclass
 from pathlib import Path
 
 from harness import (
-    ROOT,
+    SHARED,
     arguments,
     bundle_folder,
     chosen_models,
@@ -69,9 +68,8 @@ def recipe_file(folder: Path, recipe: str) -> str:
 
 
 def tflite_file(name: str, recipe: str) -> Path | None:
-    shared = Path(os.environ.get("EDGEPIPE_SHARED", ROOT.parent / "shared"))
     suffix = "f32" if recipe == "fp32" else "i8"
-    file = shared / "peers" / f"{name.replace('-', '_')}_{suffix}.tflite"
+    file = SHARED / "peers" / f"{name.replace('-', '_')}_{suffix}.tflite"
     return file if file.is_file() else None
 
 

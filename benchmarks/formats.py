@@ -28,6 +28,7 @@ from harness import (
 )
 
 from edgepipe import pipeline, runners
+from edgepipe.benchmark import warmup_runs
 from edgepipe.bundle import Bundle
 from edgepipe.recipe import Recipe, Settings
 
@@ -110,8 +111,7 @@ def in_turn(
     """Median over the rounds' medians and minimum, in ms, of each bundle."""
     executor = runners.pick(bundles[0].target, runner)
     rounds = min(ROUNDS, runs)
-    # Engines of WebAssembly run baseline code first.
-    warmup = max(20 if bundles[0].target.kind == "wasm" else 3, runs // rounds // 4)
+    warmup = warmup_runs(executor, runs // rounds)
     timings = [
         [executor.bench(bundle, runs // rounds, warmup) for bundle in bundles]
         for _ in range(rounds)

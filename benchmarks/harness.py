@@ -20,12 +20,13 @@ from edgepipe.machine import machine, one_line, versions
 from edgepipe.target import target_names
 
 ROOT = Path(__file__).resolve().parent.parent
+#: Networks, data and tools beside the checkout.
+SHARED = Path(os.environ.get("EDGEPIPE_SHARED", ROOT.parent / "shared"))
 
 
 def shared_models() -> dict[str, str]:
     """Trained networks beside the checkout (EDGEPIPE_SHARED, default ../shared): name → path."""
-    folder = Path(os.environ.get("EDGEPIPE_SHARED", ROOT.parent / "shared")) / "models"
-    return {path.stem: str(path) for path in sorted(folder.glob("*.onnx"))}
+    return {path.stem: str(path) for path in sorted((SHARED / "models").glob("*.onnx"))}
 
 
 def all_models() -> dict[str, str]:

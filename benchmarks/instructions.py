@@ -15,7 +15,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from harness import ROOT
+from harness import SHARED
 
 from edgepipe.bundle import Bundle
 from edgepipe.errors import UserError
@@ -27,8 +27,7 @@ CACHE = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "edgepi
 @cache
 def tool(name: str) -> ModuleType:
     """The program ``tools/name.py`` as a module. Raises UserError."""
-    shared = Path(os.environ.get("EDGEPIPE_SHARED", ROOT.parent / "shared"))
-    file = shared / "tools" / f"{name}.py"
+    file = SHARED / "tools" / f"{name}.py"
     spec = importlib.util.spec_from_file_location(name, file)
     if not file.is_file() or spec is None or spec.loader is None:
         raise UserError("no counter of instructions", where=str(file), fix="set EDGEPIPE_SHARED")

@@ -10,7 +10,6 @@ file.
 
 from __future__ import annotations
 
-import os
 import sys
 from itertools import product
 from pathlib import Path
@@ -19,7 +18,7 @@ from typing import Any
 import instructions
 from engines import tflite_file
 from engines_arm import TARGETS, Engines
-from harness import ROOT, arguments, bundle_folder, finish, head, progress
+from harness import SHARED, arguments, bundle_folder, finish, head, progress
 from sparse_latency import DENSE, MODEL, compiled, format_of
 
 HEADERS = ["core", "recipe", "to dense fp32", "to LiteRT", "edgepipe M", "LiteRT M", "its file"]
@@ -27,9 +26,8 @@ HEADERS = ["core", "recipe", "to dense fp32", "to LiteRT", "edgepipe M", "LiteRT
 
 def peer(name: str) -> Path | None:
     """The .tflite file that ``name`` is measured beside, if it is there."""
-    shared = Path(os.environ.get("EDGEPIPE_SHARED", ROOT.parent / "shared"))
     stem = MODEL.replace("-", "_")
-    sparse = shared / "peers" / f"{stem}_sparse{name.rstrip('%')}.tflite"
+    sparse = SHARED / "peers" / f"{stem}_sparse{name.rstrip('%')}.tflite"
     return sparse if sparse.is_file() else tflite_file(MODEL, format_of(name))
 
 

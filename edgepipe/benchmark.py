@@ -168,7 +168,7 @@ def bench(
     same = _agreement(bundle, executor, engines)
     rounds = min(ROUNDS, runs)
     per_round = runs // rounds
-    warmup = _warmup(executor, per_round)
+    warmup = warmup_runs(executor, per_round)
     ours: list[runners.Timing] = []
     theirs: list[list[tuple[float, float]]] = [[] for _ in engines]
     if engines:
@@ -205,12 +205,13 @@ def in_turn(
     timings: list[list[runners.Timing]] = [[] for _ in bundles]
     for _ in range(rounds):
         for bundle, executor, own in zip(bundles, executors, timings, strict=True):
-            warmup = _warmup(executor, runs // rounds)
+            warmup = warmup_runs(executor, runs // rounds)
             own.append(executor.bench(bundle, runs // rounds, warmup))
     return [_middle(own) for own in timings]
 
 
-def _warmup(executor: runners.Runner, per_round: int) -> int:
+def warmup_runs(executor: runners.Runner, per_round: int) -> int:
+    """Inferences before ``per_round`` that are timed."""
     # Engines of WebAssembly run baseline code first.
     return max(3 if executor.NAME == "local" else 20, per_round // 4)
 

@@ -124,6 +124,11 @@ def forward(index: Any) -> Any:
     return held
 
 
+def index_dtype(arch: str) -> str:
+    """The type of an address in a register of ``arch``: no instruction widens it then."""
+    return "int64" if arch in ("aarch64", "x86_64") else "int32"
+
+
 def bytes_of(buffer: Any, itemsize: int = 4) -> Any:
     """The same memory as int8. What is written as one of the two must not be read as the other:
     they count as different memory."""

@@ -20,6 +20,7 @@ from edgepipe.kernels.builder import (
     floats,
     fma,
     forward,
+    index_dtype,
     kernel,
     parallel,
     splat,
@@ -48,7 +49,7 @@ def registers(target: Target) -> int:
         return 8
     if target.simd.registers == 32:
         return 28 if target.arch == "aarch64" else 16
-    return 13  # the weight beside them; multiply-adds read the input from memory
+    return 13  # beside them the weight, and the input where it does not come from memory
 
 
 def cut(op: ConvOp, target: Target) -> Cut:
@@ -76,7 +77,7 @@ def default(op: ConvOp, target: Target) -> Knobs:
         **tiles.knobs(target),
         "flat": tiles.height < op.y.h,
         "joined": isinstance(tiles, Joined),
-        "index": "int64" if target.arch in ("aarch64", "x86_64") else "int32",
+        "index": index_dtype(target.arch),
     }
 
 
