@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from edgepipe.kernels import dot
+from edgepipe.kernels import dot, qwinograd
 from edgepipe.kernels.builder import kernel
 from edgepipe.kernels.integer_ops import QConvOp
 from edgepipe.kernels.qconv_geometry import Geometry, merges
@@ -87,12 +87,13 @@ def default(op: QConvOp, target: Target) -> Knobs:
     width = op.y.h * op.y.w if flat else op.y.w
     relaxed = target.integer.dot == "relaxed" and op.groups == 1
     relaxed = relaxed and op.limit <= target.integer.weight_limit
-    way = "relaxed" if relaxed else chosen.name
-    pixels, groups = tile(target, way, width, channels // chosen.lanes)
-    if way == "mlal" and Geometry.word_of(op):  # its operands take registers too
+    pixels, groups = tile(target, chosen.name, width, channels // chosen.lanes)
+    if chosen.name == "mlal" and Geometry.word_of(op):  # its operands take registers too
         pixels = min(pixels, 2)
-    if relaxed:  # the plain form has two accumulators where the relaxed one has one
-        pixels = max(1, pixels // 2)
+    variant = {}
+    if relaxed:
+        wide, stored = tile(target, "relaxed", width, channels // chosen.lanes)
+        variant = {"relaxed": wide, "stored": stored, "winograd": qwinograd.reads(op, stored)}
     if op.groups > 1:  # tiles of one group must not reach into the next
         groups = next(g for g in range(groups, 0, -1) if (channels // chosen.lanes) % g == 0)
     return {
@@ -112,6 +113,9 @@ def default(op: QConvOp, target: Target) -> Knobs:
         "deep": 2 if op.limit <= 63 else 1,
         "offset": dot.UNSIGNED_OFFSET[op.bits] if relaxed else 0,
         **({"strip": packed(op, pixels, flat)} if chosen == dot.named("pairs", 4, True) else {}),
+        # Register tiles of the relaxed variant, for whose groups weights are stored, and whether
+        # the plain form is Winograd's.
+        **variant,
         # Whether codes are stored at constant distances, apart from being computed, and whether
         # the last tile of a row is narrower instead of overlapping its neighbour.
         **({"apart": True, "rest": True} if target.arch == "aarch64" else {}),
@@ -149,6 +153,7 @@ def settings(op: QConvOp, target: Target) -> list[Knobs]:
         for pixels in range(1, min(columns, most) + 1)
         if width <= groups and (op.groups == 1 or groups % width == 0)
         if pixels * width <= most and (pixels * width >= most // 4 or columns * groups < most)
+        if base.get("stored", width) % width == 0
     ]
     fixed = base["dot"] == "mlal" or target.kind == "wasm"
     unrolls = (1, 2, 4) if op.bits == 8 and not fixed else (base["unroll"],)
@@ -186,6 +191,8 @@ def emit(op: QConvOp, knobs: Knobs) -> Any:
     g = Geometry(op, knobs)
     weights = g.tiles * g.tile_bytes, "int8"
     buffers = arguments(op, weights, g.channels, scratch(op, knobs))
+    if knobs.get("winograd") and g.dot.name == "pairs":
+        return qwinograd.emit_stored(op, knobs, buffers)
     kind = "q_pointwise" if op.kernel == (1, 1) else "q_conv"
     emission = PackedEmission if g.strip else Emission
     return kernel(kind, buffers, lambda *held: emission(op, knobs, g, held).run())
@@ -195,6 +202,8 @@ def scratch(op: QConvOp, knobs: Knobs) -> tuple[int, ...]:
     """Sums of the inputs of every output pixel, which weights with an offset ask for, and packed
     inputs of a strip."""
     sums = (op.y.h * op.y.w,) if knobs["offset"] else ()
+    if knobs.get("winograd"):
+        return (*sums, *qwinograd.workspaces(op, knobs))
     if not knobs.get("strip"):
         return sums
     plain = Geometry(op, {**knobs, "dot": "pairs"})  # a variant has what the plain form needs
@@ -203,11 +212,7 @@ def scratch(op: QConvOp, knobs: Knobs) -> tuple[int, ...]:
 
 def variant(op: QConvOp, knobs: Knobs, name: str) -> Knobs | None:
     """Relaxed dot products where weights are stored for them."""
-    if name != "relaxed" or not knobs["offset"]:
-        return None
-    # One accumulator where the plain form has two.
-    width = op.y.h * op.y.w if knobs["flat"] else op.y.w
-    return {**knobs, "dot": "relaxed", "pixels": min(2 * knobs["pixels"], width)}
+    return {**knobs, "dot": "relaxed"} if name == "relaxed" and knobs["offset"] else None
 
 
 TEMPLATE = KernelTemplate(

@@ -40,7 +40,10 @@ class Geometry:
         self.whole_last = op.bits == 4 and self.dot.step == 16 and self.steps % 2 == 1
         if op.bits == 4 and not self.whole_last:
             self.steps += self.steps % 2
-        self.width: int = knobs["groups"] * self.dot.lanes
+        #: Vectors of channels whose weights are stored together; a register tile has them all, or
+        #: fewer where they are stored for a variant's.
+        self.stored: int = knobs.get("stored", knobs["groups"])
+        self.width: int = self.stored * self.dot.lanes
         self.channels = op.y.lanes * op.y.blocks
         per_group = self.channels // op.groups
         self.tiles = op.groups * -(-per_group // self.width)

@@ -43,11 +43,18 @@ class Emission:
         self.op, self.knobs, self.g, self.dot = op, knobs, g, g.dot
         self.source, self.weights, self.bias, self.multipliers, *self.rest = buffers
         #: Packed inputs, which a variant has without using them (``qconv_packed``).
-        self.workspace = self.rest.pop() if knobs.get("strip") else None
+        if knobs.get("winograd"):  # whose workspaces are the plain form's
+            del self.rest[-3:]
+        packed = knobs.get("strip") and not knobs.get("winograd")
+        self.workspace = self.rest.pop() if packed else None
         #: What is added to the sums of every pixel, where accumulators begin with it.
         self.sums = self.rest.pop() if knobs["offset"] else None
         self.target = self.rest.pop()
         self.pixels, self.groups, self.flat = knobs["pixels"], knobs["groups"], knobs["flat"]
+        if self.dot.name == "relaxed":
+            self.pixels, self.groups = knobs["relaxed"], g.stored
+        #: Which part of the channels stored together a register tile has.
+        self.part: Any = 0
         self.rows, self.columns = (1, op.y.h * op.y.w) if self.flat else (op.y.h, op.y.w)
 
     def run(self) -> None:
@@ -94,9 +101,18 @@ class Emission:
             T.evaluate(tirx.call_extern("int32", "edgepipe_add_codes", *addresses, *words))
 
     def register_tile(self, n: Any, tile: Any, row: Any, start: Any) -> None:
-        """Accumulate ``pixels`` x ``groups`` vectors, then requantise and store."""
+        """Accumulate ``pixels`` x ``groups`` vectors, then requantise and store; one part of those
+        stored together after the other."""
+        if self.groups == self.g.stored:
+            self.register_part(n, tile, row, start)
+            return
+        with loop(self.g.stored // self.groups) as self.part:
+            self.register_part(n, tile, row, start)
+
+    def register_part(self, n: Any, tile: Any, row: Any, start: Any) -> None:
         lanes, parts, arch = self.dot.lanes, self.dot.parts, self.knobs["arch"]
         channel = minimum(tile * self.g.width, self.g.channels - self.g.width)
+        channel = channel + self.part * (self.groups * lanes)
         acc = Registers(self.pixels * self.groups * parts, lanes, "int32")
         zero = splat(tirx.const(0, "int32"), lanes)
         for j in range(self.groups):
@@ -210,8 +226,9 @@ class Emission:
         together = 8 // self.op.bits  # steps that share bytes of weights
         parts = self.dot.parts
         first, stride = inputs
-        of_weights = T.bind(weights)
-        strides = stride * together, self.groups * parts * self.dot.part_bytes
+        row_bytes = parts * self.dot.part_bytes
+        of_weights = T.bind(weights + self.part * (self.groups * row_bytes))
+        strides = stride * together, self.g.stored * row_bytes
         with counting(steps // together, *strides) as (in_inputs, in_weights):
             place, row = forward(first + in_inputs), forward(of_weights + in_weights)
             for u in range(together):

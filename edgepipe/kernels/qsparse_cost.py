@@ -51,8 +51,10 @@ def dense(op: QConvOp, target: Target) -> int:
             return int(template.instructions(plain, target, _END))
     knobs = _knobs(qconv.TEMPLATE, op, target)
     g, pixels, groups = Geometry(op, knobs), knobs["pixels"], knobs["groups"]
+    if g.dot.name == "relaxed":
+        pixels, groups = knobs["relaxed"], g.stored
     rows, columns = (1, op.y.h * op.y.w) if knobs["flat"] else (op.y.h, op.y.w)
-    tiles = op.y.n * rows * -(-columns // pixels) * g.tiles
+    tiles = op.y.n * rows * -(-columns // pixels) * g.tiles * (g.stored // groups)
     parts, way = g.dot.parts, g.dot.name
     # Inputs packed as int16 are loaded as they are, and WebAssembly widens what it loads.
     widened = 2 if way == "pairs" and not g.strip else 1

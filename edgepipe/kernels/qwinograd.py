@@ -61,12 +61,16 @@ class Way:
     count: int
 
 
+#: i32x4.dot_i16x8_s
+_PAIRS = Way(4, 2, ((4, 2), (8, 1)), 16, 16)
+
+
 def way_of(target: Target) -> Way | None:
     """None where 8-bit products are cheaper than these."""
     if target.integer.dot == "maddubs":  # VPMADDWD
         return Way(8, 2, ((10, 1), (9, 1), (8, 1), (7, 1)), 32, 25)
-    if target.integer.dot == "pairs":  # i32x4.dot_i16x8_s
-        return Way(4, 2, ((4, 2), (8, 1)), 16, 16)
+    if target.integer.dot == "pairs":
+        return _PAIRS
     if target.integer.dot == "mlal":  # SMLAL by element
         large = target.simd.registers == 32
         tiles = ((10, 2), (9, 2), (8, 2), (7, 2)) if large else ((4, 2), (3, 2))
@@ -76,15 +80,22 @@ def way_of(target: Target) -> Way | None:
 
 #: Bytes of transformed inputs of a strip: products, four bytes each, are between two of them.
 _STRIP_BYTES = 1 << 17
+#: Of U, V and M.
+_WORKSPACES = ("int16", "int16", "int32")
 #: What sums of products, and of three of them, must fit.
 _INT32 = 2**31
 
 
 def matches(op: Any, target: Target) -> str | None:
-    if not isinstance(op, QConvOp) or op.kernel != (3, 3) or op.groups > 1 or op.stored:
+    if not isinstance(op, QConvOp) or op.stored:
         return ""
     way = way_of(target)
-    if way is None or op.x.blocks > 1:
+    return "" if way is None else _unfit(op, way)
+
+
+def _unfit(op: QConvOp, way: Way) -> str | None:
+    """Why it cannot run ``op`` so, or would not be faster; None where it would."""
+    if op.kernel != (3, 3) or op.groups > 1 or op.x.blocks > 1:
         return ""
     if op.strides != (1, 1) or op.dilations != (1, 1):
         return "it has strides or dilations"
@@ -110,6 +121,10 @@ def channels_of(op: QConvOp) -> int:
 def default(op: QConvOp, target: Target) -> Knobs:
     way = way_of(target)
     assert way is not None
+    return _knobs(op, way, target.arch)
+
+
+def _knobs(op: QConvOp, way: Way, arch: str) -> Knobs:
     inputs, count = op.x.lanes, channels_of(op) // way.lanes
     least = min(vectors for _, vectors in way.tiles)
     splits = parts(count // least, 2 * _POINTS * inputs * way.lanes * least)
@@ -131,7 +146,7 @@ def default(op: QConvOp, target: Target) -> Knobs:
         "blocks": blocks,
         "lanes": way.lanes,
         "step": way.step,
-        "arch": target.arch,
+        "arch": arch,
     }
 
 
@@ -203,6 +218,25 @@ def emit(op: QConvOp, knobs: Knobs) -> Any:
     return kernel("q_winograd", held, lambda *buffers: _Emission(op, knobs, buffers).run())
 
 
+def reads(op: QConvOp, stored: int) -> bool:
+    """Whether ``emit_stored`` can run ``op``, and does it faster than sums of products: weights of
+    ``stored`` vectors of channels together."""
+    return _unfit(op, _PAIRS) is None and channels_of(op) % (stored * _PAIRS.lanes) == 0
+
+
+def emit_stored(op: QConvOp, held: Knobs, buffers: Sequence[tuple[str, int, str]]) -> Any:
+    """The kernel over weights as ``qconv`` stores them, with its knobs and buffers, for the plain
+    form of those that have a relaxed variant."""
+    return kernel("q_conv", buffers, lambda *arguments: _Stored(op, held, arguments).run())
+
+
+def workspaces(op: QConvOp, held: Knobs) -> tuple[int, ...]:
+    """int32 elements of the buffers that ``emit_stored`` takes last."""
+    arguments = 5 + len(op.residuals) + 1 + len(_WORKSPACES)
+    sizes = _Stored(op, held, [None] * arguments).sizes()
+    return tuple(-(-s * np.dtype(d).itemsize // 4) for s, d in zip(sizes, _WORKSPACES, strict=True))
+
+
 class _Emission(Loops):
     """One kernel being emitted."""
 
@@ -217,16 +251,24 @@ class _Emission(Loops):
         self.elements = self.lanes * self.step
         self.loaded = 8 if self.step == 1 and self.blocks % 2 == 0 else self.elements
 
-        def workspace(elements: int, dtype: str) -> Any:
-            return T.alloc_buffer((_POINTS * elements,), dtype, scope="local")
-
         #: Elements of a point: in the weights of a register tile, all inputs, all products.
         self.of_weights = self.inputs * self.width + APART // 2
         self.of_inputs = self.inputs * self.places + APART // 2
         self.of_products = self.places * self.width + APART // 4
-        self.u = workspace(self.tiles * self.of_weights, "int16")
-        self.v = workspace(self.of_inputs, "int16")
-        self.m = workspace(self.of_products, "int32")
+
+    def run(self) -> None:
+        self.u, self.v, self.m = self.workspaces()
+        super().run()
+
+    def sizes(self) -> list[int]:
+        """Elements of U, V and M."""
+        each = self.tiles * self.of_weights, self.of_inputs, self.of_products
+        return [_POINTS * count for count in each]
+
+    def workspaces(self) -> list[Any]:
+        """U, V and M."""
+        sizes = zip(self.sizes(), _WORKSPACES, strict=True)
+        return [T.alloc_buffer((size,), dtype, scope="local") for size, dtype in sizes]
 
     def transform_weights(self, split: Any) -> None:
         steps, together, size = self.inputs // self.step, 8 // self.op.bits, self.loaded
@@ -238,12 +280,16 @@ class _Emission(Loops):
                     [self.codes(first + (3 * y + x) * row, which) for x in range(3)]
                     for y in range(3)
                 ]
-                columns = [self.filtered([g[y][x] for y in range(3)]) for x in range(3)]
-                for p in range(4):
-                    for q, value in enumerate(self.filtered([columns[x][p] for x in range(3)])):
-                        at = (tile * _POINTS + 4 * p + q) * self.of_weights
-                        at = at + (s * together + which) * row + j * size
-                        store(self.u, at, value, size)
+                taps = [code for line in g for code in line]
+                self.put(tile, (s * together + which) * row + j * size, taps)
+
+    def put(self, tile: Any, at: Any, taps: Sequence[Any]) -> None:
+        """Transform the nine taps of a vector, and store each at ``at`` of its point's weights."""
+        columns = [self.filtered(taps[x::3]) for x in range(3)]
+        for p in range(4):
+            for q, value in enumerate(self.filtered([columns[x][p] for x in range(3)])):
+                point = (tile * _POINTS + 4 * p + q) * self.of_weights
+                store(self.u, point + at, value, self.loaded)
 
     def codes(self, place: Any, which: int) -> Any:
         """A vector of weights as int16."""
@@ -376,6 +422,53 @@ def _halves(m: Sequence[Any], lanes: int) -> list[Any]:
     m, one = kept(m, lanes, "int32"), splat(tirx.const(1, "int32"), lanes)
     sums = m[0] + m[1] + m[2], m[1] - m[2] - m[3]
     return kept([tirx.shift_right(s, one) for s in sums], lanes, "int32")
+
+
+class _Stored(_Emission):
+    """The kernel that reads what ``qconv`` stores: ``[tile][3][3][ci / 4][vector][lanes][4]``, with
+    an offset, the codes of 4 bits of eight inputs in four bytes."""
+
+    def __init__(self, op: QConvOp, held: Knobs, buffers: Sequence[Any]) -> None:
+        # The sums of inputs are the variant's: codes less the offset do without.
+        *own, _sums, u, v, m = buffers
+        super().__init__(op, _knobs(op, _PAIRS, held["arch"]), own)
+        self.stored, self.offset, self.given = held["stored"], held["offset"], (u, v, m)
+
+    def workspaces(self) -> list[Any]:
+        """Arguments, which the variant has, too."""
+        given = zip(self.given, self.sizes(), _WORKSPACES, strict=True)
+        return [T.decl_buffer((size,), dtype, data=b.data) for b, size, dtype in given]
+
+    def transform_weights(self, split: Any) -> None:
+        lanes, together, words = self.lanes, 8 // self.op.bits, self.inputs // 4
+        count = self.tiles * self.blocks
+        row = self.stored * 4 * lanes  # bytes of a step: of four inputs, or eight of 4 bits
+        with loop(count) as v, loop(words // together) as s:
+            vector = split * count + v
+            place = tirx.floordiv(vector, self.stored) * (TAPS * words // together) + s
+            first = T.bind(place * row + tirx.floormod(vector, self.stored) * (4 * lanes))
+            taps = [
+                load(self.weights, first + tap * (words // together) * row, 4 * lanes)
+                for tap in range(TAPS)
+            ]
+            block = tirx.floormod(v, self.blocks) * self.elements
+            for which in range(together):
+                halves = [self.pairs_of(tap, which) for tap in taps]
+                for h in range(2):
+                    step = (s * together + which) * 2 + h
+                    at = step * (self.width * self.step) + block
+                    self.put(tirx.floordiv(v, self.blocks), at, [tap[h] for tap in halves])
+
+    def pairs_of(self, codes: Any, which: int) -> list[Any]:
+        """The first two and the last two inputs of every lane, int16."""
+        size = 4 * self.lanes
+        if self.op.bits == 4:
+            codes = dot.nibble(codes, size, which, self.arch, self.offset)
+        wide = tirx.Cast(f"int16x{size}", reinterpret(f"uint8x{size}", codes))
+        wide = wide - splat(tirx.const(self.offset, "int16"), size)
+        words = reinterpret(f"int32x{2 * self.lanes}", wide)
+        parts = [tirx.Shuffle([words], list(range(h, 2 * self.lanes, 2))) for h in range(2)]
+        return [reinterpret(f"int16x{self.elements}", part) for part in parts]
 
 
 TEMPLATE = KernelTemplate(

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from edgepipe.codegen import link
 from edgepipe.codegen.plan import ALIGNMENT
 from edgepipe.codegen.primfunc import build_object
 from edgepipe.kernels.ops import Op
@@ -170,6 +171,57 @@ class Emulated(Kernels):
             got, said = said[: array.nbytes], said[array.nbytes :]
             array[...] = np.frombuffer(got, array.dtype).reshape(array.shape)
         assert not said
+
+
+class InWasmtime(Kernels):
+    """The same for WebAssembly: in the form of ``variant``, over weights as the plain one has them.
+
+    Kernels are called in one instance, whose memory holds a call's buffers at a time.
+    """
+
+    def __init__(
+        self, ops: list[Op], target: Target, variant: str, folder: Path,
+        settings: list[dict[str, Any]] | None = None,
+    ) -> None:  # fmt: skip
+        self.target, self.variant = target, variant
+        super().__init__(ops, target, folder, settings)
+
+    def build(self, functions: dict[str, Any]) -> None:
+        import wasmtime
+
+        self.pieces = {}
+        for i, op in enumerate(self.ops):
+            template, knobs = self.templates[i], self.knobs[i]
+            other = template.variant(op, knobs, self.variant) if self.variant else None
+            if other is not None:
+                functions[f"k{i}"] = template.emit(op, other)
+        attributes = self.target.variants[self.variant] if self.variant else ()
+        blob, self.workspaces = build_object(functions, self.target, attributes)
+        (self.folder / "k.o").write_bytes(blob)
+        (self.folder / "math.a").write_bytes(link.math_library(self.target))
+        link.zig("wasm-ld", "--no-entry", *(f"--export={name}" for name in functions),
+                 "--export=__heap_base", "-o", "k.wasm", "k.o", "math.a",
+                 cwd=self.folder)  # fmt: skip
+        config = wasmtime.Config()
+        config.wasm_relaxed_simd = True
+        self.store = wasmtime.Store(wasmtime.Engine(config))
+        module = wasmtime.Module.from_file(self.store.engine, str(self.folder / "k.wasm"))
+        self.exports = wasmtime.Instance(self.store, module, []).exports(self.store)
+
+    def call(self, index: int, arrays: list[np.ndarray], own: list[np.ndarray], parts: int) -> None:
+        _forget(own)
+        at, places = int(self.exports["__heap_base"].value(self.store)), []
+        for array in (*arrays, *own):
+            places.append(-(-at // 64) * 64)
+            at = places[-1] + array.nbytes
+        memory = self.exports["memory"]
+        memory.grow(self.store, max(0, -(-(at - memory.data_len(self.store)) // 65536)))
+        for array, place in zip((*arrays, *own), places, strict=True):
+            memory.write(self.store, array.tobytes(), place)
+        self.exports[f"k{index}"](self.store, *places)
+        for array, place in zip((*arrays, *own), places, strict=True):
+            got = memory.read(self.store, place, place + array.nbytes)
+            array[...] = np.frombuffer(got, array.dtype).reshape(array.shape)
 
 
 #: Reads the buffers (bytes, then as many of them), calls a kernel's parts, writes the buffers.
