@@ -42,7 +42,7 @@ class Geometry:
             self.steps += self.steps % 2
         #: Vectors of channels whose weights are stored together; a register tile has them all, or
         #: fewer where they are stored for a variant's.
-        self.stored: int = knobs.get("stored", knobs["groups"])
+        self.stored: int = knobs["stored"] if "stored" in knobs else knobs["groups"]
         self.width: int = self.stored * self.dot.lanes
         self.channels = op.y.lanes * op.y.blocks
         per_group = self.channels // op.groups
