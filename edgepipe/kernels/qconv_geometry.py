@@ -40,10 +40,8 @@ class Geometry:
         self.whole_last = op.bits == 4 and self.dot.step == 16 and self.steps % 2 == 1
         if op.bits == 4 and not self.whole_last:
             self.steps += self.steps % 2
-        #: Vectors of channels whose weights are stored together; a register tile has them all, or
-        #: fewer where they are stored for a variant's.
-        self.stored: int = knobs["stored"] if "stored" in knobs else knobs["groups"]
-        self.width: int = self.stored * self.dot.lanes
+        stored = knobs["stored"] if "stored" in knobs else knobs["groups"]
+        self.width: int = stored * self.dot.lanes
         self.channels = op.y.lanes * op.y.blocks
         per_group = self.channels // op.groups
         self.tiles = op.groups * -(-per_group // self.width)
@@ -62,6 +60,12 @@ class Geometry:
         few channels), else 0."""
         word = next((w for w in (4, 8) if op.kernel[1] * op.x.lanes <= w), 0)
         return word if op.bits == 8 and merges(op) and op.kernel[0] > 1 else 0
+
+    @property
+    def stored(self) -> int:
+        """Vectors of channels whose weights are stored together. A register tile has them all, or
+        fewer where they are stored for a variant's."""
+        return self.width // self.dot.lanes
 
     @property
     def run_stride(self) -> int:
