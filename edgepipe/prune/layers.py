@@ -31,9 +31,9 @@ def scores(layer: Layer, gram: Gram | None) -> Array:
 def kept(layer: Layer, pattern: Pattern, gram: Gram | None) -> Array:
     """Which weights stay under ``pattern``, bool [outputs, K]."""
     found: Array = pruning.mask(scores(layer, gram), pattern)
-    if gram is not None and pattern.of:
+    if gram is not None:
         weight = layer.matrix(layer.weight)[0]
-        found = pruning.exchanged(found, pattern, weight, *_equations(layer, gram))
+        found = pruning.settled(found, pattern, weight, *_equations(layer, gram))
     return found.reshape(layer.outputs, -1)
 
 

@@ -4,13 +4,10 @@ With moments of a layer's input the rest is the least-squares solution that repr
 layer's output, and its bias keeps the output's mean; without them it stays as it is. Places are
 chosen by the magnitude of weights, times the root mean square of their inputs where that is known
 (Sun et al. 2023, "Wanda", arXiv 2306.11695); groups that share a pattern by their sum of squares.
-Those of N:M then change places for others in their groups, as far as that brings the output nearer.
+With moments the places are then looked for again, as far as that brings the output nearer.
 """
 
 from __future__ import annotations
-
-from itertools import combinations
-from math import comb
 
 import numpy as np
 
@@ -18,8 +15,9 @@ from edgepipe.sparsity.pattern import Pattern
 
 #: Share of the mean of the Hessian's diagonal that is added to it.
 DAMPING = 0.01
-#: How often ``exchanged`` looks at every group, at most, and how many choices of one it compares.
-SWEEPS, MOST_CHOICES = 4, 100
+#: Of ``settled``: the first price, by what it grows where at least that share of the places has
+#: changed since the last look, steps between two looks, and most steps.
+PRICE, GROWTH, LOOK, MOST_STEPS = 0.1, ((0.1, 1.3), (0.005, 1.2), (0.0, 1.1)), 3, 300
 
 
 def mask(scores: np.ndarray, pattern: Pattern) -> np.ndarray:
@@ -50,50 +48,38 @@ def mask(scores: np.ndarray, pattern: Pattern) -> np.ndarray:
     return np.repeat(found, pattern.shared, axis=0)[:outputs, :inputs]
 
 
-def exchanged(
+def settled(
     kept: np.ndarray, pattern: Pattern, weight: np.ndarray, hessian: np.ndarray, cross: np.ndarray
 ) -> np.ndarray:
-    """Places of ``pattern``, an N:M, whose weights come nearer to the dense layer's output than
-    those of ``kept`` (bool ``[outputs, inputs, taps]``), in its form.
+    """Places of ``pattern`` whose weights come nearer to the dense layer's output than those of
+    ``kept`` (bool ``[outputs, inputs, taps]``), in its form.
 
-    The other arguments are those of ``refit``. Block coordinate descent over places and weights
-    together: of every group what is best beside all the others as they are. Patterns of more than
-    ``MOST_CHOICES`` to a group stay as they are.
+    The other arguments are those of ``refit``. Alternating directions (ADMM; Boyd et al. 2011) over
+    two sets of weights, which are to become one: those of least squares, and the largest places of
+    ``pattern`` in them. The price of their difference grows, the slower the fewer places change,
+    until none does (Meng et al. 2024, "ALPS", arXiv 2406.07831). A weight is as large as what it
+    does to the output: inputs count in units of their deviation.
     """
-    outputs, inputs, taps = kept.shape
-    if comb(pattern.of, pattern.kept) > MOST_CHOICES:
-        return kept
+    found = kept.reshape(len(kept), -1)
     damped, wanted = _damped(weight, hessian, cross)
-    rows = np.arange(outputs)
-    band = rows // pattern.shared
-    found = kept.reshape(outputs, -1).copy()
-    values = np.where(found, weight, 0.0).astype(np.float64)
-    rest = wanted - values @ damped
-    for _ in range(SWEEPS):
-        changed = False
-        for first in range(0, inputs, pattern.of):
-            for tap in range(taps):
-                group = np.arange(first, min(first + pattern.of, inputs)) * taps + tap
-                keep = int(found[0, group].sum())
-                own = damped[np.ix_(group, group)]
-                target = rest[:, group] + values[:, group] @ own
-                choices = np.array(list(combinations(range(len(group)), keep)))
-                inverses = np.linalg.inv(own[choices[:, :, None], choices[:, None, :]])
-                parts = target[:, choices]  # [outputs, choices, keep]
-                solved = np.einsum("ock,ckl->ocl", parts, inverses)
-                gains = np.zeros((band[-1] + 1, len(choices)))
-                np.add.at(gains, band, np.einsum("ock,ock->oc", parts, solved))
-                best = gains.argmax(1)[band]
-                places = rows[:, None], choices[best]
-                new = np.zeros((outputs, len(group)))
-                new[places] = solved[rows, best]
-                stays = np.zeros(new.shape, bool)
-                stays[places] = True
-                changed |= bool((stays != found[:, group]).any())
-                rest -= (new - values[:, group]) @ damped[group]
-                values[:, group], found[:, group] = new, stays
-        if not changed:
-            break
+    unit = 1 / np.sqrt(np.diagonal(damped))
+    values, vectors = np.linalg.eigh(damped * unit * unit[:, None])
+    wanted = wanted * unit @ vectors
+    price, places = PRICE, int(found.sum())
+    sparse = np.where(found, (wanted / values) @ vectors.T, 0.0)
+    dual = np.zeros_like(sparse)
+    for step in range(1, MOST_STEPS + 1):
+        dense = ((wanted + (price * sparse - dual) @ vectors) / (values + price)) @ vectors.T
+        sparse = dense + dual / price
+        largest = mask(np.square(sparse).reshape(kept.shape), pattern).reshape(found.shape)
+        sparse *= largest
+        dual += price * (dense - sparse)
+        if step % LOOK == 0:
+            changed = int((largest & ~found).sum())
+            found = largest
+            if not changed:
+                break
+            price *= next(growth for share, growth in GROWTH if changed >= share * places)
     return found.reshape(kept.shape)
 
 

@@ -8,7 +8,7 @@ import pytest
 from edgepipe.errors import UserError
 from edgepipe.recipe import Recipe
 from edgepipe.sparsity.pattern import Pattern
-from edgepipe.sparsity.pruning import exchanged, mask, refit
+from edgepipe.sparsity.pruning import mask, refit, settled
 
 
 @pytest.mark.parametrize(
@@ -137,28 +137,41 @@ def error(kept: np.ndarray, weight: np.ndarray, hessian: np.ndarray, cross: np.n
     return float(np.einsum("ok,kl,ol->", left, hessian, left))
 
 
-@pytest.mark.parametrize("text", ["2:4", "1:4", "1:8", "4:8", "2:4v2", "1:4v8"])
+@pytest.mark.parametrize(
+    "text",
+    ["2:4", "1:4", "1:8", "4:8", "8:16", "2:4v2", "1:4v8", "50%", "80%", "90%", "50%b1x4"],
+)
 @pytest.mark.parametrize("shape", [(8, 16, 1), (5, 10, 4)])
-def test_exchanged_places_keep_the_pattern_and_lower_the_error(
+def test_settled_places_keep_the_pattern_and_lower_the_error(
     text: str, shape: tuple[int, int, int]
 ) -> None:
     pattern, before, after = Pattern.parse(text, ""), 0.0, 0.0
     for seed in range(5):
         weight, hessian, cross = problem(seed, shape)
         kept = mask(weight.reshape(shape) ** 2 * np.diagonal(hessian).reshape(shape[1:]), pattern)
-        found = exchanged(kept, pattern, weight, hessian, cross)
-        for group in range(0, shape[1], pattern.of):
-            part = slice(group, group + pattern.of)
-            assert np.array_equal(found[:, part].sum(1), kept[:, part].sum(1))
-        for band in range(0, shape[0], pattern.shared):
-            assert (found[band : band + pattern.shared] == found[band]).all()
+        found = settled(kept, pattern, weight, hessian, cross)
+        assert found.dtype == bool
+        blocks = range(0, shape[1], pattern.of or pattern.block)
+        parts = [slice(first, first + (pattern.of or pattern.block)) for first in blocks]
+        if pattern.of:
+            for part in parts:
+                assert np.array_equal(found[:, part].sum(1), kept[:, part].sum(1))
+            for band in range(0, shape[0], pattern.shared):
+                assert (found[band : band + pattern.shared] == found[band]).all()
+        else:
+            counts = [sum(k[:, p].any(1).sum() for p in parts) for k in (kept, found)]
+            assert counts[0] == counts[1]
+            assert all((found[:, p] == found[:, p][:, :1]).all() for p in parts)
         before += error(kept, weight, hessian, cross)
         after += error(found, weight, hessian, cross)
-    assert after < 0.95 * before
+    assert after < 0.9 * before
 
 
-def test_patterns_of_too_many_choices_stay() -> None:
-    pattern = Pattern.parse("8:16", "")
-    weight, hessian, cross = problem(0, (3, 16, 1))
-    kept = mask(weight.reshape(3, 16, 1) ** 2, pattern)
-    assert np.array_equal(exchanged(kept, pattern, weight, hessian, cross), kept)
+@pytest.mark.parametrize("text", ["80%", "1:4", "80%b1x4"])
+def test_settled_places_where_inputs_have_nothing_to_do_with_each_other(text: str) -> None:
+    """The largest weights are the best there: nothing is to be won, and little lost."""
+    weight, pattern = problem(0, (16, 32, 1))[0], Pattern.parse(text, "")
+    equations = weight, np.eye(32), weight.astype(np.float64)
+    kept = mask(weight.reshape(16, 32, 1) ** 2, pattern)
+    found = settled(kept, pattern, *equations)
+    assert error(found, *equations) < 1.03 * error(kept, *equations)

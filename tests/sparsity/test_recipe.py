@@ -138,17 +138,18 @@ def test_calibration_refits_what_stays(tmp_path: Path) -> None:
     assert errors["refitted"] < 0.2 * errors["plain"]
 
 
-def test_places_of_patterns_are_chosen_for_what_a_layer_puts_out(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("pattern", ["1:4", "80%", "60%b1x4"])
+def test_places_are_chosen_for_what_a_layer_puts_out(
+    pattern: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     source = importer.load(str(network(tmp_path / "net.onnx")), None)
-    context = Context(Target.load("host"), Recipe.parse("fp32+1:4"))
+    context = Context(Target.load("host"), Recipe.parse(f"fp32+{pattern}"))
     graph = passes.run(source.model, context)
     rng = np.random.default_rng(1)
     x = rng.standard_normal((48, 3, 28, 28), dtype=np.float32)
     errors = []
-    for exchanged in (pruning.exchanged, lambda kept, *_: kept):
-        monkeypatch.setattr(pruning, "exchanged", exchanged)
+    for settled in (pruning.settled, lambda kept, *_: kept):
+        monkeypatch.setattr(pruning, "settled", settled)
         pruned, _ = prune.run(graph, source, {"x": x[:32]}, context)
         found, wanted = (outputs(model, x[32:]) for model in (pruned, graph))
         errors.append(float(np.square(found - wanted).sum()))
