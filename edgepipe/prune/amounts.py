@@ -12,7 +12,7 @@ import onnx_ir as ir
 from edgepipe.context import Context
 from edgepipe.errors import UserError
 from edgepipe.prune import cost, walk
-from edgepipe.prune.layers import kept
+from edgepipe.prune.layers import equations, scores
 from edgepipe.quantization.gram import Gram
 from edgepipe.quantization.layers import Layer
 from edgepipe.sparsity import amounts, pruning
@@ -25,8 +25,9 @@ GRID = (0.0, 20.0, 35.0, 50.0, 60.0, 70.0, 75.0, 80.0, 85.0, 90.0, 95.0)
 #: N of M that ``auto`` tries, shared by the widths of the target's register tiles.
 SHARED = ((4, 8), (2, 4), (1, 4), (1, 8))
 DENSE = Pattern()
-#: Output channels of a layer that distortion is measured on.
-CHANNELS = 8
+#: Output channels of a layer that distortion is measured on: bands, as wide as a register tile,
+#: whose places are chosen, and those of their channels that are refitted.
+BANDS, BAND, REFITTED = 2, 32, 8
 
 
 def patterns(
@@ -82,11 +83,10 @@ def _search(
     found: list[list[Option]] = []
     for node, gram in walk.moments(model.graph, model.graph, layers, samples):
         context.progress(f"measuring what {node.name or node.op_type} loses")
-        layer, options = Layer.of(node), []
+        measured, options = _Measured(Layer.of(node), gram), []
         for tried in _tried(node, pattern, context.target):
-            mask = kept(layer, tried, gram)
-            price = cost.of(node, mask, budget, context.target)
-            options.append(Option(tried, _distortion(layer, mask, gram), price))
+            price = cost.of(node, measured.largest(tried), budget, context.target)
+            options.append(Option(tried, measured.distortion(tried), price))
         found.append(options)
     wanted = sum(_allowed(options, pattern) for options in found)
     chosen = amounts.spend(
@@ -144,12 +144,35 @@ def _db(option: Option) -> str:
     return f"{100 * option.distortion:.2g} %"
 
 
-def _distortion(layer: Layer, stays: Any, gram: Gram) -> float:
-    """Squared error of the refitted layer's output, as a share of the output's variance."""
-    weight, hessian = layer.matrix(layer.weight)[0].astype(np.float64), gram.hessian[0]
-    rows = np.unique(np.linspace(0, layer.outputs - 1, CHANNELS).astype(int))
-    cross = weight[rows] @ hessian
-    refitted = pruning.refit(weight[rows], stays[rows], hessian, cross).astype(np.float64)
-    error = refitted - weight[rows]
-    power = max(float(np.sum(cross * weight[rows])), 1e-30)
-    return float(np.sum((error @ hessian) * error)) / power
+class _Measured:
+    """What patterns do to a layer, by some of its outputs."""
+
+    def __init__(self, layer: Layer, gram: Gram) -> None:
+        self.scores = scores(layer, gram)
+        self.weight = layer.matrix(layer.weight)[0]
+        self.hessian, self.cross = equations(layer, gram)
+        self.spectrum = pruning.Spectrum(self.hessian)
+        bands = np.unique(np.linspace(0, -(-layer.outputs // BAND) - 1, BANDS).astype(int))
+        places = (bands[:, None] * BAND + np.arange(BAND)).reshape(-1)
+        #: Outputs whose places are chosen together, and some of those, whose weights are refitted.
+        self.rows = places[places < layer.outputs]
+        self.some = np.unique(np.linspace(0, len(self.rows) - 1, REFITTED).astype(int))
+
+    def largest(self, pattern: Pattern) -> Any:
+        """What stays of the whole layer, bool [outputs, K], by the worth of each weight."""
+        return pruning.mask(self.scores, pattern).reshape(self.weight.shape)
+
+    def distortion(self, pattern: Pattern) -> float:
+        """Squared error of the refitted layer's output, as a share of the output's variance."""
+        rows, some = self.rows, self.rows[self.some]
+        stays = pruning.mask(self.scores[rows], pattern)
+        if pattern != DENSE:
+            stays = pruning.settled(
+                stays, pattern, self.weight[rows], self.hessian, self.cross[rows], self.spectrum
+            )
+        weight, stays = self.weight[some].astype(np.float64), stays.reshape(len(rows), -1)
+        wanted = weight @ self.hessian
+        refitted = pruning.refit(self.weight[some], stays[self.some], self.hessian, wanted)
+        error = refitted.astype(np.float64) - weight
+        power = max(float(np.sum(wanted * weight)), 1e-30)
+        return float(np.sum((error @ self.hessian) * error)) / power

@@ -33,7 +33,7 @@ def kept(layer: Layer, pattern: Pattern, gram: Gram | None) -> Array:
     found: Array = pruning.mask(scores(layer, gram), pattern)
     if gram is not None:
         weight = layer.matrix(layer.weight)[0]
-        found = pruning.settled(found, pattern, weight, *_equations(layer, gram))
+        found = pruning.settled(found, pattern, weight, *equations(layer, gram))
     return found.reshape(layer.outputs, -1)
 
 
@@ -43,14 +43,14 @@ def solution(layer: Layer, stays: Array, gram: Gram | None) -> tuple[Array, Arra
     weight = layer.matrix(layer.weight)[0]
     if gram is None:
         return np.where(stays, weight, np.float32(0)), None
-    result = pruning.refit(weight, stays, *_equations(layer, gram))
+    result = pruning.refit(weight, stays, *equations(layer, gram))
     if layer.node.op_type == "MatMul":
         return result, None
     bias: Array = gram.mean_y[0] - result.astype(np.float64) @ gram.mean_x[0]
     return result, bias.astype(np.float32)
 
 
-def _equations(layer: Layer, gram: Gram) -> tuple[Array, Array]:
+def equations(layer: Layer, gram: Gram) -> tuple[Array, Array]:
     """Moments of the input, and of what is wanted with it."""
     hessian, cross, mean_x = gram.hessian[0], gram.cross[0], gram.mean_x[0]
     if layer.node.op_type == "MatMul":  # without a bias the means are the weights' to fit

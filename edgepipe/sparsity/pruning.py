@@ -48,23 +48,33 @@ def mask(scores: np.ndarray, pattern: Pattern) -> np.ndarray:
     return np.repeat(found, pattern.shared, axis=0)[:outputs, :inputs]
 
 
+class Spectrum:
+    """Eigenvalues and vectors of a ``refit``'s equations, inputs in units of their deviations."""
+
+    def __init__(self, hessian: np.ndarray) -> None:
+        damped = _damped(hessian)
+        self.unit = 1 / np.sqrt(np.diagonal(damped))
+        self.values, self.vectors = np.linalg.eigh(damped * self.unit * self.unit[:, None])
+
+
 def settled(
-    kept: np.ndarray, pattern: Pattern, weight: np.ndarray, hessian: np.ndarray, cross: np.ndarray
-) -> np.ndarray:
+    kept: np.ndarray, pattern: Pattern, weight: np.ndarray, hessian: np.ndarray, cross: np.ndarray,
+    spectrum: Spectrum | None = None,
+) -> np.ndarray:  # fmt: skip
     """Places of ``pattern`` whose weights come nearer to the dense layer's output than those of
     ``kept`` (bool ``[outputs, inputs, taps]``), in its form.
 
-    The other arguments are those of ``refit``. Alternating directions (ADMM; Boyd et al. 2011) over
+    The other arguments are those of ``refit``, and the ``Spectrum`` of ``hessian`` where it is
+    known. Alternating directions (ADMM; Boyd et al. 2011) over
     two sets of weights, which are to become one: those of least squares, and the largest places of
     ``pattern`` in them. The price of their difference grows, the slower the fewer places change,
     until none does (Meng et al. 2024, "ALPS", arXiv 2406.07831). A weight is as large as what it
     does to the output: inputs count in units of their deviation.
     """
     found = kept.reshape(len(kept), -1)
-    damped, wanted = _damped(weight, hessian, cross)
-    unit = 1 / np.sqrt(np.diagonal(damped))
-    values, vectors = np.linalg.eigh(damped * unit * unit[:, None])
-    wanted = wanted * unit @ vectors
+    known = Spectrum(hessian) if spectrum is None else spectrum
+    values, vectors = known.values, known.vectors
+    wanted = _wanted(weight, hessian, cross) * known.unit @ vectors
     price, places = PRICE, int(found.sum())
     sparse = np.where(found, (wanted / values) @ vectors.T, 0.0)
     dual = np.zeros_like(sparse)
@@ -83,13 +93,20 @@ def settled(
     return found.reshape(kept.shape)
 
 
-def _damped(
-    weight: np.ndarray, hessian: np.ndarray, cross: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
-    """Both sides of the equations that weights solve, drawn a little towards those that were."""
-    size = len(hessian)
-    damping = DAMPING * max(float(np.trace(hessian)) / size, 1e-12)
-    return hessian + damping * np.eye(size), cross + damping * weight.astype(np.float64)
+def _damping(hessian: np.ndarray) -> float:
+    """What draws weights a little towards those that were."""
+    return DAMPING * max(float(np.trace(hessian)) / len(hessian), 1e-12)
+
+
+def _damped(hessian: np.ndarray) -> np.ndarray:
+    """The left side of the equations that weights solve."""
+    return hessian + _damping(hessian) * np.eye(len(hessian))
+
+
+def _wanted(weight: np.ndarray, hessian: np.ndarray, cross: np.ndarray) -> np.ndarray:
+    """The right side."""
+    wanted: np.ndarray = cross + _damping(hessian) * weight.astype(np.float64)
+    return wanted
 
 
 def refit(
@@ -100,7 +117,7 @@ def refit(
     ``hessian[K, K]`` is the covariance of the inputs, ``cross[outputs, K]`` that of the wanted
     outputs with them. Outputs with one pattern share a solution.
     """
-    damped, wanted = _damped(weight, hessian, cross)
+    damped, wanted = _damped(hessian), _wanted(weight, hessian, cross)
     result = np.zeros(weight.shape)
     patterns, owner = np.unique(kept, axis=0, return_inverse=True)
     for number, pattern in enumerate(patterns):
