@@ -5,7 +5,8 @@
 1. The float network is fine-tuned on the 5000 images of cifar10_train5000.
 2. From there, with that network as the teacher, the dense network is fine-tuned once more, and so
    is every sparse recipe: same images, loop, loss, normalization, epochs and seed. These are
-   compared. "kept" begins with the network pruned in one go, the other ways prune while they train.
+   compared. "kept" begins with the network pruned in one go, "steps" prunes and trains in turn, the
+   other ways prune while they train.
 3. Recipes in integers are the trained sparse network, calibrated on 512 of the images.
 
 Figures: accuracy on cifar10_val2000, by ONNX Runtime on the graph that results; "one-shot" is what
@@ -18,6 +19,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import time
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -32,6 +34,8 @@ from accuracy_finetune import FIRST, SECOND, Measurement, begin, options, progre
 from edgepipe import importer, prune
 from edgepipe.context import Context
 from edgepipe.data import Samples
+from edgepipe.importer.source import Source
+from edgepipe.prune import steps
 from edgepipe.quantization.finetune import FinetuneSettings
 from edgepipe.quantization.finetune.settings import NORMALIZATIONS
 from edgepipe.recipe import Recipe
@@ -47,6 +51,8 @@ FIRST, SECOND = (replace(settings, batch=32) for settings in (FIRST, SECOND))
 #: Learning rates of what pruning in one go costs up to FEW points, or more: 2:4 of ResNet8 ends 0.9
 #: points higher by 0.008 than by 0.02, 80% after 8 epochs 0.4 to 2 points higher by 0.02.
 RATES, FEW = (8e-3, 2e-2), 5.0
+#: The way that prunes in several goes.
+STEPS = "steps"
 #: Epochs of either stage.
 EPOCHS = {"ic_resnet8": 20, "cifar_resnet20": 40}
 
@@ -58,13 +64,31 @@ def one_shot(
     the pattern, by layers where they differ."""
     x = measured.data[0]
     samples = Samples("train", len(x), lambda: ({"x": x[i : i + 1]} for i in range(len(x))))
-    settings = {"amounts": amounts} if "%" in pattern else {}
-    recipe = Recipe.read(f"fp32+{pattern}", settings)
-    context = Context(Target.load("host"), recipe, progress=lambda _: None)
-    source = importer.load(shared / "models" / f"{name}.onnx", None)
+    source, context = given(shared, name, pattern, amounts)
     model, pruned = prune.run(graph, source, samples, context)
     assert pruned is not None
     return model, pruned.manifest.get("patterns", pattern)
+
+
+def given(shared: Path, name: str, pattern: str, amounts: str) -> tuple[Source, Context]:
+    """The network and what is to become of it."""
+    settings = {"amounts": amounts} if "%" in pattern else {}
+    recipe = Recipe.read(f"fp32+{pattern}", settings)
+    context = Context(Target.load("host"), recipe, progress=lambda _: None)
+    return importer.load(shared / "models" / f"{name}.onnx", None), context
+
+
+def in_steps(
+    measured: Measurement,
+    first: ir.Model,
+    given: tuple[Source, Context],
+    settings: FinetuneSettings,
+) -> tuple[ir.Model, float]:
+    """``first`` pruned and trained in turn, with itself as the teacher; and CPU seconds."""
+    start = time.process_time()
+    source, context = given
+    model, _ = steps.run(first, source, measured.data, settings, context, first)
+    return model, time.process_time() - start
 
 
 def zeros(model: ir.Model) -> float:
@@ -110,11 +134,17 @@ def measure(arguments: argparse.Namespace, network: str, epochs: int) -> None:
         for way in arguments.ways.split(","):
             rate = arguments.rate or RATES[trained - shot > FEW]
             settings = replace(SECOND, sparsity=KEPT, learning_rate=rate, **way_of)
-            start = pruned
-            if way != KEPT:
-                start, settings = first, replace(settings, sparsity=patterns, pruning=way)
             name = f"{pattern}-{way}{arguments.amounts}{rate:g}".replace("%", "").replace(":", "-")
-            model, seconds = tuned(start, settings, name)
+            if way == STEPS:
+                kept = None if folder is None else folder / f"{network}-{name}"
+                task = given(arguments.shared, network, pattern, arguments.amounts)
+                chosen = replace(settings, epochs=epochs, checkpoint=kept)
+                model, seconds = in_steps(measured, first, task, chosen)
+            elif way == KEPT:
+                model, seconds = tuned(pruned, settings, name)
+            else:
+                settings = replace(settings, sparsity=patterns, pruning=way)
+                model, seconds = tuned(first, settings, name)
             if format != "fp32":
                 model = measured.calibrated(model, format)
             after = measured.accuracy(model)
@@ -129,7 +159,7 @@ def main() -> None:
     parser.add_argument("--amounts", default="erk", help="of S%%, by layer: uniform, erk, search")
     parser.add_argument("--normalization", default="batch", choices=NORMALIZATIONS)
     parser.add_argument("--rate", type=float, help="learning rate of what has zeros")
-    parser.add_argument("--ways", default=KEPT, help="kept, gradual, decay, straight")
+    parser.add_argument("--ways", default=KEPT, help="kept, steps, gradual, decay, straight")
     arguments = parser.parse_args()
     begin(
         "network          recipe                 one-shot  tuned  to dense tuned  zeros %   CPU s"
