@@ -141,6 +141,8 @@ MAY_IMPORT: dict[str, set[str]] = {
         "lowering.groups",
         "lowering.sparsity",
         "quantization.executor",
+        # In steps, between which a network is trained.
+        "quantization.finetune",
         "quantization.gram",
         "quantization.graph",
         "quantization.layers",
