@@ -1,11 +1,12 @@
-"""Amounts and patterns by layer beside uniform ones, pruned in one go, of a CIFAR-10 network.
+"""What patterns cost CIFAR-10 networks that are pruned in one go, and amounts by layer beside them.
 
-    python benchmarks/accuracy_amounts.py [--shared DIR] [--network N] [--target T]
+    python benchmarks/accuracy_amounts.py [--shared DIR] [--networks a,b] [--target T]
 
+Accuracy on cifar10_val2000 by ONNX Runtime. "no data": the smallest weights go, and nothing else
+changes; else places and weights are found with the first 512 images of cifar10_train5000.
 "estimate" is the vector instructions of the layers that are pruned, in the target's cheapest
 float32 kernel each, over those of the dense network: what ``auto`` and the budget "latency" spend.
 It is no latency.
-Accuracy on cifar10_val2000 by ONNX Runtime, refitted to the first images of cifar10_train5000.
 """
 
 from __future__ import annotations
@@ -31,17 +32,21 @@ from edgepipe.recipe import Recipe
 from edgepipe.sparsity.pattern import Pattern
 from edgepipe.target import Target
 
+NETWORKS = "ic_resnet8,ic_resnet8_large,cifar_resnet20"
+PATTERNS = (
+    "4:8", "2:4", "2:4v8", "2:4v16", "2:4v32", "1:4", "1:4v8", "1:4v16", "1:4v32", "1:8",
+    "70%", "80%", "90%", "50%b1x4", "80%b1x4",
+)  # fmt: skip
 RECIPES: tuple[tuple[str, dict[str, str]], ...] = (
-    ("fp32+70%", {}),
-    ("fp32+70%", {"amounts": "erk"}),
-    ("fp32+70%", {"amounts": "search"}),
-    ("fp32+70%", {"amounts": "search", "budget": "bytes"}),
-    ("fp32+70%", {"amounts": "search", "budget": "latency"}),
-    ("fp32+2:4", {}),
-    ("fp32+2:4v8", {}),
-    ("fp32+1:4", {}),
+    ("fp32", {}),
+    *((f"fp32+{pattern}", {}) for pattern in PATTERNS),
+    ("fp32+80%", {"amounts": "erk"}),
+    ("fp32+80%", {"amounts": "search"}),
+    ("fp32+80%", {"amounts": "search", "budget": "bytes"}),
+    ("fp32+80%", {"amounts": "search", "budget": "latency"}),
     ("fp32+auto30%", {}),
     ("fp32+auto50%", {}),
+    ("fp32+auto65%", {}),
 )
 
 
@@ -51,34 +56,47 @@ def estimate(model: ir.Model, target: Target) -> float:
     return sum(cost.of(n, v.matrix(v.weight)[0] != 0, "latency", target) for n, v in layers)
 
 
+def measure(shared: Path, network: str, target: Target) -> None:
+    """Print the lines of one network."""
+    x, labels = images(shared, "cifar10_val2000", network)
+    train = images(shared, "cifar10_train5000", network)[0]
+    samples = Samples("train", len(train), lambda: ({"x": train[i : i + 1]} for i in range(512)))
+    source = importer.load(shared / "models" / f"{network}.onnx", None)
+    graph = passes.run(source.model, Context(target, Recipe()))
+
+    def accuracy(model: ir.Model) -> float:
+        return 100 * float(np.mean(logits(model, x).argmax(1) == labels))
+
+    for line, settings in RECIPES:
+        context = Context(target, Recipe.read(line, settings))
+        plain = ""
+        if not settings and "auto" not in line:
+            plain = f"{accuracy(prune.run(graph, source, None, context)[0]):.2f}"
+        model, pruned = prune.run(graph, source, samples, context)
+        macs = {"left": 1, "dense": 1} if pruned is None else pruned.manifest["macs"]
+        print(
+            f"{network:16} {line:14} {settings.get('amounts', ''):8} "
+            f"{settings.get('budget', ''):8} {plain:>7}  {accuracy(model):8.2f}  "
+            f"{estimate(model, target) / estimate(graph, target):8.2f}  "
+            f"{macs['left'] / macs['dense']:.2f}",
+            flush=True,
+        )
+
+
 def main() -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument(
         "--shared", type=Path, default=Path(os.environ.get("EDGEPIPE_SHARED", "../shared"))
     )
-    parser.add_argument("--network", default="ic_resnet8")
+    parser.add_argument("--networks", default=NETWORKS)
     parser.add_argument("--target", default="wasm-simd")
     chosen = parser.parse_args()
-    x, labels = images(chosen.shared, "cifar10_val2000", chosen.network)
-    train = images(chosen.shared, "cifar10_train5000", chosen.network)[0]
-    samples = Samples("train", len(train), lambda: ({"x": train[i : i + 1]} for i in range(512)))
-    source = importer.load(chosen.shared / "models" / f"{chosen.network}.onnx", None)
-    target = Target.load(chosen.target)
-    graph = passes.run(source.model, Context(target, Recipe()))
     print(one_line(machine()), one_line(versions("edgepipe", "onnxruntime", "numpy")), sep="\n")
-    print("recipe         amounts  budget   accuracy  estimate  multiplications left", flush=True)
-    for line, settings in (("fp32", {}), *RECIPES):
-        context = Context(target, Recipe.read(line, settings))
-        model, pruned = prune.run(graph, source, samples, context)
-        macs = {"left": 1, "dense": 1} if pruned is None else pruned.manifest["macs"]
-        print(
-            f"{line:14} {settings.get('amounts', ''):8} {settings.get('budget', ''):8} "
-            f"{100 * float(np.mean(logits(model, x).argmax(1) == labels)):8.2f}  "
-            f"{estimate(model, target) / estimate(graph, target):8.2f}  "
-            f"{macs['left'] / macs['dense']:.2f}",
-            flush=True,
-        )
+    print("network          recipe         amounts  budget   no data  accuracy  estimate"
+          "  multiplications left", flush=True)  # fmt: skip
+    for network in chosen.networks.split(","):
+        measure(chosen.shared, network, Target.load(chosen.target))
 
 
 if __name__ == "__main__":
