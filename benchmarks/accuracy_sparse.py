@@ -156,7 +156,7 @@ def measure(arguments: argparse.Namespace, network: str, epochs: int) -> None:
 def main() -> None:
     """Print the table."""
     parser = options(__doc__.splitlines()[0], NETWORKS, RECIPES)
-    parser.add_argument("--amounts", default="uniform", help="of S%%, by layer: uniform, erk, search")
+    parser.add_argument("--amounts", default="uniform", help="of S%%: uniform, erk, search")
     parser.add_argument("--normalization", default="batch", choices=NORMALIZATIONS)
     parser.add_argument("--rate", type=float, help="learning rate of what has zeros")
     parser.add_argument("--ways", default=KEPT, help="kept, steps, gradual, decay, straight")
