@@ -3,7 +3,8 @@
     python benchmarks/accuracy_cifar.py [--shared DIR] [--networks a,b] [--recipes w8a8,w4a8]
     python benchmarks/accuracy_cifar.py --methods all        # the methods side by side
 
-Calibration: the first 512 images of cifar10_train5000; figures: all of cifar10_val2000, or with
+Calibration: the first 512 images of cifar10_train5000, with ``--sets N`` by N times 512 others in
+turn (how much of a figure is chance); figures: all of cifar10_val2000, or with
 ``--held-back`` training images that calibration did not see, by which settings are chosen (the
 networks were trained on them: their accuracy there says little, agreement and SNR do). The
 quantized graph runs in ONNX Runtime on its Q/DQ form (``--interpreter N``: the first N images in
@@ -17,6 +18,7 @@ import argparse
 import os
 import time
 from collections.abc import Iterator
+from itertools import product
 from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -88,20 +90,24 @@ def integer_check(model: ir.Model, x: np.ndarray, expected: np.ndarray) -> str:
 
 
 def network_lines(network: str, arguments: argparse.Namespace) -> Iterator[str]:
-    """The lines of one network: every recipe by every method."""
+    """The lines of one network: every recipe by every method and on every set of images."""
     training, trained_labels = images(arguments.shared, "cifar10_train5000", network)
-    samples = [{"x": training[i : i + 1]} for i in range(SAMPLES)]
+    sets = [
+        [{"x": training[i : i + 1]} for i in range(SAMPLES * n, SAMPLES * (n + 1))]
+        for n in range(arguments.sets)
+    ]
     x, labels = images(arguments.shared, "cifar10_val2000", network)
     if arguments.held_back:
-        last = SAMPLES + HELD_BACK
-        x, labels = training[SAMPLES:last], trained_labels[SAMPLES:last]
+        first = SAMPLES * arguments.sets
+        last = first + HELD_BACK
+        x, labels = training[first:last], trained_labels[first:last]
     context = Context(Target.load("host"), Recipe())
     source = importer.load(arguments.shared / "models" / f"{network}.onnx", None)
     graph = passes.run(source.model, context)
     reference = logits(graph, x)
     exact = 100 * np.mean(reference.argmax(1) == labels)
     for recipe in arguments.recipes.split(","):
-        for methods in chosen_methods(arguments.methods):
+        for methods, samples in product(chosen_methods(arguments.methods), sets):
             changes = dict(change(item) for item in arguments.set)
             if methods is not None:
                 changes["methods"] = methods
@@ -145,6 +151,7 @@ def main() -> None:
     parser.add_argument("--recipes", default=",".join(RECIPES))
     parser.add_argument("--methods", default="", help="all, or e.g. gptq,equalization+gptq")
     parser.add_argument("--set", action="append", default=[], metavar="FIELD=VALUE")
+    parser.add_argument("--sets", type=int, default=1, metavar="N")
     parser.add_argument("--held-back", action="store_true")
     parser.add_argument("--interpreter", type=int, default=0, metavar="N")
     arguments = parser.parse_args()
