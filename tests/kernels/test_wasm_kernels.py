@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from edgepipe.kernels import qconv
+from edgepipe.kernels import qconv, winograd_loops
 from edgepipe.kernels.integer_ops import QConvOp, Residual
 from edgepipe.kernels.layout import Blocked
 from edgepipe.target import Target
@@ -35,24 +35,28 @@ def signed(op: QConvOp) -> QConvOp:
 
 @pytest.mark.parametrize("variant", ["", "relaxed"], ids=["plain", "relaxed"])
 @pytest.mark.parametrize("limit", [8, 63], ids=["4-bit", "7-bit"])
-@pytest.mark.parametrize("kind", ["pointwise", "regular", "3x3"])
-def test_convolutions_in_both_forms(kind: str, limit: int, variant: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", ["pointwise", "regular", "3x3", "3x3 in parts"])
+def test_convolutions_in_both_forms(
+    kind: str, limit: int, variant: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if kind == "3x3 in parts":  # a few channels' transformed weights at a time
+        monkeypatch.setattr(winograd_loops, "_WEIGHT_BYTES", 1 << 15)
     choices, rng = random.Random(f"{kind}{limit}"), np.random.default_rng(9)
     ops: list[QConvOp] = []
     settings = []
     while len(ops) < 8:
-        op = winograd_op(choices, limit) if kind == "3x3" else conv_op(choices, kind, limit)
+        op = winograd_op(choices, limit) if "3x3" in kind else conv_op(choices, kind, limit)
         op = signed(op)
         if qconv.matches(op, RELAXED) is not None:
             continue
         knobs = qconv.default(op, RELAXED)
-        if kind == "3x3":  # the same without Winograd's transforms
+        if "3x3" in kind:  # the same without Winograd's transforms
             knobs["winograd"] &= len(ops) % 4 != 3
         settings.append(knobs)
         ops.append(op)
     assert all(knobs["offset"] and knobs["relaxed"] for knobs in settings)
     assert {knobs["stored"] // knobs["groups"] for knobs in settings} >= {2}
-    assert sum(knobs["winograd"] for knobs in settings) == (6 if kind == "3x3" else 0)
+    assert sum(knobs["winograd"] for knobs in settings) == (6 if "3x3" in kind else 0)
     kernels = InWasmtime(list(ops), RELAXED, variant, tmp_path, settings)
     low, high = (-8, 7) if limit == 8 else (-limit, limit)
     for index, op in enumerate(ops):

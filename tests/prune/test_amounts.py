@@ -14,9 +14,11 @@ from edgepipe.context import Context
 from edgepipe.data import Samples
 from edgepipe.errors import UserError
 from edgepipe.importer import load
-from edgepipe.prune import cost
+from edgepipe.prune import amounts, cost, walk
+from edgepipe.prune.layers import equations, kept
 from edgepipe.quantization.layers import Layer, prunable
 from edgepipe.recipe import Recipe
+from edgepipe.sparsity import pruning
 from edgepipe.sparsity.amounts import erk
 from edgepipe.sparsity.pattern import Pattern
 from edgepipe.target import Target
@@ -100,3 +102,30 @@ def test_time_that_cannot_be_saved_is_refused(tmp_path: Path) -> None:
 def test_zeros_save_no_time_on_a_gpu(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="GPUs have no sparse kernels"):
         pruned(tmp_path / "n.onnx", recipe="fp32+auto", target="jetson-tx2")
+
+
+def test_what_a_search_measures_is_what_pruning_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By some outputs of a layer: as all of its places would be chosen, and better than at first."""
+    net = Network()
+    graph = canonical(net.model(net.conv(net.conv("x", 16, 3), 96, 16), 1, 96, 8, 8))
+    random = np.random.default_rng(1)
+    data = [{"x": random.standard_normal((1, 3, 8, 8), dtype=np.float32)} for _ in range(64)]
+    layers = prunable(graph.graph, Pattern(kept=1, of=4))
+    ((node, gram),) = walk.moments(graph.graph, graph.graph, layers, data)
+    layer = Layer.of(node)
+    measured = amounts._Measured(layer, gram)
+    assert len(measured.rows) == 64 and len(measured.some) == 8
+    for text in ("1:4", "1:4v8", "80%"):
+        pattern = Pattern.parse(text, "")
+        found = measured.distortion(pattern)
+        some = measured.rows[measured.some]
+        weight = layer.matrix(layer.weight)[0][some].astype(np.float64)
+        hessian, _ = equations(layer, gram)
+        stays = kept(layer, pattern, gram)[some]
+        left = pruning.refit(weight, stays, hessian, weight @ hessian) - weight
+        power = np.sum((weight @ hessian) * weight)
+        whole = float(np.sum((left @ hessian) * left) / power)
+        assert found == pytest.approx(whole, rel=0.15 if pattern.of else 0.4)
+        with monkeypatch.context() as patch:
+            patch.setattr(pruning, "settled", lambda kept, *_: kept)
+            assert found < 0.9 * measured.distortion(pattern)

@@ -50,6 +50,37 @@ def test_the_way_ends_at_the_pattern_after_all_epochs(pattern: str, way: list[st
         assert found[-1].rate == 1 > found[0].rate
 
 
+def test_every_step_goes_on_from_the_one_before(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With stand-ins for what prunes and trains, which name what they were given."""
+    graph, source, x, context = made(tmp_path / "net.onnx", "fp32+80%")
+    pruned, trained = [], []
+
+    def prune_run(model: Any, _: Any, samples: Any, own: Context) -> tuple[str, str]:
+        pruned.append((model, str(own.recipe), samples["x"].shape))
+        return f"pruned {len(pruned)}", f"facts {len(pruned)}"
+
+    def finetune(*arguments: Any) -> str:
+        trained.append(arguments)
+        return f"trained {len(trained)}"
+
+    monkeypatch.setattr(prune, "run", prune_run)
+    monkeypatch.setattr(steps, "finetune", finetune)
+    data = np.tile(x, (12, 1, 1, 1)), None
+    result = steps.run(graph, source, data, replace(SETTINGS, epochs=100), context)
+    assert result == ("trained 4", "facts 4")
+    first = [graph, "trained 1", "trained 2", "trained 3"]
+    recipes = ["fp32+47.47%", "fp32+64.87%", "fp32+74.54%", "fp32+80%"]
+    assert pruned == [(m, r, (512, 3, 8, 8)) for m, r in zip(first, recipes, strict=True)]
+    assert [a[0] for a in trained] == [f"pruned {i}" for i in (1, 2, 3, 4)]
+    assert [a[3].epochs for a in trained] == [10, 10, 12, 68]
+    assert [a[3].learning_rate for a in trained] == [0.01, 0.01, 0.015, 0.02]
+    for _, config, given, settings, own, teacher in trained:
+        assert config is None and given is data and teacher is graph
+        assert settings.sparsity == "kept" and own.recipe.sparsity is not None
+
+
 def made(path: Path, recipe: str) -> tuple[ir.Model, Source, np.ndarray, Context]:
     ir.save(plain(Network()), path)
     source = load(path)
