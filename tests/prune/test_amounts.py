@@ -105,7 +105,7 @@ def test_zeros_save_no_time_on_a_gpu(tmp_path: Path) -> None:
 
 
 def test_what_a_search_measures_is_what_pruning_does(monkeypatch: pytest.MonkeyPatch) -> None:
-    """By some outputs of a layer: as all of its places would be chosen, and better than at first."""
+    """By some outputs: as all of a layer's places would be chosen, and better than at first."""
     net = Network()
     graph = canonical(net.model(net.conv(net.conv("x", 16, 3), 96, 16), 1, 96, 8, 8))
     random = np.random.default_rng(1)
