@@ -90,10 +90,11 @@ def default(op: QConvOp, target: Target) -> Knobs:
     pixels, groups = tile(target, chosen.name, width, channels // chosen.lanes)
     if chosen.name == "mlal" and Geometry.word_of(op):  # its operands take registers too
         pixels = min(pixels, 2)
-    variant = {}
+    variant, strip = {}, packed(op, pixels, flat)
     if relaxed:
         wide, stored = tile(target, "relaxed", width, channels // chosen.lanes)
         variant = {"relaxed": wide, "stored": stored, "winograd": qwinograd.reads(op, stored)}
+        strip = 0 if variant["winograd"] else strip
     if op.groups > 1:  # tiles of one group must not reach into the next
         groups = next(g for g in range(groups, 0, -1) if (channels // chosen.lanes) % g == 0)
     return {
@@ -112,7 +113,7 @@ def default(op: QConvOp, target: Target) -> Knobs:
         # Products of int16 that may be added before they are widened; of 4 bits see ``short_sums``.
         "deep": 2 if op.limit <= 63 else 1,
         "offset": dot.UNSIGNED_OFFSET[op.bits] if relaxed else 0,
-        **({"strip": packed(op, pixels, flat)} if chosen == dot.named("pairs", 4, True) else {}),
+        **({"strip": strip} if chosen == dot.named("pairs", 4, True) else {}),
         # Register tiles of the relaxed variant, for whose groups weights are stored, and whether
         # the plain form is Winograd's.
         **variant,
@@ -212,7 +213,11 @@ def scratch(op: QConvOp, knobs: Knobs) -> tuple[int, ...]:
 
 def variant(op: QConvOp, knobs: Knobs, name: str) -> Knobs | None:
     """Relaxed dot products where weights are stored for them."""
-    return {**knobs, "dot": "relaxed"} if name == "relaxed" and knobs["offset"] else None
+    if name != "relaxed" or not knobs["offset"]:
+        return None
+    width = op.y.h * op.y.w if knobs["flat"] else op.y.w
+    # Records from before tiles of its own: one accumulator where the plain form has two.
+    return {"relaxed": min(2 * knobs["pixels"], width), **knobs, "dot": "relaxed"}
 
 
 TEMPLATE = KernelTemplate(

@@ -9,7 +9,7 @@ from typing import Any
 from tvm import tirx
 from tvm.script.ir_builder import tirx as T
 
-from edgepipe.kernels import dot
+from edgepipe.kernels import dot, qwinograd
 from edgepipe.kernels.builder import (
     Registers,
     counting,
@@ -42,11 +42,10 @@ class Emission:
     def __init__(self, op: QConvOp, knobs: Knobs, g: Geometry, buffers: Sequence[Any]) -> None:
         self.op, self.knobs, self.g, self.dot = op, knobs, g, g.dot
         self.source, self.weights, self.bias, self.multipliers, *self.rest = buffers
+        if knobs.get("winograd"):  # the plain form, whose workspaces these are
+            del self.rest[-qwinograd.WORKSPACES :]
         #: Packed inputs, which a variant has without using them (``qconv_packed``).
-        if knobs.get("winograd"):  # whose workspaces are the plain form's
-            del self.rest[-3:]
-        packed = knobs.get("strip") and not knobs.get("winograd")
-        self.workspace = self.rest.pop() if packed else None
+        self.workspace = self.rest.pop() if knobs.get("strip") else None
         #: What is added to the sums of every pixel, where accumulators begin with it.
         self.sums = self.rest.pop() if knobs["offset"] else None
         self.target = self.rest.pop()

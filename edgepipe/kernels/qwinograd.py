@@ -80,8 +80,9 @@ def way_of(target: Target) -> Way | None:
 
 #: Bytes of transformed inputs of a strip: products, four bytes each, are between two of them.
 _STRIP_BYTES = 1 << 17
-#: Of U, V and M.
-_WORKSPACES = ("int16", "int16", "int32")
+#: Types of U, V and M, and how many workspaces that is.
+_TYPES = ("int16", "int16", "int32")
+WORKSPACES = len(_TYPES)
 #: What sums of products, and of three of them, must fit.
 _INT32 = 2**31
 
@@ -232,9 +233,9 @@ def emit_stored(op: QConvOp, held: Knobs, buffers: Sequence[tuple[str, int, str]
 
 def workspaces(op: QConvOp, held: Knobs) -> tuple[int, ...]:
     """int32 elements of the buffers that ``emit_stored`` takes last."""
-    arguments = 5 + len(op.residuals) + 1 + len(_WORKSPACES)
-    sizes = _Stored(op, held, [None] * arguments).sizes()
-    return tuple(-(-s * np.dtype(d).itemsize // 4) for s, d in zip(sizes, _WORKSPACES, strict=True))
+    count = len(arguments(op, (0, ""), 0, (0,) * (1 + WORKSPACES)))
+    sizes = _Stored(op, held, [None] * count).sizes()
+    return tuple(-(-s * np.dtype(d).itemsize // 4) for s, d in zip(sizes, _TYPES, strict=True))
 
 
 class _Emission(Loops):
@@ -267,7 +268,7 @@ class _Emission(Loops):
 
     def workspaces(self) -> list[Any]:
         """U, V and M."""
-        sizes = zip(self.sizes(), _WORKSPACES, strict=True)
+        sizes = zip(self.sizes(), _TYPES, strict=True)
         return [T.alloc_buffer((size,), dtype, scope="local") for size, dtype in sizes]
 
     def transform_weights(self, split: Any) -> None:
@@ -436,7 +437,7 @@ class _Stored(_Emission):
 
     def workspaces(self) -> list[Any]:
         """Arguments, which the variant has, too."""
-        given = zip(self.given, self.sizes(), _WORKSPACES, strict=True)
+        given = zip(self.given, self.sizes(), _TYPES, strict=True)
         return [T.decl_buffer((size,), dtype, data=b.data) for b, size, dtype in given]
 
     def transform_weights(self, split: Any) -> None:

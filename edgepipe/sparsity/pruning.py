@@ -65,11 +65,11 @@ def settled(
     ``kept`` (bool ``[outputs, inputs, taps]``), in its form.
 
     The other arguments are those of ``refit``, and the ``Spectrum`` of ``hessian`` where it is
-    known. Alternating directions (ADMM; Boyd et al. 2011) over
-    two sets of weights, which are to become one: those of least squares, and the largest places of
-    ``pattern`` in them. The price of their difference grows, the slower the fewer places change,
-    until none does (Meng et al. 2024, "ALPS", arXiv 2406.07831). A weight is as large as what it
-    does to the output: inputs count in units of their deviation.
+    known. Alternating directions (ADMM; Boyd et al. 2011) over two sets of weights, which are to
+    become one: those of least squares, and the largest places of ``pattern`` in them. The price of
+    their difference grows, the slower the fewer places change, until none does (Meng et al. 2024,
+    "ALPS", arXiv 2406.07831). A weight is as large as what it does to the output: inputs count in
+    units of their deviation.
     """
     found = kept.reshape(len(kept), -1)
     known = Spectrum(hessian) if spectrum is None else spectrum
