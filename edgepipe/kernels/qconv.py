@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from edgepipe.kernels import dot, qwinograd
+from edgepipe.kernels import dot, qwinograd_stored
 from edgepipe.kernels.builder import kernel
 from edgepipe.kernels.integer_ops import QConvOp
 from edgepipe.kernels.qconv_geometry import Geometry, merges
@@ -93,7 +93,11 @@ def default(op: QConvOp, target: Target) -> Knobs:
     variant, strip = {}, packed(op, pixels, flat)
     if relaxed:
         wide, stored = tile(target, "relaxed", width, channels // chosen.lanes)
-        variant = {"relaxed": wide, "stored": stored, "winograd": qwinograd.reads(op, stored)}
+        variant = {
+            "relaxed": wide,
+            "stored": stored,
+            "winograd": qwinograd_stored.reads(op, stored),
+        }
         strip = 0 if variant["winograd"] else strip
     if op.groups > 1:  # tiles of one group must not reach into the next
         groups = next(g for g in range(groups, 0, -1) if (channels // chosen.lanes) % g == 0)
@@ -193,7 +197,7 @@ def emit(op: QConvOp, knobs: Knobs) -> Any:
     weights = g.tiles * g.tile_bytes, "int8"
     buffers = arguments(op, weights, g.channels, scratch(op, knobs))
     if knobs.get("winograd") and g.dot.name == "pairs":
-        return qwinograd.emit_stored(op, knobs, buffers)
+        return qwinograd_stored.emit_stored(op, knobs, buffers)
     kind = "q_pointwise" if op.kernel == (1, 1) else "q_conv"
     emission = PackedEmission if g.strip else Emission
     return kernel(kind, buffers, lambda *held: emission(op, knobs, g, held).run())
@@ -204,7 +208,7 @@ def scratch(op: QConvOp, knobs: Knobs) -> tuple[int, ...]:
     inputs of a strip."""
     sums = (op.y.h * op.y.w,) if knobs["offset"] else ()
     if knobs.get("winograd"):
-        return (*sums, *qwinograd.workspaces(op, knobs))
+        return (*sums, *qwinograd_stored.workspaces(op, knobs))
     if not knobs.get("strip"):
         return sums
     plain = Geometry(op, {**knobs, "dot": "pairs"})  # a variant has what the plain form needs

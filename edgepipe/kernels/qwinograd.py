@@ -62,7 +62,7 @@ class Way:
 
 
 #: i32x4.dot_i16x8_s
-_PAIRS = Way(4, 2, ((4, 2), (8, 1)), 16, 16)
+PAIRS = Way(4, 2, ((4, 2), (8, 1)), 16, 16)
 
 
 def way_of(target: Target) -> Way | None:
@@ -70,7 +70,7 @@ def way_of(target: Target) -> Way | None:
     if target.integer.dot == "maddubs":  # VPMADDWD
         return Way(8, 2, ((10, 1), (9, 1), (8, 1), (7, 1)), 32, 25)
     if target.integer.dot == "pairs":
-        return _PAIRS
+        return PAIRS
     if target.integer.dot == "mlal":  # SMLAL by element
         large = target.simd.registers == 32
         tiles = ((10, 2), (9, 2), (8, 2), (7, 2)) if large else ((4, 2), (3, 2))
@@ -81,8 +81,8 @@ def way_of(target: Target) -> Way | None:
 #: Bytes of transformed inputs of a strip: products, four bytes each, are between two of them.
 _STRIP_BYTES = 1 << 17
 #: Types of U, V and M, and how many workspaces that is.
-_TYPES = ("int16", "int16", "int32")
-WORKSPACES = len(_TYPES)
+TYPES = ("int16", "int16", "int32")
+WORKSPACES = len(TYPES)
 #: What sums of products, and of three of them, must fit.
 _INT32 = 2**31
 
@@ -91,10 +91,10 @@ def matches(op: Any, target: Target) -> str | None:
     if not isinstance(op, QConvOp) or op.stored:
         return ""
     way = way_of(target)
-    return "" if way is None else _unfit(op, way)
+    return "" if way is None else unfit(op, way)
 
 
-def _unfit(op: QConvOp, way: Way) -> str | None:
+def unfit(op: QConvOp, way: Way) -> str | None:
     """Why it cannot run ``op`` so, or would not be faster; None where it would."""
     if op.kernel != (3, 3) or op.groups > 1 or op.x.blocks > 1:
         return ""
@@ -122,10 +122,10 @@ def channels_of(op: QConvOp) -> int:
 def default(op: QConvOp, target: Target) -> Knobs:
     way = way_of(target)
     assert way is not None
-    return _knobs(op, way, target.arch)
+    return knobs_of(op, way, target.arch)
 
 
-def _knobs(op: QConvOp, way: Way, arch: str) -> Knobs:
+def knobs_of(op: QConvOp, way: Way, arch: str) -> Knobs:
     inputs, count = op.x.lanes, channels_of(op) // way.lanes
     least = min(vectors for _, vectors in way.tiles)
     splits = parts(count // least, 2 * _POINTS * inputs * way.lanes * least)
@@ -216,29 +216,10 @@ def instructions(op: QConvOp, target: Target, end: float) -> float:
 def emit(op: QConvOp, knobs: Knobs) -> Any:
     weights = channels_of(op) * op.x.lanes * TAPS * op.bits // 8, "int8"
     held = arguments(op, weights, channels_of(op))
-    return kernel("q_winograd", held, lambda *buffers: _Emission(op, knobs, buffers).run())
+    return kernel("q_winograd", held, lambda *buffers: Emission(op, knobs, buffers).run())
 
 
-def reads(op: QConvOp, stored: int) -> bool:
-    """Whether ``emit_stored`` can run ``op``, and does it faster than sums of products: weights of
-    ``stored`` vectors of channels together."""
-    return _unfit(op, _PAIRS) is None and channels_of(op) % (stored * _PAIRS.lanes) == 0
-
-
-def emit_stored(op: QConvOp, held: Knobs, buffers: Sequence[tuple[str, int, str]]) -> Any:
-    """The kernel over weights as ``qconv`` stores them, with its knobs and buffers, for the plain
-    form of those that have a relaxed variant."""
-    return kernel("q_conv", buffers, lambda *arguments: _Stored(op, held, arguments).run())
-
-
-def workspaces(op: QConvOp, held: Knobs) -> tuple[int, ...]:
-    """int32 elements of the buffers that ``emit_stored`` takes last."""
-    count = len(arguments(op, (0, ""), 0, (0,) * (1 + WORKSPACES)))
-    sizes = _Stored(op, held, [None] * count).sizes()
-    return tuple(-(-s * np.dtype(d).itemsize // 4) for s, d in zip(sizes, _TYPES, strict=True))
-
-
-class _Emission(Loops):
+class Emission(Loops):
     """One kernel being emitted."""
 
     def __init__(self, op: QConvOp, knobs: Knobs, buffers: Sequence[Any]) -> None:
@@ -268,7 +249,7 @@ class _Emission(Loops):
 
     def workspaces(self) -> list[Any]:
         """U, V and M."""
-        sizes = zip(self.sizes(), _TYPES, strict=True)
+        sizes = zip(self.sizes(), TYPES, strict=True)
         return [T.alloc_buffer((size,), dtype, scope="local") for size, dtype in sizes]
 
     def transform_weights(self, split: Any) -> None:
@@ -423,53 +404,6 @@ def _halves(m: Sequence[Any], lanes: int) -> list[Any]:
     m, one = kept(m, lanes, "int32"), splat(tirx.const(1, "int32"), lanes)
     sums = m[0] + m[1] + m[2], m[1] - m[2] - m[3]
     return kept([tirx.shift_right(s, one) for s in sums], lanes, "int32")
-
-
-class _Stored(_Emission):
-    """The kernel that reads what ``qconv`` stores: ``[tile][3][3][ci / 4][vector][lanes][4]``, with
-    an offset, the codes of 4 bits of eight inputs in four bytes."""
-
-    def __init__(self, op: QConvOp, held: Knobs, buffers: Sequence[Any]) -> None:
-        # The sums of inputs are the variant's: codes less the offset do without.
-        *own, _sums, u, v, m = buffers
-        super().__init__(op, _knobs(op, _PAIRS, held["arch"]), own)
-        self.stored, self.offset, self.given = held["stored"], held["offset"], (u, v, m)
-
-    def workspaces(self) -> list[Any]:
-        """Arguments, which the variant has, too."""
-        given = zip(self.given, self.sizes(), _TYPES, strict=True)
-        return [T.decl_buffer((size,), dtype, data=b.data) for b, size, dtype in given]
-
-    def transform_weights(self, split: Any) -> None:
-        lanes, together, words = self.lanes, 8 // self.op.bits, self.inputs // 4
-        count = self.tiles * self.blocks
-        row = self.stored * 4 * lanes  # bytes of a step: of four inputs, or eight of 4 bits
-        with loop(count) as v, loop(words // together) as s:
-            vector = split * count + v
-            place = tirx.floordiv(vector, self.stored) * (TAPS * words // together) + s
-            first = T.bind(place * row + tirx.floormod(vector, self.stored) * (4 * lanes))
-            taps = [
-                load(self.weights, first + tap * (words // together) * row, 4 * lanes)
-                for tap in range(TAPS)
-            ]
-            block = tirx.floormod(v, self.blocks) * self.elements
-            for which in range(together):
-                halves = [self.pairs_of(tap, which) for tap in taps]
-                for h in range(2):
-                    step = (s * together + which) * 2 + h
-                    at = step * (self.width * self.step) + block
-                    self.put(tirx.floordiv(v, self.blocks), at, [tap[h] for tap in halves])
-
-    def pairs_of(self, codes: Any, which: int) -> list[Any]:
-        """The first two and the last two inputs of every lane, int16."""
-        size = 4 * self.lanes
-        if self.op.bits == 4:
-            codes = dot.nibble(codes, size, which, self.arch, self.offset)
-        wide = tirx.Cast(f"int16x{size}", reinterpret(f"uint8x{size}", codes))
-        wide = wide - splat(tirx.const(self.offset, "int16"), size)
-        words = reinterpret(f"int32x{2 * self.lanes}", wide)
-        parts = [tirx.Shuffle([words], list(range(h, 2 * self.lanes, 2))) for h in range(2)]
-        return [reinterpret(f"int16x{self.elements}", part) for part in parts]
 
 
 TEMPLATE = KernelTemplate(
