@@ -378,7 +378,7 @@ class Emission:
         if bits == 4 and not isinstance(step, int):
             local = tirx.floordiv(step, 2) + u // 2
         base = (at[1] * self.g.runs + run[0]) * self.g.run_stride
-        first = base + local * (self.groups * self.dot.parts * count)
+        first = base + local * (self.g.stored * self.dot.parts * count)
         return self.step_weights(first, u, j, part, whole)
 
     def step_weights(self, step: Any, u: int, j: int, part: int, whole: bool = False) -> Any:

@@ -55,7 +55,9 @@ def plan(pattern: Pattern, epochs: int) -> list[Step]:
         density = pattern.density**power
         reached = replace(pattern, percent=round(100 * (1 - density), 2))
         if pattern.of:
-            reached = replace(pattern, kept=max(pattern.kept, round(pattern.of * density)))
+            most = pattern.of - 1  # all of them would be no step
+            kept = max(pattern.kept, min(most, round(pattern.of * density)))
+            reached = replace(pattern, kept=kept)
         step = Step(reached, round(share * epochs), rate)
         if steps and steps[-1].pattern == reached:
             step = replace(step, epochs=steps.pop().epochs + step.epochs)
