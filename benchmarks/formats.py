@@ -4,7 +4,7 @@ formats.py [--models mobilenet-v1,…] [--recipes w8a8,…] [--targets host,wasm
 formats.py --targets wasm-relaxed --runner browser
 
 The bundles of a network take turns, a fraction of the inferences each; ratios below 1 say that the
-format is faster than float32, by medians and by minima. For emulated AArch64 targets instructions
+format is faster than float32, by medians and by minima. For emulated ARM targets instructions
 are counted instead, in millions. Weights are rounded to nearest and ranges taken
 from a few synthetic inputs, which changes neither size nor latency (accuracy: accuracy_*.py).
 """

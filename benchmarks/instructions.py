@@ -1,4 +1,4 @@
-"""Guest instructions per inference of a bundle for AArch64, counted by QEMU: no latency.
+"""Guest instructions per inference of a bundle for ARM, 64 or 32 bits, counted by QEMU: no latency.
 
 The counting plugin and the QEMU that takes it come from ``tools/count_insns.py`` beside the
 checkout (EDGEPIPE_SHARED), which builds them once; other engines' AArch64 builds from
@@ -37,21 +37,24 @@ def tool(name: str) -> ModuleType:
 
 
 @cache
-def _lab() -> Any:
+def _lab(qemu: str) -> Any:
+    """The counter, around the program ``qemu`` of the package that it unpacks."""
     lab = tool("count_insns").Lab(CACHE)
     lab.build_qemu()
+    lab.qemu = lab.qemu.with_name(qemu)
     return lab
 
 
 def count(bundle: Bundle) -> float:
     """Instructions per inference, from the difference of two repetition counts."""
-    if bundle.target.arch != "aarch64":
-        raise UserError("the counter reads AArch64 programs only", where=bundle.target.name)
+    if bundle.target.arch not in ("aarch64", "arm"):
+        raise UserError("the counter reads ARM programs only", where=bundle.target.name)
     program = str(bundle.file("bench"))
     return between(bundle.target, lambda times: [program, "repeat", str(times)])
 
 
 def between(target: Target, words: Callable[[int], list[str]]) -> float:
     """Instructions per repetition of a program that is started by ``words(repetitions)``."""
-    few, many = (_lab().run(words(n), target.run.qemu_cpu)[0] for n in (1, 3))
+    lab = _lab(target.run.qemu)
+    few, many = (lab.run(words(n), target.run.qemu_cpu)[0] for n in (1, 3))
     return float(many - few) / 2

@@ -135,7 +135,7 @@ _SMALL_WEIGHTS = 24 * 1024
 
 def packed(op: QConvOp, pixels: int, flat: bool) -> int:
     """Rows, or pixels of a flat image, whose inputs are packed together; 0: they are not."""
-    if op.y.c // op.groups < _PACKED_CHANNELS or op.groups > 1 or pixels % 2 or op.x.lanes < 4:
+    if op.y.c // op.groups < _PACKED_CHANNELS or op.groups > 1 or pixels % 2:
         return 0
     taps = 2 * op.kernel[0] * op.kernel[1] * op.x.lanes  # bytes of a pixel
     if flat and taps // 2 * op.y.c <= _SMALL_WEIGHTS:

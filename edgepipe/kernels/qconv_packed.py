@@ -3,6 +3,11 @@
 As ``packed_conv`` has it for float32, and for its reasons. Widened once, inputs also need no
 instruction of their own for every tile of channels. A step, four inputs of one run, has 16 bytes
 for two pixels: ``[tile of pixels][pair][run][step][2][4]``. Weights are as in ``qconv``.
+
+Of 4 bits two steps share bytes 16·w1 + w0, and x0·w0 + x1·w1 = x0·(16·w1 + w0) + (x1 - 16·x0)·w1:
+with x1 - 16·x0 packed in place of x1, the byte is a factor as it is, and w1 takes one shift. All
+first steps are packed before all second ones, a loop each: one over both would want more registers
+than there are.
 """
 
 from __future__ import annotations
@@ -38,6 +43,8 @@ class PackedEmission(Emission):
         assert self.workspace is not None
         #: Packed inputs by bytes.
         self.packed = bytes_of(self.workspace)
+        #: Steps of all runs whose weights have bytes of their own, or share them with as many.
+        self.shared = g.runs * g.steps * op.bits // 8
         #: The tile of pixels that is being computed.
         self.packed_tile: Any = 0
 
@@ -85,12 +92,20 @@ class PackedEmission(Emission):
                 end = to + pair * self.g.pair_bytes
                 with loop(steps // 2) as s:
                     a, b = (self.wide(p + moved + s * 8, 8) for p in pixels)
-                    for half in range(2):
-                        both = tirx.Shuffle([a, b], [half, 2 + half])
-                        put(end + (run + s * 2 + half) * 16, both)
+                    first, second = (tirx.Shuffle([a, b], [h, 2 + h]) for h in range(2))
+                    if self.op.bits == 4:
+                        put(end + (run // 2 + s) * 16, first)
+                        put(end + (run // 2 + s + self.shared) * 16, beside(first, second))
+                    else:
+                        put(end + (run + s * 2) * 16, first)
+                        put(end + (run + s * 2 + 1) * 16, second)
                 if steps % 2:
                     last = [self.wide(p + moved + (steps - 1) * 4, 4) for p in pixels]
                     put(end + (run + steps - 1) * 16, tirx.Shuffle(last, [0, 1]))
+
+    def unpacked(self, both: Any, u: int) -> Any:
+        """Of two weights that share a byte, all of it in place of the lower one."""
+        return super().unpacked(both, u) if u else both - self.short(8 * 16 + 8)
 
     def wide(self, place: Any, count: int) -> Any:
         """Codes as int16, four to an int64."""
@@ -103,12 +118,21 @@ class PackedEmission(Emission):
         first = T.bind(self.packed_tile * (self.pixels // 2 * pair))
 
         def operand(place: Any, u: int, i: int) -> Any:
-            return self.four(place + i // 2 * pair + u * 16 + i % 2 * 8)
+            del u  # every loop has its own place
+            return self.four(place + i // 2 * pair + i % 2 * 8)
 
         weights = at[1] * self.g.tile_bytes
-        self.counted(acc, (first, 16), weights, self.g.runs * self.g.steps, operand)
+        for u in range(8 // self.op.bits):
+            inputs = T.bind(first + u * self.shared * 16)
+            self.counted(acc, (inputs, 16), weights, self.shared, operand, [u])
 
     def four(self, place: Any) -> Any:
         """The four inputs at byte ``place``, as often as vectors have them."""
         lanes, four = self.dot.lanes, reinterpret("int64", load(self.packed, place, 8))
         return reinterpret(f"int16x{2 * lanes}", splat(four, lanes // 2))
+
+
+def beside(first: Any, second: Any) -> Any:
+    """The inputs of a second step (int64x2, as those of the first), as its weights want them."""
+    x0, x1 = (reinterpret("int16x8", x) for x in (first, second))
+    return reinterpret("int64x2", x1 - (x0 << splat(tirx.const(4, "int16"), 8)))

@@ -48,6 +48,8 @@ class Emission:
         self.workspace = self.rest.pop() if knobs.get("strip") else None
         #: What is added to the sums of every pixel, where accumulators begin with it.
         self.sums = self.rest.pop() if knobs["offset"] else None
+        if self.dot.name == "pairs" and op.bits == 4:  # weights lose their offset: see ``unpacked``
+            self.sums = None
         self.target = self.rest.pop()
         self.pixels, self.groups, self.flat = knobs["pixels"], knobs["groups"], knobs["flat"]
         if self.dot.name == "relaxed":
@@ -212,25 +214,27 @@ class Emission:
         def operand(place: Any, u: int, i: int) -> Any:
             return self.dot.operand(self.source, place + i * apart + u * 4)
 
-        self.counted(acc, (inputs, 4), weights, self.g.steps, operand)
+        together = 8 // self.op.bits  # steps that share bytes of weights
+        count = self.g.steps // together
+        self.counted(acc, (inputs, 4 * together), weights, count, operand, range(together))
 
     def counted(
-        self, acc: Registers, inputs: tuple[Any, int], weights: Any, steps: int,
-        operand: Callable[[Any, int, int], Any],
+        self, acc: Registers, inputs: tuple[Any, int], weights: Any, count: int,
+        operand: Callable[[Any, int, int], Any], which: Sequence[int],
     ) -> None:  # fmt: skip
-        """Multiply-add ``steps`` steps: inputs from a byte on, so many bytes each, and weights.
+        """Multiply-add ``count`` times the steps ``which`` of those that share bytes of weights:
+        inputs from a byte on, so many bytes apart, and weights.
 
         ``operand(place, u, i)`` is what step u has for pixel i, from the counted byte of step 0.
         """
-        together = 8 // self.op.bits  # steps that share bytes of weights
         parts = self.dot.parts
         first, stride = inputs
         row_bytes = parts * self.dot.part_bytes
         of_weights = T.bind(weights + self.part * (self.groups * row_bytes))
-        strides = stride * together, self.g.stored * row_bytes
-        with counting(steps // together, *strides) as (in_inputs, in_weights):
+        strides = stride, self.g.stored * row_bytes
+        with counting(count, *strides) as (in_inputs, in_weights):
             place, row = forward(first + in_inputs), forward(of_weights + in_weights)
-            for u in range(together):
+            for u in which:
                 values = [operand(place, u, i) for i in range(self.pixels)]
                 for j in range(self.groups):
                     for p in range(parts):
@@ -385,9 +389,22 @@ class Emission:
         """The same, where the step, or with 4 bits its pair of steps, begins at byte ``step``."""
         count, parts = self.dot.part_bytes, self.dot.parts
         codes = load(self.weights, step + (j * parts + part) * count, count)
+        if self.op.bits == 4 and self.dot.name == "pairs":
+            return self.unpacked(self.dot.weight(codes, unsigned=True), u)
         if self.op.bits == 4 and not whole:
             codes = dot.nibble(codes, count, u % 2, self.knobs["arch"], self.knobs["offset"])
         return self.dot.weight(codes, unsigned=bool(self.knobs["offset"]))
+
+    def unpacked(self, both: Any, u: int) -> Any:
+        """The lower (0) or upper (1) weights out of 16 * (w1 + 8) + w0 + 8, int16."""
+        if u == 0:
+            return (both & self.short(15)) - self.short(8)
+        # Of the bytes alone LLVM would shift bytes, for which x86 has no instruction.
+        return tirx.shift_right(both - self.short(128), self.short(4))
+
+    def short(self, value: int) -> Any:
+        """``value`` in all lanes of int16 weights."""
+        return splat(tirx.const(value, "int16"), self.dot.part_bytes)
 
     def input_offset(self, at: Any, run: Any, pixel: int) -> Any:
         (n, tile, row, start), (_, ky, kx) = at, run

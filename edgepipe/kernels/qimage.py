@@ -1,4 +1,4 @@
-"""Convolution of the codes of an image, one to four channels, on AArch64 without dot products.
+"""Convolution of the codes of an image, one to four channels, on Arm without dot products.
 
 Products of bytes want sixteen of them in a row; a row of taps has four to twelve, and one channel
 of four is none. Here channels of output lie in a vector, and every input is an element of one: a
@@ -31,24 +31,33 @@ _BY_ELEMENT = dot.Dot("element", 4, 1, 1, True)
 
 
 def matches(op: Any, target: Target) -> str | None:
-    if not isinstance(op, QConvOp) or target.integer.dot != "mlal" or target.arch != "aarch64":
+    if not isinstance(op, QConvOp) or target.integer.dot != "mlal":
         return ""
     if op.x.c > 4 or op.x.blocks > 1 or op.groups > 1 or op.kernel == (1, 1) or op.stored:
         return ""
+    if target.arch == "arm" and op.x.lanes > 1:  # sixteen registers: up to a fifth slower than sums
+        return "it has more than one channel"
     if op.bits != 8 or op.dilations != (1, 1):
         return "it has dilations or weights of 4 bits"
     if op.y.dtype == "float32" or op.y.lanes % WIDTH or op.y.blocks > 1:
         return f"its outputs are no codes of channels that fill vectors of {WIDTH}"
     if any(r.layout.lanes < op.y.lanes for r in op.residuals):
         return "what is added has fewer channels"
-    if _row(op, min(_most(op), op.y.w)) < 8:
-        return "the inputs of a row do not fill a vector of 8"
+    if _row(op, min(_most(op, target), op.y.w)) < _least(target):
+        return f"the inputs of a row do not fill a vector of {_least(target)}"
     return None
 
 
-def _most(op: QConvOp) -> int:
+def _most(op: QConvOp, target: Target) -> int:
     """Pixels of a register tile that the registers have room for, beside the inputs of a row."""
+    if target.simd.registers < 32:
+        return 3
     return 6 if op.x.lanes == 1 else 5
+
+
+def _least(target: Target) -> int:
+    """The shortest vector of inputs: short tiles have short rows."""
+    return 4 if target.simd.registers < 32 else 8
 
 
 def _row(op: QConvOp, pixels: int) -> int:
@@ -57,12 +66,12 @@ def _row(op: QConvOp, pixels: int) -> int:
 
 
 def default(op: QConvOp, target: Target) -> Knobs:
-    most = min(_most(op), op.y.w)
-    rest = _row(op, 1) >= 8  # whether a narrower last tile has inputs enough
+    most, least = min(_most(op, target), op.y.w), _least(target)
+    rest = _row(op, 1) >= least  # whether a narrower last tile has inputs enough
     tiles = range(max(1, most - 1), most + 1) if rest else [most]
-    pixels = min((p for p in tiles if _row(op, p) >= 8), key=lambda p: (-(-op.y.w // p), p))
+    pixels = min((p for p in tiles if _row(op, p) >= least), key=lambda p: (-(-op.y.w // p), p))
     return {"pixels": pixels, "groups": WIDTH // 4, "flat": False, "arch": target.arch,
-            "apart": True, "rest": rest, "offset": 0}  # fmt: skip
+            "apart": target.arch == "aarch64", "rest": rest, "offset": 0}  # fmt: skip
 
 
 class _Tiles(Geometry):
@@ -113,14 +122,15 @@ class _Image(Emission):
         """Sum over the rows of taps."""
         op, arch = self.op, self.knobs["arch"]
         length, (_, tile, _, _) = _row(op, self.pixels), at
+        lanes = 8 if length >= 8 else 4
         # The last vector is moved back, not to read past what is the row's.
-        starts = [min(first, length - 8) for first in range(0, length, 8)]
+        starts = [min(first, length - lanes) for first in range(0, length, lanes)]
         with loop(op.kernel[0]) as ky:
             place = T.bind(self.input_offset(at, (0, ky, 0), 0))
             first = T.bind((tile * op.kernel[0] + ky) * (op.kernel[1] * op.x.c * WIDTH))
-            inputs = Registers(len(starts), 8, "int16")
+            inputs = Registers(len(starts), lanes, "int16")
             for k, start in enumerate(starts):
-                inputs[k] = tirx.Cast("int16x8", load(self.source, place + start, 8))
+                inputs[k] = tirx.Cast(f"int16x{lanes}", load(self.source, place + start, lanes))
             for kx in range(op.kernel[1]):
                 for c in range(op.x.c):
                     row = load(self.weights, first + (kx * op.x.c + c) * WIDTH, WIDTH)
@@ -129,7 +139,7 @@ class _Image(Emission):
                         wide[which] = tirx.Cast("int16x8", half(row, WIDTH, which))
                     for i in range(self.pixels):
                         code = (i * op.strides[1] + kx) * op.x.lanes + c
-                        scalar = inputs.lane(code // 8, code - starts[code // 8])
+                        scalar = inputs.lane(code // lanes, code - starts[code // lanes])
                         for j in range(self.groups):
                             r, four = i * self.groups + j, half(wide[j // 2], 8, j % 2)
                             acc[r] = dot.add_long(arch, acc[r], four, scalar)

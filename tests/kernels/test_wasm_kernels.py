@@ -1,4 +1,5 @@
-"""Kernels that a relaxed bundle has in two forms, over the same weights: each against NumPy."""
+"""Kernels of WebAssembly against NumPy; those that a relaxed bundle has in two forms, over the same
+weights, in both."""
 
 from __future__ import annotations
 
@@ -18,7 +19,7 @@ from tests.kernels.test_integer_templates import check_convolution, conv_op, win
 
 pytestmark = pytest.mark.needs_wasmtime
 
-RELAXED = Target.load("wasm-relaxed")
+RELAXED, SIMD = Target.load("wasm-relaxed"), Target.load("wasm-simd")
 
 
 def signed(op: QConvOp) -> QConvOp:
@@ -67,3 +68,27 @@ def test_convolutions_in_both_forms(
     for index, op in enumerate(ops):
         w = rng.integers(low, high + 1, (op.y.c, op.x.c, *op.kernel)).astype(np.int8)
         check_convolution(kernels, index, op, w, rng)
+
+
+@pytest.mark.parametrize("limit", [8, 127], ids=["4-bit", "8-bit"])
+def test_convolutions_without_relaxed(limit: int, tmp_path: Path) -> None:
+    """Inputs packed and not, of one channel too, and the largest products that there are."""
+    choices, rng = random.Random(limit), np.random.default_rng(10)
+    packed, plain, ops = [0, 0], 0, list[QConvOp]()
+    while len(ops) < 24:
+        op = signed(conv_op(choices, ("pointwise", "regular", "grouped")[len(ops) % 3], limit))
+        if qconv.matches(op, SIMD) is not None:
+            continue
+        strip = qconv.default(op, SIMD)["strip"]
+        packed[op.x.c == 1] += strip > 0
+        plain += strip == 0
+        ops.append(op)
+    assert all(packed) and plain, "some are packed, of one channel and of more, and some are not"
+    kernels = InWasmtime(list(ops), SIMD, "", tmp_path)
+    low = -8 if limit == 8 else -limit
+    for index, op in enumerate(ops):
+        shape = (op.y.c, op.x.c // op.groups, *op.kernel)
+        high = 7 if limit == 8 else limit
+        w = rng.integers(low, high + 1, shape).astype(np.int8)
+        check_convolution(kernels, index, op, w, rng)
+        check_convolution(kernels, index, op, np.full(shape, low, np.int8), rng)
