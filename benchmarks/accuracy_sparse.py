@@ -42,7 +42,7 @@ from edgepipe.recipe import Recipe
 from edgepipe.sparsity.pattern import KEPT
 from edgepipe.target import Target
 
-NETWORKS = ("ic_resnet8", "cifar_resnet20")
+NETWORKS = ("ic_resnet8", "ic_resnet8_large", "cifar_resnet20")
 RECIPES = (
     "fp32+2:4", "fp32+2:4v8", "fp32+1:4", "fp32+80%", "fp32+80%b1x4", "w8a8+2:4", "w8a8+80%b1x4",
 )  # fmt: skip
@@ -54,7 +54,7 @@ RATES, FEW = (8e-3, 2e-2), 5.0
 #: The way that prunes in several goes.
 STEPS = "steps"
 #: Epochs of either stage.
-EPOCHS = {"ic_resnet8": 100, "cifar_resnet20": 40}
+EPOCHS = {"ic_resnet8": 100, "ic_resnet8_large": 20, "cifar_resnet20": 40}
 
 
 def one_shot(
