@@ -27,6 +27,8 @@ GROUP_SIZES = (2, 1024)
 #: How amounts of zeros follow from the one that is asked for, and what a search spends.
 AMOUNTS = ("uniform", "erk", "search")
 BUDGETS = ("macs", "bytes", "latency")
+#: Fewest and most epochs of ``distill``.
+EPOCHS = (1, 10_000)
 #: Override that leaves a node as it is in the float model.
 FLOAT = "float"
 
@@ -49,7 +51,8 @@ class Settings:
     The fields mean what they mean in ``edgepipe.quantization.QuantConfig``; ``activations`` is
     "symmetric" or "asymmetric". ``amounts`` (of AMOUNTS) of a sparsity ``S%``: the same in every
     layer, by the shapes of layers, or searched within what ``budget`` (of BUDGETS) uniform ones
-    take.
+    take. ``distill``: epochs in which what a sparsity leaves is trained on the calibration data,
+    without labels, towards what the dense network computes.
     """
 
     overrides: tuple[Override, ...] = ()
@@ -63,6 +66,7 @@ class Settings:
     allow_float_fallback: bool = False
     amounts: str | None = None
     budget: str | None = None
+    distill: int | None = None
 
     def to_json(self) -> dict[str, Any]:
         """The fields that differ from their defaults, as ``from_json`` takes them."""
@@ -112,6 +116,7 @@ _TYPES: dict[str, tuple[Any, str]] = {
     "allow_float_fallback": (bool, "true or false"),
     "amounts": (str, "a string"),
     "budget": (str, "a string"),
+    "distill": (int, "a whole number"),
 }
 
 
@@ -130,7 +135,8 @@ class Recipe:
         for override in self.settings.overrides:
             self._check_override(override)
         self._check_amounts()
-        plain = replace(self.settings, amounts=None, budget=None)
+        self._check_distill()
+        plain = replace(self.settings, amounts=None, budget=None, distill=None)
         if plain != Settings() and not self.quantizes:
             raise UserError(
                 f"{self.format} has no further settings",
@@ -254,6 +260,20 @@ class Recipe:
                 f"latency is estimated for fp32, not {self.format}", where="recipe file",
                 fix='use budget = "macs" or "bytes"',
             )  # fmt: skip
+
+    def _check_distill(self) -> None:
+        """Epochs are of what is pruned."""
+        epochs = self.settings.distill
+        if epochs is None:
+            return
+        if self.sparsity is None:
+            raise UserError(
+                f"'distill' trains what is pruned, and {self} prunes nothing", where="recipe file",
+                fix='for example format = "fp32+2:4"',
+            )  # fmt: skip
+        low, high = EPOCHS
+        if not low <= epochs <= high:
+            raise UserError(f"distill {epochs} is outside {low}…{high}", where="recipe file")
 
     def _check_override(self, override: Override) -> None:
         """An override may change bits, not whether activations are integers."""

@@ -2,7 +2,8 @@
 graph.
 
 Files: ``layers`` (one layer's weights), ``walk`` (moments of all, in one pass), ``coupling``,
-``channel_rules`` and ``channels`` (whole channels), ``amounts`` and ``cost`` (how much of which).
+``channel_rules`` and ``channels`` (whole channels), ``amounts`` and ``cost`` (how much of which),
+``distillation`` (training without labels), ``steps`` (training with them).
 """
 
 from __future__ import annotations
@@ -44,14 +45,19 @@ def run(
     Every convolution of one group is pruned but those that read the model's input; large dense
     layers of one row too, and by blocks those of many rows; by channels, whatever makes some that
     can go (``coupling``). With ``calibration`` the weights that stay are fitted layer by layer to
-    what the dense network computes. Raises UserError where nothing can be pruned and for data that
-    do not fit.
+    what the dense network computes, and trained further towards it where the recipe says so. Raises
+    UserError where nothing can be pruned, for data that do not fit and where there are none to
+    train on.
     """
     pattern = context.recipe.sparsity
     if pattern is None:
         return graph, None
     result = graph.clone()
-    samples = None
+    samples, epochs = None, context.recipe.settings.distill
+    if calibration is None and epochs:
+        raise UserError(
+            "there is no data to train on", where="recipe file, distill", fix="give --calibration"
+        )
     if calibration is None:
         context.warn(STAGE, "calibration", "no data given: weights are pruned, none is refitted")
     else:
@@ -59,6 +65,11 @@ def run(
     facts: dict[str, Any] = {"pattern": str(pattern), "refitted": samples is not None}
     prune = _channels if pattern.channels else _weights
     facts |= prune(result, graph, samples, context)
+    if samples is not None and epochs:
+        from edgepipe.prune import distillation
+
+        result = distillation.run(result, graph, samples, epochs, context)
+        facts["distilled"] = epochs
     return result, Pruned(quantize.onnx_bytes(result), facts)
 
 

@@ -102,7 +102,8 @@ def run(
     samples = {name: array[: prune.MOST_SAMPLES] for name, array in inputs.items()}
     taught, model, facts = graph if teacher is None else teacher, graph, None
     for number, step in enumerate(plan(recipe.sparsity, settings.epochs), 1):
-        own = replace(context, recipe=replace(recipe, sparsity=step.pattern))
+        plain = replace(recipe.settings, distill=None)  # every step is trained as it is
+        own = replace(context, recipe=replace(recipe, sparsity=step.pattern, settings=plain))
         context.progress(f"step {number}: {step.pattern}, {step.epochs} epochs")
         pruned, facts = prune.run(model, source, samples, own)
         folder = settings.checkpoint

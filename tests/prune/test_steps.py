@@ -59,6 +59,7 @@ def test_every_step_goes_on_from_the_one_before(
     pruned, trained = [], []
 
     def prune_run(model: Any, _: Any, samples: Any, own: Context) -> tuple[str, str]:
+        assert own.recipe.settings.distill is None
         pruned.append((model, str(own.recipe), samples["x"].shape))
         return f"pruned {len(pruned)}", f"facts {len(pruned)}"
 
@@ -68,6 +69,7 @@ def test_every_step_goes_on_from_the_one_before(
 
     monkeypatch.setattr(prune, "run", prune_run)
     monkeypatch.setattr(steps, "finetune", finetune)
+    context = replace(context, recipe=Recipe.read("fp32+80%", {"distill": 9}))
     data = np.tile(x, (12, 1, 1, 1)), None
     result = steps.run(graph, source, data, replace(SETTINGS, epochs=100), context)
     assert result == ("trained 4", "facts 4")
