@@ -1,19 +1,22 @@
 """What patterns cost CIFAR-10 networks that are pruned in one go, and amounts by layer beside them.
 
-    python benchmarks/accuracy_amounts.py [--shared DIR] [--networks a,b] [--target T]
+    python benchmarks/accuracy_amounts.py [--shared DIR] [--networks a,b] [--target T] [--distill N]
 
 Accuracy on cifar10_val2000 by ONNX Runtime. "no data": the smallest weights go, and nothing else
-changes; else places and weights are found with the first 512 images of cifar10_train5000.
-"estimate" is the vector instructions of the layers that are pruned, in the target's cheapest
-float32 kernel each, over those of the dense network: what ``auto`` and the budget "latency" spend.
-It is no latency.
+changes; "data": places and weights are found with the first 512 images of cifar10_train5000;
+"distilled": what is left is trained on the same images, without their labels, for N epochs as well,
+in so many CPU seconds (one thread), pruning included. "estimate" is the vector instructions of the
+layers that are pruned, in the target's cheapest float32 kernel each, over those of the dense
+network: what ``auto`` and the budget "latency" spend. It is no latency.
 """
 
 from __future__ import annotations
 
 import argparse
 import os
+import time
 from pathlib import Path
+from typing import Any
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
@@ -56,7 +59,7 @@ def estimate(model: ir.Model, target: Target) -> float:
     return sum(cost.of(n, v.matrix(v.weight)[0] != 0, "latency", target) for n, v in layers)
 
 
-def measure(shared: Path, network: str, target: Target) -> None:
+def measure(shared: Path, network: str, target: Target, epochs: int) -> None:
     """Print the lines of one network."""
     x, labels = images(shared, "cifar10_val2000", network)
     train = images(shared, "cifar10_train5000", network)[0]
@@ -64,20 +67,27 @@ def measure(shared: Path, network: str, target: Target) -> None:
     source = importer.load(shared / "models" / f"{network}.onnx", None)
     graph = passes.run(source.model, Context(target, Recipe()))
 
-    def accuracy(model: ir.Model) -> float:
-        return 100 * float(np.mean(logits(model, x).argmax(1) == labels))
+    def run(line: str, settings: dict[str, Any], data: Samples | None) -> Any:
+        recipe = Recipe.read(line, settings)
+        return prune.run(graph, source, data, Context(target, recipe, progress=lambda _: None))
+
+    def accuracy(model: ir.Model) -> str:
+        return f"{100 * float(np.mean(logits(model, x).argmax(1) == labels)):.2f}"
 
     for line, settings in RECIPES:
-        context = Context(target, Recipe.read(line, settings))
-        plain = ""
+        plain = trained = seconds = ""
         if not settings and "auto" not in line:
-            plain = f"{accuracy(prune.run(graph, source, None, context)[0]):.2f}"
-        model, pruned = prune.run(graph, source, samples, context)
+            plain = accuracy(run(line, settings, None)[0])
+        model, pruned = run(line, settings, samples)
+        if epochs and pruned is not None:
+            start = time.process_time()
+            trained = accuracy(run(line, {**settings, "distill": epochs}, samples)[0])
+            seconds = f"{time.process_time() - start:.0f}"
         macs = {"left": 1, "dense": 1} if pruned is None else pruned.manifest["macs"]
         print(
             f"{network:16} {line:14} {settings.get('amounts', ''):8} "
-            f"{settings.get('budget', ''):8} {plain:>7}  {accuracy(model):8.2f}  "
-            f"{estimate(model, target) / estimate(graph, target):8.2f}  "
+            f"{settings.get('budget', ''):8} {plain:>7} {accuracy(model):>6} {trained:>10} "
+            f"{seconds:>6}  {estimate(model, target) / estimate(graph, target):8.2f}  "
             f"{macs['left'] / macs['dense']:.2f}",
             flush=True,
         )
@@ -91,12 +101,18 @@ def main() -> None:
     )
     parser.add_argument("--networks", default=NETWORKS)
     parser.add_argument("--target", default="wasm-simd")
+    parser.add_argument("--distill", type=int, default=30, metavar="EPOCHS", help="0: do not")
     chosen = parser.parse_args()
-    print(one_line(machine()), one_line(versions("edgepipe", "onnxruntime", "numpy")), sep="\n")
-    print("network          recipe         amounts  budget   no data  accuracy  estimate"
-          "  multiplications left", flush=True)  # fmt: skip
+    print(one_line(machine()))
+    print(one_line(versions("edgepipe", "onnxruntime", "numpy", "torch")))
+    print("network          recipe         amounts  budget   no data   data  distilled  CPU s  "
+          "estimate  multiplications left", flush=True)  # fmt: skip
+    if chosen.distill:
+        import torch
+
+        torch.set_num_threads(1)
     for network in chosen.networks.split(","):
-        measure(chosen.shared, network, Target.load(chosen.target))
+        measure(chosen.shared, network, Target.load(chosen.target), chosen.distill)
 
 
 if __name__ == "__main__":
