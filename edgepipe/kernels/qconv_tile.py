@@ -27,13 +27,10 @@ from edgepipe.kernels.builder import (
 from edgepipe.kernels.dot import reinterpret
 from edgepipe.kernels.integer_ops import QConvOp
 from edgepipe.kernels.qconv_geometry import Geometry
+from edgepipe.kernels.qconv_long import LongSums
 from edgepipe.kernels.qproduct import finished
 from edgepipe.kernels.requantize import emit_codes, put_pixels
 from edgepipe.kernels.template import Knobs
-
-#: Steps whose products of 4-bit weights are added in int16, an even number: with one more they are
-#: 30 of at most 8 · 128.
-_SHORT = 14
 
 
 class Emission:
@@ -175,7 +172,7 @@ class Emission:
         """Sum over the runs, in the order in which the weights are packed."""
         if self.g.word:
             with loop(self.g.runs) as run:
-                self.shared_step(acc, at, run)
+                LongSums(self, acc, at, (run, 0, 0)).shared_step()
             return
         kw = 1 if self.g.merged else self.op.kernel[1]
         with loop(self.op.kernel[0]) as ky, loop(kw) as kx:
@@ -187,23 +184,15 @@ class Emission:
 
     def run_of_steps(self, acc: Registers, at: Any, run: Any) -> None:
         """All steps of a run."""
-        if self.dot.name == "mlal" and self.op.bits == 4:
-            whole, rest = divmod(self.g.steps - self.g.whole_last, _SHORT)
-            if self.g.whole_last:  # it joins the steps before it
-                whole, rest = (whole, rest + 1) if rest or not whole else (whole - 1, _SHORT + 1)
-            with loop(whole) as part:
-                self.short_sums(acc, at, run, part * _SHORT, _SHORT)
-            if rest:
-                self.short_sums(acc, at, run, self.g.steps - rest, rest)
+        if self.dot.name == "mlal":
+            LongSums(self, acc, at, run).all_steps()
             return
-        chunk, count = self.chunk(), self.g.steps - self.g.halved
-        with loop(count // chunk) as s:
+        chunk = int(self.knobs["unroll"])
+        whole, rest = divmod(self.g.steps, chunk)
+        with loop(whole) as s:
             self.steps(acc, at, run, s * chunk, chunk)
-        if count % chunk:
-            rest = count % chunk
-            self.steps(acc, at, run, count - rest, rest)
-        if self.g.halved:
-            self.half_step(acc, at, run)
+        if rest:
+            self.steps(acc, at, run, self.g.steps - rest, rest)
 
     def counted_run(self, acc: Registers, at: Any, run: Any) -> None:
         """The same for WebAssembly, whose loads have constant distances from a counted place."""
@@ -243,17 +232,8 @@ class Emission:
                             r = (i * self.groups + j) * parts + p
                             acc[r] = self.dot.accumulate(acc[r], values[i], codes)
 
-    def chunk(self) -> int:
-        """Steps that are unrolled together."""
-        if self.dot.name == "mlal":
-            return max(1, int(self.knobs["deep"]))
-        return int(self.knobs["unroll"])
-
     def steps(self, acc: Registers, at: Any, run: Any, step: Any, count: int) -> None:
         """``count`` steps from ``step`` on, unrolled."""
-        if self.dot.name == "mlal":
-            self.long_steps(acc, at, run, step, count)
-            return
         operand = self.operands(at, run, step, count)
         for u in range(count):
             inputs = [operand(u, i) for i in range(self.pixels)]
@@ -297,80 +277,6 @@ class Emission:
     def words(self, place: Any) -> Any:
         """Sixteen bytes as int32x4."""
         return reinterpret("int32x4", load(self.source, place, 16))
-
-    def shared_step(self, acc: Registers, at: Any, run: Any) -> None:
-        """One step over several short rows of taps; those that are missing weigh zero."""
-        word, rows = self.g.word, self.op.kernel[0]
-        codes = []
-        for i in range(self.pixels):
-            parts = []
-            for u in range(16 // word):
-                ky = minimum(run * (16 // word) + u, rows - 1)
-                parts.append(load(self.source, self.input_offset(at, (run, ky, 0), i), word))
-            codes.append([dot.joined(parts, word)])
-        self.multiply(acc, codes, lambda u, j, p: self.weight(at, (run,), 0, u, j, p))
-
-    def half_step(self, acc: Registers, at: Any, run: Any) -> None:
-        """The last eight bytes of a run."""
-        done = (self.g.steps - 1) * 16
-        base = (at[1] * self.g.runs + run[0]) * self.g.run_stride + done * self.g.width
-        codes = [
-            [load(self.source, self.input_offset(at, run, i) + done, 8)] for i in range(self.pixels)
-        ]
-
-        def weight(u: int, j: int, p: int) -> Any:
-            del u
-            return load(self.weights, base + (j * self.dot.parts + p) * 8, 8)
-
-        self.multiply(acc, codes, weight, 8)
-
-    def multiply(self, acc: Registers, codes: Any, weight: Any, width: int = 16) -> None:
-        """Add products of ``codes[pixel][u]`` and ``weight(u, group, part)``."""
-        apart = not self.knobs["deep"]
-        for j in range(self.groups):
-            for p in range(4):
-                for i in range(self.pixels):
-                    pairs = [(x, weight(u, j, p)) for u, x in enumerate(codes[i])]
-                    r = (i * self.groups + j) * 4 + p
-                    acc[r] = dot.multiply_long(self.knobs["arch"], pairs, acc[r], apart, width)
-
-    def long_steps(self, acc: Registers, at: Any, run: Any, step: Any, count: int) -> None:
-        """Steps of sixteen bytes, their products added in int16 before they are widened."""
-        inputs = Registers(self.pixels * count, 16, "int8")
-        for i in range(self.pixels):
-            for u in range(count):
-                place = self.input_offset(at, run, i) + (step + u) * 16
-                inputs[i * count + u] = load(self.source, place, 16)
-        codes = [[inputs[i * count + u] for u in range(count)] for i in range(self.pixels)]
-        self.multiply(acc, codes, lambda u, j, p: self.weight(at, run, step, u, j, p))
-
-    def short_sums(self, acc: Registers, at: Any, run: Any, step: Any, count: int) -> None:
-        """``count`` steps from ``step`` on, an even one, in int16: weights of four bits, of which
-        so many products fit."""
-        short = Registers(acc.count, 8, "int16")
-        for r in range(acc.count):
-            short[r] = splat(tirx.const(0, "int16"), 8)
-
-        def add(first: Any, together: int) -> None:
-            inputs = Registers(together * self.pixels, 16, "int8")
-            for i in range(self.pixels):
-                for u in range(together):
-                    place = self.input_offset(at, run, i) + (first + u) * 16
-                    inputs[together * i + u] = load(self.source, place, 16)
-            for j in range(self.groups):
-                for p in range(4):
-                    for u in range(together):
-                        w = self.weight(at, run, first, u, j, p, whole=together == 1)
-                        for i in range(self.pixels):
-                            r = (i * self.groups + j) * 4 + p
-                            short[r] = dot.add_short(short[r], inputs[together * i + u], w)
-
-        with loop(count // 2) as pair:
-            add(step + 2 * pair, 2)
-        if count % 2:
-            add(step + count - 1, 1)
-        for r in range(acc.count):
-            acc[r] = dot.widened(self.knobs["arch"], acc[r], short[r])
 
     def weight(
         self, at: Any, run: Any, step: Any, u: int, j: int, part: int, whole: bool = False
