@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from tvm import tirx
 
+from edgepipe.kernels import qdepthwise_relaxed
 from edgepipe.kernels.builder import Registers, kernel, load, loop, minimum, parallel, zero_border
 from edgepipe.kernels.integer_ops import QConvOp
 from edgepipe.kernels.qproduct import arguments, finished, vectors
@@ -52,7 +53,14 @@ def default(op: QConvOp, target: Target) -> Knobs:
         "columns": _columns(op.y.w, target),
         "sums": op.short_sums or short_sums(np.full((1, taps), op.limit), signed),
         "arch": target.arch,
+        **qdepthwise_relaxed.knobs(op, target),
     }
+
+
+def variant(op: QConvOp, knobs: Knobs, name: str) -> Knobs | None:
+    """Dot products where the engine has them, over the same weights."""
+    del op
+    return {**knobs, "dot": "relaxed"} if name == "relaxed" and "relaxed" in knobs else None
 
 
 def _columns(width: int, target: Target) -> int:
@@ -87,7 +95,8 @@ def pack(op: QConvOp, knobs: Knobs, arrays: Sequence[np.ndarray]) -> list[np.nda
 def emit(op: QConvOp, knobs: Knobs) -> Any:
     (kh, kw), channels = op.kernel, op.x.lanes
     buffers = arguments(op, (channels * kh * kw, "int8"), channels)
-    return kernel("q_depthwise", buffers, lambda *held: _Emission(op, knobs, held).run())
+    emission = qdepthwise_relaxed.RelaxedEmission if knobs.get("dot") else _Emission
+    return kernel("q_depthwise", buffers, lambda *held: emission(op, knobs, held).run())
 
 
 class _Emission:
@@ -155,6 +164,7 @@ TEMPLATE = KernelTemplate(
     emit=emit,
     pack=pack,
     knobs=settings,
+    variant=variant,
     rank=2,
     arithmetic="int8",
     accumulator="int32",

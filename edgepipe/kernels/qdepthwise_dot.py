@@ -10,18 +10,19 @@ upper row and as ``0 w0 w1 w2`` for the lower one.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
-from tvm import tirx
 
 from edgepipe.kernels import dot
 from edgepipe.kernels.builder import Registers, kernel, load, loop, minimum, parallel, zero_border
+from edgepipe.kernels.dot import joined, reinterpret
 from edgepipe.kernels.integer_ops import QConvOp
 from edgepipe.kernels.qproduct import arguments, finished, vectors
 from edgepipe.kernels.requantize import put
 from edgepipe.kernels.template import KernelTemplate, Knobs
+from edgepipe.kernels.turning import interleaved
 from edgepipe.target import Target
 
 #: Channels at a time, of which a dot product has 4, 8 or all; output rows; input rows.
@@ -82,36 +83,46 @@ def emit(op: QConvOp, knobs: Knobs) -> Any:
     channels = op.x.lanes
     size = channels * op.kernel[1] * _DOWN * _ROWS
     buffers = arguments(op, (size, "int8"), channels)
-    return kernel("q_depthwise", buffers, lambda *held: _Emission(op, knobs, held).run())
+    return kernel("q_depthwise", buffers, lambda *held: DotEmission(op, knobs, held).run())
 
 
-class _Emission:
+class DotEmission:
     """One kernel being emitted."""
 
     def __init__(self, op: QConvOp, knobs: Knobs, buffers: Sequence[Any]) -> None:
         self.op, self.arch = op, knobs["arch"]
         self.source, self.weights, self.bias, self.multipliers, *self.rest = buffers
         self.target = self.rest.pop()
-        self.columns, self.kept = knobs["columns"], knobs["kept"]
+        self.columns, self.kept = knobs["columns"], knobs.get("kept")
         self.dot = dot.named(knobs["dot"], knobs["lanes"], knobs["signed"])
         self.parts = _LANES // self.dot.lanes
+        #: Rows of the output at a time.
+        self.down = _DOWN if op.strides[0] == 1 and op.y.h >= _DOWN else 1
         #: Columns of the input that a tile has, and those it shares with the next one.
         self.shared = op.kernel[1] - 1
-        self.across = self.columns + self.shared
+        self.across = (self.columns - 1) * op.strides[1] + op.kernel[1]
 
     def run(self) -> None:
-        y = self.op.y
-        chunks, downs = self.op.x.lanes // _LANES, -(-y.h // _DOWN)
-        with parallel(y.n) as n, parallel(chunks) as chunk, parallel(downs) as down:
-            # The last tiles are moved back over their neighbours.
-            row = minimum(down * _DOWN, y.h - _DOWN)
-            if self.kept:
-                self.output_row(n, chunk, row)
-            else:
-                with loop(-(-y.w // self.columns)) as tile:
-                    column = minimum(tile * self.columns, y.w - self.columns)
-                    self.output_tile(self.window(), (n, chunk, row, column))
+        y, shared = self.op.y, parallel
+        chunks, downs = self.op.x.lanes // _LANES, -(-y.h // self.down)
+        with parallel(y.n) as n, parallel(chunks) as chunk:
+            if self.prepare(chunk):  # for all rows of these channels
+                shared = loop
+            with shared(downs) as down:
+                # The last tiles are moved back over their neighbours.
+                row = minimum(down * self.down, y.h - self.down)
+                if self.kept:
+                    self.output_row(n, chunk, row)
+                else:
+                    with loop(-(-y.w // self.columns)) as tile:
+                        column = minimum(tile * self.columns, y.w - self.columns)
+                        self.output_tile(self.window(), (n, chunk, row, column))
         zero_border(y, self.target)
+
+    def prepare(self, chunk: Any) -> bool:
+        """What is worth doing once for the channels of a chunk: nothing here."""
+        del chunk
+        return False
 
     def output_row(self, n: Any, chunk: Any, row: Any) -> None:
         """Tiles from left to right; each takes over the columns it shares with the last one."""
@@ -132,37 +143,57 @@ class _Emission:
     def output_tile(self, window: Registers, at: Any, known: int = 0) -> None:
         """Two rows of ``columns`` pixels; ``known`` columns of their inputs are there."""
         n, chunk, row, column = at
-        kw, lanes = self.op.kernel[1], self.dot.lanes
+        lanes, stride = self.dot.lanes, self.op.strides[1]
         self.interleave(window, at, range(known, self.across))
-        pixels = [(down, i) for down in range(_DOWN) for i in range(self.columns)]
-        size = lanes * _ROWS
+        pixels = [(down, i) for down in range(self.down) for i in range(self.columns)]
         acc = Registers(len(pixels) * self.parts, lanes, "int32")
         for part in range(self.parts):
-            first = load(self.bias, chunk * _LANES + part * lanes, lanes)
+            first = self.first(chunk, part)
             for p in range(len(pixels)):
                 acc[p * self.parts + part] = first
-            for kx in range(kw):
-                number = ((chunk * self.parts + part) * kw + kx) * _DOWN
-                weights = [load(self.weights, (number + d) * size, size) for d in range(_DOWN)]
+            for kx in range(self.op.kernel[1]):
+                multiply = self.products(chunk, part, kx)
                 for p, (down, i) in enumerate(pixels):
                     r = p * self.parts + part
-                    x = window[(i + kx) * self.parts + part]
-                    acc[r] = self.dot.accumulate(acc[r], x, weights[down])
+                    x = window[(i * stride + kx) * self.parts + part]
+                    acc[r] = multiply(acc[r], x, down)
         for p, (down, i) in enumerate(pixels):
             sums = [acc[p * self.parts + part] for part in range(self.parts)]
             self.store(sums, (n, row + down, column + i), chunk * _LANES)
 
+    def first(self, chunk: Any, part: int) -> Any:
+        """What the sums of one part of the channels begin with."""
+        return load(self.bias, chunk * _LANES + part * self.dot.lanes, self.dot.lanes)
+
+    def products(self, chunk: Any, part: int, kx: int) -> Callable[[Any, Any, int], Any]:
+        """Adds to a sum the products of a column of inputs and the weights of column ``kx``, for
+        the upper (0) or lower (1) row of the output."""
+        size = self.dot.lanes * _ROWS
+        number = ((chunk * self.parts + part) * self.op.kernel[1] + kx) * _DOWN
+        weights = [load(self.weights, (number + d) * size, size) for d in range(_DOWN)]
+        return lambda acc, x, down: self.dot.accumulate(acc, x, weights[down])
+
     def interleave(self, window: Registers, at: Any, columns: Sequence[int]) -> None:
         """Load the rows of ``columns`` of the inputs of a tile."""
         n, chunk, row, column = at
-        x, offset = self.op.x, self.op.offset
+        x, offset, (down, right) = self.op.x, self.op.offset, self.op.strides
+        last = self.op.kernel[0] + self.down - 2  # weights of what comes after it are zero
         for i in columns:
             places = [
-                x.offset(n, 0, row + ky - offset[0], column + i - offset[1]) for ky in range(_ROWS)
+                x.offset(
+                    n, 0, row * down + min(ky, last) - offset[0], column * right + i - offset[1]
+                )
+                for ky in range(_ROWS)
             ]
             rows = [load(self.source, place + chunk * _LANES, _LANES) for place in places]
-            for part, value in enumerate(_interleave(rows, self.parts)):
+            for part, value in enumerate(self.interleaved(rows)):
                 window[i * self.parts + part] = value
+
+    def interleaved(self, rows: Sequence[Any]) -> list[Any]:
+        """Four int8x16 as their bytes in turn, a vector for every part of the channels."""
+        words = [reinterpret("int8x16", word) for word in interleaved(rows)]
+        each = len(words) // self.parts
+        return [joined(words[i : i + each], 16) for i in range(0, len(words), each)]
 
     def store(self, totals: Sequence[Any], place: Any, channel: Any) -> None:
         op, lanes = self.op, self.dot.lanes
@@ -171,23 +202,6 @@ class _Emission:
             for part, total in enumerate(totals)
         ]
         put(self.target, op.y, place, channel, sums, op.limits, self.arch, lanes)
-
-
-def _interleave(rows: Sequence[Any], parts: int) -> list[Any]:
-    """Four int8x16 as their bytes in turn, in ``parts`` vectors."""
-    pairs = [dot.reinterpret("int16x8", v) for a in (0, 2) for v in _zip(rows[a], rows[a + 1], 16)]
-    low, high = _zip(pairs[0], pairs[2], 8), _zip(pairs[1], pairs[3], 8)
-    quads = [dot.reinterpret("int8x16", value) for value in (*low, *high)]
-    each = len(quads) // parts
-    return [dot.joined(quads[i : i + each], 16) for i in range(0, len(quads), each)]
-
-
-def _zip(a: Any, b: Any, lanes: int) -> list[Any]:
-    """Elements of two vectors in turn: those of the lower halves, those of the upper ones."""
-    return [
-        tirx.Shuffle([a, b], [lane + side for lane in half for side in (0, lanes)])
-        for half in (range(lanes // 2), range(lanes // 2, lanes))
-    ]
 
 
 TEMPLATE = KernelTemplate(

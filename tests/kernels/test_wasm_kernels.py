@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from edgepipe.kernels import qconv, winograd_loops
-from edgepipe.kernels.integer_ops import QConvOp, Residual
+from edgepipe.kernels import qconv, qdepthwise, winograd_loops
+from edgepipe.kernels.integer_ops import Limits, QConvOp, Residual
 from edgepipe.kernels.layout import Blocked
 from edgepipe.target import Target
 from tests.kernels.harness import InWasmtime
@@ -92,3 +92,44 @@ def test_convolutions_without_relaxed(limit: int, tmp_path: Path) -> None:
         w = rng.integers(low, high + 1, shape).astype(np.int8)
         check_convolution(kernels, index, op, w, rng)
         check_convolution(kernels, index, op, np.full(shape, low, np.int8), rng)
+
+
+@pytest.mark.parametrize("variant", ["", "relaxed"], ids=["plain", "relaxed"])
+@pytest.mark.parametrize("limit", [8, 127], ids=["4-bit", "8-bit"])
+def test_depthwise_convolutions_in_both_forms(limit: int, variant: str, tmp_path: Path) -> None:
+    """Of every stride and one row, and the largest products that there are."""
+    choices, rng, ops = random.Random(limit), np.random.default_rng(11), list[QConvOp]()
+    while len(ops) < 24:
+        op = signed(conv_op(choices, "depthwise", limit))
+        if qdepthwise.matches(op, RELAXED) is None and "relaxed" in qdepthwise.default(op, RELAXED):
+            ops.append(op)
+    assert {op.strides for op in ops} == {(1, 1), (1, 2), (2, 1), (2, 2)}
+    assert {op.y.dtype for op in ops} == {"int8", "float32"} and any(op.residuals for op in ops)
+    assert {op.kernel for op in ops} == {(3, 1), (3, 3), (3, 4)}
+    kernels = InWasmtime(list(ops), RELAXED, variant, tmp_path)
+    low, high = (-8, 7) if limit == 8 else (-limit, limit)
+    for index, op in enumerate(ops):
+        shape = (op.y.c, 1, *op.kernel)
+        w = rng.integers(low, high + 1, shape).astype(np.int8)
+        check_convolution(kernels, index, op, w, rng)
+        check_convolution(kernels, index, op, np.full(shape, low, np.int8), rng)
+
+
+def test_which_depthwise_convolutions_have_another_form() -> None:
+    """Three rows of taps, side by side, over codes of int8 with channels in sixteens."""
+    wide = Blocked(1, 32, 9, 9, 32, (1, 1, 1, 1), "int8", 0)
+    small = Blocked(1, 32, 9, 9, 32, (0, 0, 0, 0), "int8", 0)
+    op = QConvOp(wide, small, (3, 3), Limits(-128, 127, True), (1, 1), (1, 1), (1, 1), 32)
+    assert qdepthwise.default(op, RELAXED)["relaxed"] == 2
+    own = qdepthwise.variant(op, qdepthwise.default(op, RELAXED), "relaxed")
+    assert own is not None and "relaxed.dot" in str(qdepthwise.emit(op, own))
+    narrow = [replace(layout, c=24, lanes=24) for layout in (wide, small)]
+    for other, target in (
+        (op, SIMD),
+        (replace(op, dilations=(2, 1)), RELAXED),
+        (replace(op, kernel=(4, 3)), RELAXED),
+        (replace(op, x=replace(wide, dtype="uint8", zero=128)), RELAXED),
+        (replace(op, x=narrow[0], y=narrow[1], groups=24), RELAXED),
+    ):
+        knobs = qdepthwise.default(other, target)
+        assert qdepthwise.variant(other, knobs, "relaxed") is None
