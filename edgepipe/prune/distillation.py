@@ -9,6 +9,7 @@ of them tells as many numbers as the network has outputs.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -54,4 +55,10 @@ def run(
         sparsity="" if pattern.channels else KEPT,
         normalization="batch" if normalized else "none",
     )
-    return finetune(model, None, (inputs, None), settings, context, dense)
+
+    def told(line: str) -> None:  # without the loss, so that epochs are one line of a summary
+        context.progress(line.partition(":")[0])
+
+    context.progress("training towards the dense network")
+    own = replace(context, progress=told)
+    return finetune(model, None, (inputs, None), settings, own, dense)

@@ -21,13 +21,18 @@ from edgepipe.recipe import Recipe
 from edgepipe.target import Target
 from tests.prune.test_steps import made
 
+#: Lines of progress.
+LINES: list[str] = []
+
 
 def run(
     path: Path, recipe: str, count: int = 48, **settings: Any
 ) -> tuple[ir.Model, ir.Model, np.ndarray, dict[str, Any]]:
     """The dense network, the one that is left of it, inputs that neither saw, and the manifest."""
     graph, source, x, _ = made(path, recipe)
-    context = Context(Target.load("x86-64-v3"), Recipe.read(recipe, settings))
+    context = Context(
+        Target.load("x86-64-v3"), Recipe.read(recipe, settings), progress=LINES.append
+    )
     samples = Samples("x", count, lambda: ({"x": a[None]} for a in x[:count]))
     model, pruned = prune.run(graph, source, samples, context)
     assert pruned is not None
@@ -47,6 +52,7 @@ def test_it_comes_nearer_on_inputs_that_it_did_not_see(recipe: str, tmp_path: Pa
     far, near = (float(np.square(outputs(m, fresh)[0] - right).sum()) for m in (once, found))
     assert near < 0.9 * far
     assert facts == {**plain, "distilled": 40}
+    assert LINES[-1] == "fine-tuning epoch 40 of 40"
     pairs = [[Layer.of(n).weight for n in prunable(m.graph, None)] for m in (once, found)]
     for before, after in zip(*pairs, strict=True):
         assert np.array_equal(before == 0, after == 0) and not np.array_equal(before, after)
