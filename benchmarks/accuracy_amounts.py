@@ -1,6 +1,7 @@
 """What patterns cost CIFAR-10 networks that are pruned in one go, and amounts by layer beside them.
 
     python benchmarks/accuracy_amounts.py [--shared DIR] [--networks a,b] [--target T] [--distill N]
+                                          [--recipes fp32+2:4,…]
 
 Accuracy on cifar10_val2000 by ONNX Runtime. "no data": the smallest weights go, and nothing else
 changes; "data": places and weights are found with the first 512 images of cifar10_train5000;
@@ -59,8 +60,8 @@ def estimate(model: ir.Model, target: Target) -> float:
     return sum(cost.of(n, v.matrix(v.weight)[0] != 0, "latency", target) for n, v in layers)
 
 
-def measure(shared: Path, network: str, target: Target, epochs: int) -> None:
-    """Print the lines of one network."""
+def measure(shared: Path, network: str, target: Target, epochs: int, recipes: list[str]) -> None:
+    """Print the lines of one network, of ``recipes`` alone where there are any."""
     x, labels = images(shared, "cifar10_val2000", network)
     train = images(shared, "cifar10_train5000", network)[0]
     samples = Samples("train", len(train), lambda: ({"x": train[i : i + 1]} for i in range(512)))
@@ -74,7 +75,7 @@ def measure(shared: Path, network: str, target: Target, epochs: int) -> None:
     def accuracy(model: ir.Model) -> str:
         return f"{100 * float(np.mean(logits(model, x).argmax(1) == labels)):.2f}"
 
-    for line, settings in RECIPES:
+    for line, settings in [r for r in RECIPES if not recipes or r[0] in recipes]:
         plain = trained = seconds = ""
         if not settings and "auto" not in line:
             plain = accuracy(run(line, settings, None)[0])
@@ -101,6 +102,7 @@ def main() -> None:
     )
     parser.add_argument("--networks", default=NETWORKS)
     parser.add_argument("--target", default="wasm-simd")
+    parser.add_argument("--recipes", default="", help="these lines of the table alone")
     parser.add_argument("--distill", type=int, default=30, metavar="EPOCHS", help="0: do not")
     chosen = parser.parse_args()
     print(one_line(machine()))
@@ -112,7 +114,8 @@ def main() -> None:
 
         torch.set_num_threads(1)
     for network in chosen.networks.split(","):
-        measure(chosen.shared, network, Target.load(chosen.target), chosen.distill)
+        recipes = [r for r in chosen.recipes.split(",") if r]
+        measure(chosen.shared, network, Target.load(chosen.target), chosen.distill, recipes)
 
 
 if __name__ == "__main__":
