@@ -151,6 +151,20 @@ MAY_IMPORT: dict[str, set[str]] = {
         "sparsity",
         "target",
     },
+    # Trains what comes in as a recipe has it; what goes out is compiled like any other network.
+    "finetune": {
+        "context",
+        "errors",
+        "importer",
+        "passes",
+        "prune",
+        "quantization.finetune",
+        "quantization.graph",
+        "quantize",
+        "recipe",
+        "sparsity.pattern",
+        "target",
+    },
     "emitted": {"context", "errors", "interchange", "quantize", "recipe"},
     "pipeline": {
         "blob",

@@ -67,6 +67,13 @@ def plan(pattern: Pattern, epochs: int) -> list[Step]:
     return steps
 
 
+def samples_of(graph: ir.Model, inputs: Mapping[str, Array] | Array) -> dict[str, Array]:
+    """What prunes of what trains: the first samples, by the names of the inputs."""
+    if not isinstance(inputs, Mapping):
+        inputs = {value.name or "": inputs for value in graph.graph.inputs[:1]}
+    return {name: array[: prune.MOST_SAMPLES] for name, array in inputs.items()}
+
+
 def run(
     graph: ir.Model,
     source: Source,
@@ -96,10 +103,7 @@ def run(
             where="FinetuneSettings.sparsity",
             fix="leave it out: steps follow the recipe",
         )
-    inputs = data[0]
-    if not isinstance(inputs, Mapping):
-        inputs = {value.name or "": inputs for value in graph.graph.inputs[:1]}
-    samples = {name: array[: prune.MOST_SAMPLES] for name, array in inputs.items()}
+    samples = samples_of(graph, data[0])
     taught, model, facts = graph if teacher is None else teacher, graph, None
     for number, step in enumerate(plan(recipe.sparsity, settings.epochs), 1):
         plain = replace(recipe.settings, distill=None)  # every step is trained as it is

@@ -1,0 +1,127 @@
+"""A dense network goes in; one with the zeros and the bits of a recipe comes out, trained.
+
+Three trainings on the same data, each of them there for itself too: the dense network, which is the
+teacher of the others (``quantization.finetune``); what pruning leaves, in turn with pruning
+(``prune.steps``); and that, rounded as it will be executed, with its zeros kept.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from edgepipe import importer, passes, prune, quantize
+from edgepipe.context import Context
+from edgepipe.errors import UserError
+from edgepipe.prune import steps
+from edgepipe.quantization.finetune import FinetuneSettings
+from edgepipe.quantization.finetune import run as train
+from edgepipe.recipe import Recipe, Settings
+from edgepipe.sparsity.pattern import KEPT
+from edgepipe.target import Target
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
+
+    from edgepipe.importer.source import Source
+    from edgepipe.quantization.graph import Array
+
+#: What works for image classifiers; see docs/finetuning.md.
+SETTINGS = FinetuneSettings(
+    epochs=40, batch=32, learning_rate=8e-3, distillation=0.5, normalization="batch"
+)
+#: Of the integers: the share of the learning rate, and of the epochs.
+SLOWER, SHORTER = 0.25, 0.25
+
+
+@dataclass(frozen=True)
+class Tuned:
+    """``model``: float, or a Q/DQ graph where the recipe quantizes; ``teacher``: the dense network,
+    fine-tuned, in float; ``pruned``: what ``prune.run`` says of the zeros, None without any."""
+
+    model: ir.Model
+    teacher: ir.Model
+    pruned: prune.Pruned | None
+
+
+def run(
+    model: str | Path,
+    recipe: str | Recipe,
+    data: tuple[Mapping[str, Array] | Array, Array | None],
+    settings: FinetuneSettings = SETTINGS,
+    *,
+    target: str | Target = "host",
+    teacher: ir.Model | None = None,
+    progress: Callable[[str], None] = lambda line: None,
+) -> Tuned:
+    """Fine-tune ``model`` (what ``edgepipe compile`` takes: a file, ``package.module:factory`` of a
+    torch module, a zoo name) to ``recipe`` for ``target``, which says how integers are.
+
+    ``data`` is that of ``quantization.finetune.run``, and so are ``settings``, for every training;
+    integers take a quarter of the epochs, of the rate, and no normalization. ``teacher``: an
+    earlier run's, which saves training it again. With ``settings.checkpoint`` every training has a
+    folder in it, and an interrupted run goes on. Raises UserError for a recipe that changes
+    nothing, and what its parts raise.
+    """
+    recipe = Recipe.load(recipe) if isinstance(recipe, str) else recipe
+    target = Target.load(target) if isinstance(target, str) else target
+    if recipe.sparsity is None and not recipe.quantizes:
+        raise UserError(f"'{recipe}' is the network as it is", where="recipe",
+                        fix="for example w4a8, fp32+80% or w8a8+80%b1x4")  # fmt: skip
+    config = quantize.configure(recipe, target)
+    if config is not None and config.activation_bits is None:
+        raise UserError(f"of '{recipe}' weights alone are rounded, which is not trained",
+                        where="recipe", fix="use w8a8 or w4a8")  # fmt: skip
+    own = Settings(amounts=recipe.settings.amounts, budget=recipe.settings.budget)
+    floats = replace(recipe, format="fp32", settings=own)
+    context = Context(target, floats, progress=progress)
+    source = importer.load(model)
+    graph = passes.run(source.model, context)
+    if teacher is None and settings.distillation < 1.0:
+        progress("training the dense network")
+        plain = replace(settings, distillation=0.0, sparsity="")
+        teacher = train(graph, None, data, _kept_in(plain, "teacher"), context)
+    elif teacher is None:  # without labels the network itself is all there is to learn from
+        teacher = graph
+    result, pruned = graph, None
+    if recipe.sparsity is not None:
+        result, pruned = _sparse(graph, source, data, settings, context, teacher)
+    if config is not None:
+        progress("training what is rounded")
+        rounded = replace(
+            settings,
+            sparsity=KEPT if recipe.sparsity is not None and not recipe.sparsity.channels else "",
+            normalization="none",
+            epochs=round(settings.epochs * SHORTER),
+            learning_rate=settings.learning_rate * SLOWER,
+        )
+        result = train(result, config, data, _kept_in(rounded, "integers"), context, teacher)
+    return Tuned(result, teacher, pruned)
+
+
+def _sparse(
+    graph: ir.Model,
+    source: Source,
+    data: tuple[Mapping[str, Array] | Array, Array | None],
+    settings: FinetuneSettings,
+    context: Context,
+    teacher: ir.Model,
+) -> tuple[ir.Model, prune.Pruned]:
+    """``graph`` with the zeros of the context's recipe, trained, and what is said of them."""
+    pattern = context.recipe.sparsity
+    assert pattern is not None
+    if not (pattern.channels or pattern.auto):
+        return steps.run(graph, source, data, _kept_in(settings, "sparse"), context, teacher)
+    result, pruned = prune.run(graph, source, steps.samples_of(graph, data[0]), context)
+    assert pruned is not None  # there is a pattern
+    settings = replace(settings, sparsity="" if pattern.channels else KEPT)
+    return train(result, None, data, _kept_in(settings, "sparse"), context, teacher), pruned
+
+
+def _kept_in(settings: FinetuneSettings, name: str) -> FinetuneSettings:
+    """``settings`` with a folder of its own for a training's state."""
+    if settings.checkpoint is None:
+        return settings
+    return replace(settings, checkpoint=Path(settings.checkpoint) / name)

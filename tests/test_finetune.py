@@ -1,0 +1,124 @@
+"""From a network and a recipe to a trained one, in one call."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+
+from edgepipe import finetune, passes
+from edgepipe.context import Context
+from edgepipe.errors import UserError
+from edgepipe.importer import load
+from edgepipe.quantization.finetune import FinetuneSettings
+from edgepipe.quantization.layers import Layer, prunable
+from edgepipe.recipe import Recipe
+from edgepipe.target import Target
+from tests.prune.test_steps import made
+
+#: Towards the network's own outputs, which need no labels.
+SETTINGS = FinetuneSettings(
+    epochs=8, batch=16, learning_rate=8e-3, loss="squared_error", distillation=1.0,
+    normalization="batch",
+)  # fmt: skip
+
+
+def outputs(model: ir.Model, x: np.ndarray) -> np.ndarray:
+    from quantization.finetune import tasks
+
+    return np.asarray(tasks.outputs(model, x)[0])
+
+
+@pytest.fixture
+def network(tmp_path: Path) -> tuple[str, np.ndarray]:
+    """The path of a small one, and inputs."""
+    path = tmp_path / "net.onnx"
+    return str(path), made(path, "fp32+2:4")[2]
+
+
+@pytest.mark.needs_torch
+@pytest.mark.parametrize(
+    "recipe", ["fp32+2:4", "fp32+c40%", "fp32+auto40%", "w8a8+50%b1x4", "w4a8"]
+)
+def test_what_comes_out_is_as_the_recipe_says(
+    recipe: str, network: tuple[str, np.ndarray], tmp_path: Path
+) -> None:
+    pytest.importorskip("torch")
+    path, x = network
+    lines: list[str] = []
+    folder = tmp_path / "state"
+    settings = replace(SETTINGS, checkpoint=folder)
+    found = finetune.run(path, recipe, (x, None), settings, target="x86-64-v3",
+                         progress=lines.append)  # fmt: skip
+    parsed = Recipe.parse(recipe)
+    graph = passes.run(load(path).model, Context(Target.load("x86-64-v3"), Recipe()))
+    fresh = np.random.default_rng(5).standard_normal((32, *x.shape[1:]), dtype=np.float32)
+    wanted, got = outputs(graph, fresh), outputs(found.model, fresh)
+    assert np.square(got - wanted).mean() < 0.4 * np.square(wanted).mean()
+    assert (found.pruned is None) == (parsed.sparsity is None)
+    quantized = [n for n in found.model.graph if n.op_type == "DequantizeLinear"]
+    assert bool(quantized) == parsed.quantizes
+    assert {p.name for p in folder.iterdir()} == {
+        *(["sparse"] if parsed.sparsity else []), *(["integers"] if parsed.quantizes else [])
+    }  # fmt: skip
+    if recipe == "fp32+2:4":
+        for node in prunable(found.model.graph, None):
+            weight = Layer.of(node).weight  # [outputs, inputs, taps down, taps across]
+            fours = weight.reshape(len(weight), -1, 4, weight[0, 0].size)
+            assert ((fours != 0).sum(2) == 2).all()
+    if recipe == "w8a8+50%b1x4":
+        values = [v.const_value for v in found.model.graph.initializers.values()]
+        codes = [v.numpy() for v in values if v is not None and v.dtype == ir.DataType.INT8]
+        assert max(float((c == 0).mean()) for c in codes if c.ndim == 4) > 0.45
+
+
+def test_who_teaches_whom(network: tuple[str, np.ndarray], monkeypatch: pytest.MonkeyPatch) -> None:
+    """With labels the dense network learns first, from them alone, and then teaches."""
+    path, x = network
+    given: list[Any] = []
+
+    def train(model: Any, config: Any, data: Any, settings: Any, context: Any, *rest: Any) -> Any:
+        given.append((config, data, settings, context.recipe, rest))
+        return f"trained {len(given)}"
+
+    def steps_run(*arguments: Any) -> tuple[str, str]:
+        given.append(arguments)
+        return "sparse", "facts"
+
+    monkeypatch.setattr(finetune, "train", train)
+    monkeypatch.setattr(finetune.steps, "run", steps_run)
+    data, settings = (x, x), replace(finetune.SETTINGS, loss="squared_error")
+    recipe = Recipe.read("w8a8+80%b1x4", {"amounts": "erk", "observer": "minmax"})
+    found = finetune.run(path, recipe, data, settings, target="wasm-relaxed")
+    first, sparse, integers = given
+    assert first[2].distillation == 0.0 and first[4] == () and first[1] is data
+    _, _, own, taken, context, teacher = sparse
+    assert own is data and taken == settings and teacher == "trained 1" == found.teacher
+    assert context.recipe == Recipe.read("fp32+80%b1x4", {"amounts": "erk"})
+    config, _, slow, _, (taught,) = integers
+    assert (config.weight_bits, config.weight_limit, config.observer) == (8, 63, "minmax")
+    assert taught == "trained 1" and slow.sparsity == "kept" and slow.normalization == "none"
+    assert (slow.epochs, slow.learning_rate) == (10, 2e-3)
+    assert (found.model, found.pruned) == ("trained 3", "facts")
+    given.clear()
+    finetune.run(path, "fp32+80%", data, settings, teacher="earlier")  # type: ignore[arg-type]
+    assert [arguments[-1] for arguments in given] == ["earlier"]
+
+
+@pytest.mark.parametrize(
+    ("recipe", "told"),
+    [
+        ("fp32", "'fp32' is the network as it is"),
+        ("w8a16", "of 'w8a16' weights alone are rounded, which is not trained"),
+    ],
+)
+def test_what_is_refused_before_anything_is_trained(
+    recipe: str, told: str, network: tuple[str, np.ndarray], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(finetune, "train", None)
+    with pytest.raises(UserError, match=told):
+        finetune.run(network[0], recipe, (network[1], None), SETTINGS)
