@@ -54,6 +54,7 @@ def run(
     *,
     target: str | Target = "host",
     teacher: ir.Model | None = None,
+    from_teacher: bool = False,
     progress: Callable[[str], None] = lambda line: None,
 ) -> Tuned:
     """Fine-tune ``model`` (what ``edgepipe compile`` takes: a file, ``package.module:factory`` of a
@@ -61,7 +62,8 @@ def run(
 
     ``data`` is that of ``quantization.finetune.run``, and so are ``settings``, for every training;
     integers take a quarter of the epochs, of the rate, and no normalization. ``teacher``: an
-    earlier run's, which saves training it again. With ``settings.checkpoint`` every training has a
+    earlier run's, which saves training it again. ``from_teacher``: prune and round the teacher, not
+    the network as it came. With ``settings.checkpoint`` every training has a
     folder in it, and an interrupted run goes on. Raises UserError for a recipe that changes
     nothing, and what its parts raise.
     """
@@ -85,9 +87,9 @@ def run(
         teacher = train(graph, None, data, _kept_in(plain, "teacher"), context)
     elif teacher is None:  # without labels the network itself is all there is to learn from
         teacher = graph
-    result, pruned = graph, None
+    result, pruned = teacher if from_teacher else graph, None
     if recipe.sparsity is not None:
-        result, pruned = _sparse(graph, source, data, settings, context, teacher)
+        result, pruned = _sparse(result, source, data, settings, context, teacher)
     if config is not None:
         progress("training what is rounded")
         rounded = replace(

@@ -96,8 +96,13 @@ def test_who_teaches_whom(network: tuple[str, np.ndarray], monkeypatch: pytest.M
     found = finetune.run(path, recipe, data, settings, target="wasm-relaxed")
     first, sparse, integers = given
     assert first[2].distillation == 0.0 and first[4] == () and first[1] is data
-    _, _, own, taken, context, teacher = sparse
-    assert own is data and taken == settings and teacher == "trained 1" == found.teacher
+    begun, _, own, taken, context, teacher = sparse
+    assert (
+        isinstance(begun, ir.Model)
+        and own is data
+        and taken == settings
+        and teacher == "trained 1" == found.teacher
+    )
     assert context.recipe == Recipe.read("fp32+80%b1x4", {"amounts": "erk"})
     config, _, slow, _, (taught,) = integers
     assert (config.weight_bits, config.weight_limit, config.observer) == (8, 63, "minmax")
@@ -107,6 +112,9 @@ def test_who_teaches_whom(network: tuple[str, np.ndarray], monkeypatch: pytest.M
     given.clear()
     finetune.run(path, "fp32+80%", data, settings, teacher="earlier")  # type: ignore[arg-type]
     assert [arguments[-1] for arguments in given] == ["earlier"]
+    given.clear()
+    finetune.run(path, "fp32+80%", data, settings, from_teacher=True)
+    assert given[1][0] == given[1][-1] == "trained 1"
 
 
 @pytest.mark.parametrize(
