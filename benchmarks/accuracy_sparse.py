@@ -3,15 +3,14 @@
     python benchmarks/accuracy_sparse.py [--shared DIR] [--networks a,b] [--recipes fp32+2:4,…]
 
 1. The float network is fine-tuned on the 5000 images of cifar10_train5000: the teacher.
-2. From the teacher, or from the float network again (``--begin``), towards labels and teacher, the
-   dense network is fine-tuned, and so is every sparse recipe: same start, images, loop, loss,
-   normalization, epochs and seed. These are compared. "steps" prunes and trains in turn, "kept"
-   begins with the network pruned in one go, the other ways prune while they train.
+2. From the float network again, towards labels and teacher, the dense network is fine-tuned, and so
+   is every sparse recipe: same images, loop, normalization, epochs and seed. These are compared.
+   "steps" prunes and trains in turn, labels last; "kept" begins with the network pruned in one go,
+   the other ways prune while they train.
 3. Recipes in integers are the trained sparse network, calibrated on 512 of the images.
 
 Figures: accuracy on cifar10_val2000, by ONNX Runtime on the graph that results; "one-shot" is what
-``edgepipe compile`` does with the network that training begins with, refitted to the first 512
-images. One image is
+``edgepipe compile`` does with the float network, refitted to the first 512 images. One image is
 0.05 points. "zeros" is the share of zero weights in the layers that are pruned. Seconds are CPU
 seconds of the training, one thread. With ``--checkpoints DIR`` an interrupted measurement goes on
 there.
@@ -23,7 +22,7 @@ import argparse
 import os
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -50,31 +49,11 @@ RECIPES = (
 )  # fmt: skip
 #: Twice the steps of ``accuracy_finetune``: zeros want steps more than anything else.
 FIRST, SECOND = (replace(settings, batch=32) for settings in (FIRST, SECOND))
-#: Learning rates from the float network, dense, and of zeros: where one go costs few points, or
-#: more.
-AGAIN, RATES = 8e-3, (8e-3, 2e-2)
-TEACHER, FLOAT = "teacher", "float"
+SECOND = replace(SECOND, learning_rate=8e-3)
 #: The way that prunes in several goes.
 STEPS = "steps"
-
-
-@dataclass(frozen=True)
-class Plan:
-    """Epochs of either training, what the second begins with, and how many points are few."""
-
-    epochs: int
-    begin: str = TEACHER
-    few: float = 5.0
-
-
-#: ResNet20 knows 99.8 % of the images by heart in the end, and is worse to prune then: 2:4 ends
-#: 0.75 points higher from the float network; by 0.008 instead of 0.02 its 80% ends a point higher.
-#: ResNet8 ends higher from the teacher, by a point at 2:4v8.
-PLANS = {
-    "ic_resnet8": Plan(100),
-    "ic_resnet8_large": Plan(20),
-    "cifar_resnet20": Plan(40, FLOAT, 20.0),
-}
+#: Epochs of either training. More of them do not help: the images are learned by heart.
+EPOCHS = {"ic_resnet8": 40, "ic_resnet8_large": 20, "cifar_resnet20": 40}
 
 
 def one_shot(
@@ -100,14 +79,14 @@ def given(shared: Path, name: str, pattern: str, amounts: str) -> tuple[Source, 
 
 def in_steps(
     measured: Measurement,
-    models: tuple[ir.Model, ir.Model],
+    teacher: ir.Model,
     given: tuple[Source, Context],
     settings: FinetuneSettings,
 ) -> tuple[ir.Model, float]:
-    """The first of ``models`` pruned and trained in turn, taught by the other; and CPU seconds."""
+    """The float network pruned and trained in turn; and CPU seconds."""
     start = time.process_time()
     source, context = given
-    model, _ = steps.run(models[0], source, measured.data, settings, context, models[1])
+    model, _ = steps.run(measured.graph, source, measured.data, settings, context, teacher)
     return model, time.process_time() - start
 
 
@@ -126,8 +105,8 @@ def zeros(model: ir.Model) -> float:
 
 def measure(arguments: argparse.Namespace, network: str) -> None:
     """Print the lines of one network."""
-    measured, plan = Measurement(arguments.shared, network), PLANS[network]
-    folder, epochs = arguments.checkpoints, arguments.epochs or plan.epochs
+    measured, folder = Measurement(arguments.shared, network), arguments.checkpoints
+    epochs = arguments.epochs or EPOCHS[network]
 
     def tuned(
         graph: ir.Model, settings: FinetuneSettings, name: str, teacher: ir.Model | None
@@ -142,35 +121,31 @@ def measure(arguments: argparse.Namespace, network: str) -> None:
     line(network, "float", "", f"{measured.accuracy(measured.graph):.2f}", "", "", "")
     teacher, seconds = tuned(measured.graph, FIRST, "stage1", None)
     line(network, "teacher", "", f"{measured.accuracy(teacher):.2f}", "", "", f"{seconds:.0f}")
-    begin = arguments.begin or plan.begin
-    start = teacher if begin == TEACHER else measured.graph
     second = replace(SECOND, normalization=arguments.normalization)
-    if begin == FLOAT:
-        second = replace(second, learning_rate=AGAIN)
-    dense, seconds = tuned(start, second, f"dense-{begin}", teacher)
-    before, reference = measured.accuracy(start), measured.accuracy(dense)
-    line(network, f"dense, from {begin}", "", f"{reference:.2f}", "", "", f"{seconds:.0f}")
+    if arguments.rate:
+        second = replace(second, learning_rate=arguments.rate)
+    dense, seconds = tuned(measured.graph, second, "dense", teacher)
+    reference = measured.accuracy(dense)
+    line(network, "dense", "", f"{reference:.2f}", "", "", f"{seconds:.0f}")
     for recipe in arguments.recipes.split(","):
         format, _, pattern = recipe.partition("+")
         pruned, patterns = one_shot(
-            measured, start, pattern, arguments.shared, network, arguments.amounts
+            measured, measured.graph, pattern, arguments.shared, network, arguments.amounts
         )
         shot = measured.accuracy(pruned)
         for way in arguments.ways.split(","):
-            rate = arguments.rate or RATES[before - shot > plan.few]
-            settings = replace(second, sparsity=KEPT, learning_rate=rate)
-            name = f"{pattern}-{way}{arguments.amounts}{rate:g}-{begin}"
-            name = name.replace("%", "").replace(":", "-")
+            settings = replace(second, sparsity=KEPT)
+            name = f"{pattern}-{way}-{arguments.amounts}".replace("%", "").replace(":", "-")
             if way == STEPS:
                 kept = None if folder is None else folder / f"{network}-{name}"
                 task = given(arguments.shared, network, pattern, arguments.amounts)
                 chosen = replace(settings, epochs=epochs, checkpoint=kept)
-                model, seconds = in_steps(measured, (start, teacher), task, chosen)
+                model, seconds = in_steps(measured, teacher, task, chosen)
             elif way == KEPT:
                 model, seconds = tuned(pruned, settings, name, teacher)
             else:
                 settings = replace(settings, sparsity=patterns, pruning=way)
-                model, seconds = tuned(start, settings, name, teacher)
+                model, seconds = tuned(measured.graph, settings, name, teacher)
             if format != "fp32":
                 model = measured.calibrated(model, format)
             after = measured.accuracy(model)
@@ -184,8 +159,7 @@ def main() -> None:
     parser = options(__doc__.splitlines()[0], NETWORKS, RECIPES)
     parser.add_argument("--amounts", default="erk", help="of S%%: uniform, erk, search")
     parser.add_argument("--normalization", default="batch", choices=NORMALIZATIONS)
-    parser.add_argument("--begin", choices=(TEACHER, FLOAT), help="what is pruned and trained")
-    parser.add_argument("--rate", type=float, help="learning rate of what has zeros")
+    parser.add_argument("--rate", type=float, help="learning rate from the float network")
     parser.add_argument("--ways", default=STEPS, help="kept, steps, gradual, decay, straight")
     arguments = parser.parse_args()
     begin(

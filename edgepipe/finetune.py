@@ -1,8 +1,8 @@
 """A dense network goes in; one with the zeros and the bits of a recipe comes out, trained.
 
 Three trainings on the same data, each of them there for itself too: the dense network, which is the
-teacher of the others (``quantization.finetune``); what pruning leaves, in turn with pruning
-(``prune.steps``); and that, rounded as it will be executed, with its zeros kept.
+teacher of the others (``quantization.finetune``); what pruning leaves of the network as it came, in
+turn with pruning (``prune.steps``); and that, or else the teacher, rounded as it will be executed.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from edgepipe import importer, passes, prune, quantize
 from edgepipe.context import Context
 from edgepipe.errors import UserError
 from edgepipe.prune import steps
+from edgepipe.prune.steps import apart
 from edgepipe.quantization.finetune import FinetuneSettings
 from edgepipe.quantization.finetune import run as train
 from edgepipe.recipe import Recipe, Settings
@@ -25,7 +26,6 @@ from edgepipe.target import Target
 if TYPE_CHECKING:
     import onnx_ir as ir
 
-    from edgepipe.importer.source import Source
     from edgepipe.quantization.graph import Array
 
 #: What works for image classifiers; see docs/finetuning.md.
@@ -54,7 +54,6 @@ def run(
     *,
     target: str | Target = "host",
     teacher: ir.Model | None = None,
-    from_teacher: bool = False,
     progress: Callable[[str], None] = lambda line: None,
 ) -> Tuned:
     """Fine-tune ``model`` (what ``edgepipe compile`` takes: a file, ``package.module:factory`` of a
@@ -62,8 +61,7 @@ def run(
 
     ``data`` is that of ``quantization.finetune.run``, and so are ``settings``, for every training;
     integers take a quarter of the epochs, of the rate, and no normalization. ``teacher``: an
-    earlier run's, which saves training it again. ``from_teacher``: prune and round the teacher, not
-    the network as it came. With ``settings.checkpoint`` every training has a
+    earlier run's, which saves training it again. With ``settings.checkpoint`` every training has a
     folder in it, and an interrupted run goes on. Raises UserError for a recipe that changes
     nothing, and what its parts raise.
     """
@@ -84,12 +82,13 @@ def run(
     if teacher is None and settings.distillation < 1.0:
         progress("training the dense network")
         plain = replace(settings, distillation=0.0, sparsity="")
-        teacher = train(graph, None, data, _kept_in(plain, "teacher"), context)
+        teacher = train(graph, None, data, apart(plain, "teacher"), context)
     elif teacher is None:  # without labels the network itself is all there is to learn from
         teacher = graph
-    result, pruned = teacher if from_teacher else graph, None
+    result, pruned = teacher, None
     if recipe.sparsity is not None:
-        result, pruned = _sparse(result, source, data, settings, context, teacher)
+        sparse = apart(settings, "sparse")
+        result, pruned = steps.run(graph, source, data, sparse, context, teacher)
     if config is not None:
         progress("training what is rounded")
         rounded = replace(
@@ -99,31 +98,5 @@ def run(
             epochs=round(settings.epochs * SHORTER),
             learning_rate=settings.learning_rate * SLOWER,
         )
-        result = train(result, config, data, _kept_in(rounded, "integers"), context, teacher)
+        result = train(result, config, data, apart(rounded, "integers"), context, teacher)
     return Tuned(result, teacher, pruned)
-
-
-def _sparse(
-    graph: ir.Model,
-    source: Source,
-    data: tuple[Mapping[str, Array] | Array, Array | None],
-    settings: FinetuneSettings,
-    context: Context,
-    teacher: ir.Model,
-) -> tuple[ir.Model, prune.Pruned]:
-    """``graph`` with the zeros of the context's recipe, trained, and what is said of them."""
-    pattern = context.recipe.sparsity
-    assert pattern is not None
-    if not (pattern.channels or pattern.auto):
-        return steps.run(graph, source, data, _kept_in(settings, "sparse"), context, teacher)
-    result, pruned = prune.run(graph, source, steps.samples_of(graph, data[0]), context)
-    assert pruned is not None  # there is a pattern
-    settings = replace(settings, sparsity="" if pattern.channels else KEPT)
-    return train(result, None, data, _kept_in(settings, "sparse"), context, teacher), pruned
-
-
-def _kept_in(settings: FinetuneSettings, name: str) -> FinetuneSettings:
-    """``settings`` with a folder of its own for a training's state."""
-    if settings.checkpoint is None:
-        return settings
-    return replace(settings, checkpoint=Path(settings.checkpoint) / name)

@@ -113,8 +113,8 @@ def test_who_teaches_whom(network: tuple[str, np.ndarray], monkeypatch: pytest.M
     finetune.run(path, "fp32+80%", data, settings, teacher="earlier")  # type: ignore[arg-type]
     assert [arguments[-1] for arguments in given] == ["earlier"]
     given.clear()
-    finetune.run(path, "fp32+80%", data, settings, from_teacher=True)
-    assert given[1][0] == given[1][-1] == "trained 1"
+    found = finetune.run(path, "w4a8", data, settings, teacher="earlier")  # type: ignore[arg-type]
+    assert found.model == "trained 1" and found.pruned is None and len(given) == 1
 
 
 @pytest.mark.parametrize(
