@@ -83,7 +83,8 @@ def test_every_step_goes_on_from_the_one_before(
     assert [a[3].epochs for a in trained] == [10, 10, 12, 68]
     assert [a[3].learning_rate for a in trained] == [0.01, 0.01, 0.015, 0.02]
     for _, config, given, settings, own, teacher in trained:
-        assert config is None and given == data and teacher is graph
+        assert config is None and given[0]["x"] is data[0] and given[1] is None
+        assert teacher is graph
         assert settings.sparsity == "kept" and own.recipe.sparsity is not None
     # With labels they come last, with the teacher; before, the dense network's outputs alone.
     pruned.clear(), trained.clear()
@@ -93,7 +94,7 @@ def test_every_step_goes_on_from_the_one_before(
     assert result == ("trained 5", "facts 4")
     assert [a[3].epochs for a in trained] == [8, 8, 9, 50, 25]
     for _, _, (inputs, given), changed, _, teacher in trained[:-1]:
-        assert inputs is data[0] and given is None and teacher is graph
+        assert inputs["x"] is data[0] and given is None and teacher is graph
         assert (changed.loss, changed.distillation) == ("squared_error", 1.0)
     model, _, (_, given), changed, own, teacher = trained[-1]
     assert (model, teacher) == ("trained 4", "teacher") and given is labels and own is context
