@@ -85,6 +85,3 @@ class RelaxedEmission(DotEmission):
             return self.dot.accumulate(acc, tirx.bitwise_xor(x, self.signs[r]), self.sizes[r])
 
         return multiply
-
-
-__all__ = ["RelaxedEmission", "knobs"]
