@@ -48,23 +48,22 @@ RECIPES = (
     "fp32+2:4", "fp32+2:4v8", "fp32+1:4", "fp32+80%", "fp32+80%b1x4", "w8a8+2:4", "w8a8+80%b1x4",
 )  # fmt: skip
 #: Twice the steps of ``accuracy_finetune``: zeros want steps more than anything else.
-FIRST, SECOND = (replace(settings, batch=32) for settings in (FIRST, SECOND))
-SECOND = replace(SECOND, learning_rate=8e-3)
+FIRST, SECOND = replace(FIRST, batch=32), replace(SECOND, batch=32, learning_rate=8e-3)
 #: The way that prunes in several goes.
 STEPS = "steps"
-#: Epochs of either training. More of them do not help: the images are learned by heart.
+#: Epochs of either training.
 EPOCHS = {"ic_resnet8": 40, "ic_resnet8_large": 20, "cifar_resnet20": 40}
 
 
 def one_shot(
-    measured: Measurement, graph: ir.Model, pattern: str, shared: Path, name: str, amounts: str
+    measured: Measurement, pattern: str, shared: Path, name: str, amounts: str
 ) -> tuple[ir.Model, str | Mapping[str, str]]:
-    """``graph`` pruned as the compiler prunes, with ``amounts`` where the pattern takes them; and
-    the pattern, by layers where they differ."""
+    """The float network pruned as the compiler prunes, with ``amounts`` where the pattern takes
+    them; and the pattern, by layers where they differ."""
     x = measured.data[0]
     samples = Samples("train", len(x), lambda: ({"x": x[i : i + 1]} for i in range(len(x))))
     source, context = given(shared, name, pattern, amounts)
-    model, pruned = prune.run(graph, source, samples, context)
+    model, pruned = prune.run(measured.graph, source, samples, context)
     assert pruned is not None
     return model, pruned.manifest.get("patterns", pattern)
 
@@ -129,9 +128,7 @@ def measure(arguments: argparse.Namespace, network: str) -> None:
     line(network, "dense", "", f"{reference:.2f}", "", "", f"{seconds:.0f}")
     for recipe in arguments.recipes.split(","):
         format, _, pattern = recipe.partition("+")
-        pruned, patterns = one_shot(
-            measured, measured.graph, pattern, arguments.shared, network, arguments.amounts
-        )
+        pruned, patterns = one_shot(measured, pattern, arguments.shared, network, arguments.amounts)
         shot = measured.accuracy(pruned)
         for way in arguments.ways.split(","):
             settings = replace(second, sparsity=KEPT)

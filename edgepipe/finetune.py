@@ -16,7 +16,6 @@ from edgepipe import importer, passes, prune, quantize
 from edgepipe.context import Context
 from edgepipe.errors import UserError
 from edgepipe.prune import steps
-from edgepipe.prune.steps import apart
 from edgepipe.quantization.finetune import FinetuneSettings
 from edgepipe.quantization.finetune import run as train
 from edgepipe.recipe import Recipe, Settings
@@ -82,12 +81,12 @@ def run(
     if teacher is None and settings.distillation < 1.0:
         progress("training the dense network")
         plain = replace(settings, distillation=0.0, sparsity="")
-        teacher = train(graph, None, data, apart(plain, "teacher"), context)
+        teacher = train(graph, None, data, steps.apart(plain, "teacher"), context)
     elif teacher is None:  # without labels the network itself is all there is to learn from
         teacher = graph
     result, pruned = teacher, None
     if recipe.sparsity is not None:
-        sparse = apart(settings, "sparse")
+        sparse = steps.apart(settings, "sparse")
         result, pruned = steps.run(graph, source, data, sparse, context, teacher)
     if config is not None:
         progress("training what is rounded")
@@ -98,5 +97,5 @@ def run(
             epochs=round(settings.epochs * SHORTER),
             learning_rate=settings.learning_rate * SLOWER,
         )
-        result = train(result, config, data, apart(rounded, "integers"), context, teacher)
+        result = train(result, config, data, steps.apart(rounded, "integers"), context, teacher)
     return Tuned(result, teacher, pruned)

@@ -97,12 +97,8 @@ def test_who_teaches_whom(network: tuple[str, np.ndarray], monkeypatch: pytest.M
     first, sparse, integers = given
     assert first[2].distillation == 0.0 and first[4] == () and first[1] is data
     begun, _, own, taken, context, teacher = sparse
-    assert (
-        isinstance(begun, ir.Model)
-        and own is data
-        and taken == settings
-        and teacher == "trained 1" == found.teacher
-    )
+    assert isinstance(begun, ir.Model) and own is data and taken == settings
+    assert teacher == "trained 1" == found.teacher
     assert context.recipe == Recipe.read("fp32+80%b1x4", {"amounts": "erk"})
     config, _, slow, _, (taught,) = integers
     assert (config.weight_bits, config.weight_limit, config.observer) == (8, 63, "minmax")

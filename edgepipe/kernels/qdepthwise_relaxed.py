@@ -2,8 +2,7 @@
 engine has them, over the same weights.
 
 As in ``qdepthwise_dot`` four rows of the input are interleaved. Weights are, too, once for all rows
-of their channels. One factor of a relaxed dot product has seven bits: the magnitude of a weight.
-Where that is negative, inputs are complemented, -x - 1, and sums begin with what this takes.
+of their channels, and taken apart (``dot.magnitudes``); sums begin with what complements take.
 """
 
 from __future__ import annotations
@@ -14,6 +13,7 @@ from typing import Any
 from tvm import tirx
 
 from edgepipe.kernels.builder import Registers, load, splat
+from edgepipe.kernels.dot import magnitudes
 from edgepipe.kernels.integer_ops import QConvOp
 from edgepipe.kernels.qdepthwise_dot import DotEmission
 from edgepipe.kernels.template import Knobs
@@ -51,7 +51,7 @@ class RelaxedEmission(DotEmission):
         self.signs = Registers(kw * self.down * parts, _CHANNELS, "int8")
         self.firsts = Registers(parts, _LANES, "int32")
         zero = splat(tirx.const(0, "int8"), _CHANNELS)
-        ones = splat(tirx.const(-1, "int8"), _CHANNELS)
+        none = splat(tirx.const(0, "int32"), _LANES)
         for part in range(parts):
             self.firsts[part] = super().first(chunk, part)
         for kx in range(kw):
@@ -60,12 +60,9 @@ class RelaxedEmission(DotEmission):
                 column = [zero] * down + rows + [zero] * (1 - down)
                 for part, value in enumerate(self.interleaved(column)):
                     r = (kx * self.down + down) * parts + part
-                    negative = tirx.Select(value < zero, ones, zero)
-                    self.sizes[r], self.signs[r] = tirx.max(value, zero - value), negative
+                    self.sizes[r], self.signs[r] = magnitudes(value)
                     if down == 0:
-                        taken = self.dot.accumulate(
-                            splat(tirx.const(0, "int32"), _LANES), negative, self.sizes[r]
-                        )
+                        taken = self.dot.accumulate(none, self.signs[r], self.sizes[r])
                         self.firsts[part] = self.firsts[part] - taken
         return True
 

@@ -281,11 +281,8 @@ class _Emission:
         start = tirx.Cast(self.index, self.list[number]) * (self.tile * BLOCK)
         weight = self.dot.operand(self.weights, number * BLOCK)
         if self.dot.name == "relaxed":
-            # Magnitudes have the seven bits that it asks for. Where a weight is negative, inputs
-            # are complemented, -x - 1: the last accumulator has what that takes from each pixel.
-            zero = splat(tirx.const(0, "int8"), 16)
-            negative = tirx.Select(weight < zero, splat(tirx.const(-1, "int8"), 16), zero)
-            weight = tirx.max(weight, zero - weight)
+            weight, negative = dot.magnitudes(weight)
+            # What complements take from every pixel alike.
             acc[self.vectors] = self.dot.accumulate(acc[self.vectors], negative, weight)
             for v in range(self.vectors):
                 x = tirx.bitwise_xor(load(self.packed, start + v * 16, 16), negative)
