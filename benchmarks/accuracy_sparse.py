@@ -5,8 +5,8 @@
 1. The float network is fine-tuned on the 5000 images of cifar10_train5000: the teacher.
 2. From the float network again, towards labels and teacher, the dense network is fine-tuned, and so
    is every sparse recipe: same images, loop, normalization, epochs and seed. These are compared.
-   "steps" prunes and trains in turn, labels last; "kept" begins with the network pruned in one go,
-   the other ways prune while they train.
+   "last" prunes in one go and learns labels last, "kept" has them in all epochs, the other ways
+   prune while they train. The dense network has labels in all epochs.
 3. Recipes in integers are the trained sparse network, calibrated on 512 of the images.
 
 Figures: accuracy on cifar10_val2000, by ONNX Runtime on the graph that results; "one-shot" is what
@@ -32,11 +32,10 @@ import numpy as np
 import onnx_ir as ir
 from accuracy_finetune import FIRST, SECOND, Measurement, begin, options, progress
 
-from edgepipe import importer, prune
+from edgepipe import finetune, importer, prune
 from edgepipe.context import Context
 from edgepipe.data import Samples
 from edgepipe.importer.source import Source
-from edgepipe.prune import steps
 from edgepipe.quantization.finetune import FinetuneSettings
 from edgepipe.quantization.finetune.settings import NORMALIZATIONS
 from edgepipe.recipe import Recipe
@@ -49,10 +48,10 @@ RECIPES = (
 )  # fmt: skip
 #: Twice the steps of ``accuracy_finetune``: zeros want steps more than anything else.
 FIRST, SECOND = replace(FIRST, batch=32), replace(SECOND, batch=32, learning_rate=8e-3)
-#: The way that prunes in several goes.
-STEPS = "steps"
-#: Epochs of either training.
-EPOCHS = {"ic_resnet8": 40, "ic_resnet8_large": 20, "cifar_resnet20": 40}
+#: The way that learns labels last.
+LAST = "last"
+#: Epochs of the teacher, and of the others: as many as ten minutes are enough for.
+EPOCHS = {"ic_resnet8": (40, 100), "ic_resnet8_large": (20, 24), "cifar_resnet20": (40, 40)}
 
 
 def one_shot(
@@ -76,16 +75,16 @@ def given(shared: Path, name: str, pattern: str, amounts: str) -> tuple[Source, 
     return importer.load(shared / "models" / f"{name}.onnx", None), context
 
 
-def in_steps(
+def labels_last(
     measured: Measurement,
     teacher: ir.Model,
     given: tuple[Source, Context],
     settings: FinetuneSettings,
 ) -> tuple[ir.Model, float]:
-    """The float network pruned and trained in turn; and CPU seconds."""
+    """The float network pruned, then trained, labels last; and CPU seconds."""
     start = time.process_time()
     source, context = given
-    model, _ = steps.run(measured.graph, source, measured.data, settings, context, teacher)
+    model, _ = finetune.sparse(measured.graph, source, measured.data, settings, context, teacher)
     return model, time.process_time() - start
 
 
@@ -105,25 +104,24 @@ def zeros(model: ir.Model) -> float:
 def measure(arguments: argparse.Namespace, network: str) -> None:
     """Print the lines of one network."""
     measured, folder = Measurement(arguments.shared, network), arguments.checkpoints
-    epochs = arguments.epochs or EPOCHS[network]
+    first_epochs, epochs = EPOCHS[network]
+    epochs = arguments.epochs or epochs
 
-    def tuned(
-        graph: ir.Model, settings: FinetuneSettings, name: str, teacher: ir.Model | None
-    ) -> tuple[ir.Model, float]:
+    def stored(settings: FinetuneSettings, name: str) -> FinetuneSettings:
         kept = None if folder is None else folder / f"{network}-{name}"
-        chosen = replace(settings, epochs=epochs, checkpoint=kept)
-        return measured.tuned(graph, None, chosen, teacher)
+        return replace(settings, checkpoint=kept)
 
     def line(*cells: object) -> None:
         print("{:16} {:19} {:>8}  {:>6}  {:>14}  {:>7}  {:>6}".format(*cells), flush=True)
 
     line(network, "float", "", f"{measured.accuracy(measured.graph):.2f}", "", "", "")
-    teacher, seconds = tuned(measured.graph, FIRST, "stage1", None)
+    first = stored(replace(FIRST, epochs=first_epochs), "stage1")
+    teacher, seconds = measured.tuned(measured.graph, None, first)
     line(network, "teacher", "", f"{measured.accuracy(teacher):.2f}", "", "", f"{seconds:.0f}")
-    second = replace(SECOND, normalization=arguments.normalization)
+    second = replace(SECOND, epochs=epochs, normalization=arguments.normalization)
     if arguments.rate:
         second = replace(second, learning_rate=arguments.rate)
-    dense, seconds = tuned(measured.graph, second, "dense", teacher)
+    dense, seconds = measured.tuned(measured.graph, None, stored(second, "dense"), teacher)
     reference = measured.accuracy(dense)
     line(network, "dense", "", f"{reference:.2f}", "", "", f"{seconds:.0f}")
     for recipe in arguments.recipes.split(","):
@@ -131,18 +129,16 @@ def measure(arguments: argparse.Namespace, network: str) -> None:
         pruned, patterns = one_shot(measured, pattern, arguments.shared, network, arguments.amounts)
         shot = measured.accuracy(pruned)
         for way in arguments.ways.split(","):
-            settings = replace(second, sparsity=KEPT)
             name = f"{pattern}-{way}-{arguments.amounts}".replace("%", "").replace(":", "-")
-            if way == STEPS:
-                kept = None if folder is None else folder / f"{network}-{name}"
+            settings = stored(replace(second, sparsity=KEPT), name)
+            if way == LAST:
                 task = given(arguments.shared, network, pattern, arguments.amounts)
-                chosen = replace(settings, epochs=epochs, checkpoint=kept)
-                model, seconds = in_steps(measured, teacher, task, chosen)
+                model, seconds = labels_last(measured, teacher, task, settings)
             elif way == KEPT:
-                model, seconds = tuned(pruned, settings, name, teacher)
+                model, seconds = measured.tuned(pruned, None, settings, teacher)
             else:
                 settings = replace(settings, sparsity=patterns, pruning=way)
-                model, seconds = tuned(measured.graph, settings, name, teacher)
+                model, seconds = measured.tuned(measured.graph, None, settings, teacher)
             if format != "fp32":
                 model = measured.calibrated(model, format)
             after = measured.accuracy(model)
@@ -157,7 +153,7 @@ def main() -> None:
     parser.add_argument("--amounts", default="erk", help="of S%%: uniform, erk, search")
     parser.add_argument("--normalization", default="batch", choices=NORMALIZATIONS)
     parser.add_argument("--rate", type=float, help="learning rate from the float network")
-    parser.add_argument("--ways", default=STEPS, help="kept, steps, gradual, decay, straight")
+    parser.add_argument("--ways", default=LAST, help="last, kept, gradual, decay, straight")
     arguments = parser.parse_args()
     begin(
         "network          recipe                 one-shot  tuned  to dense tuned  zeros %   CPU s"

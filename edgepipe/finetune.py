@@ -1,8 +1,8 @@
 """A dense network goes in; one with the zeros and the bits of a recipe comes out, trained.
 
 Three trainings on the same data, each of them there for itself too: the dense network, which is the
-teacher of the others (``quantization.finetune``); what pruning leaves of the network as it came, in
-turn with pruning (``prune.steps``); and that, or else the teacher, rounded as it will be executed.
+teacher of the others (``quantization.finetune``); what pruning leaves of the network as it came
+(``sparse``); and that, or else the teacher, rounded as it will be executed.
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING
 from edgepipe import importer, passes, prune, quantize
 from edgepipe.context import Context
 from edgepipe.errors import UserError
-from edgepipe.prune import steps
 from edgepipe.quantization.finetune import FinetuneSettings
 from edgepipe.quantization.finetune import run as train
 from edgepipe.recipe import Recipe, Settings
@@ -25,6 +24,7 @@ from edgepipe.target import Target
 if TYPE_CHECKING:
     import onnx_ir as ir
 
+    from edgepipe.importer.source import Source
     from edgepipe.quantization.graph import Array
 
 #: What works for image classifiers; see docs/finetuning.md.
@@ -33,6 +33,8 @@ SETTINGS = FinetuneSettings(
 )
 #: Of the integers: the share of the learning rate, and of the epochs.
 SLOWER, SHORTER = 0.25, 0.25
+#: Epochs of a sparse network that have labels, where there are any: a share, and no more than that.
+LABELLED, MOST_LABELLED = 0.25, 10
 
 
 @dataclass(frozen=True)
@@ -81,13 +83,13 @@ def run(
     if teacher is None and settings.distillation < 1.0:
         progress("training the dense network")
         plain = replace(settings, distillation=0.0, sparsity="")
-        teacher = train(graph, None, data, steps.apart(plain, "teacher"), context)
+        teacher = train(graph, None, data, apart(plain, "teacher"), context)
     elif teacher is None:  # without labels the network itself is all there is to learn from
         teacher = graph
     result, pruned = teacher, None
     if recipe.sparsity is not None:
-        sparse = steps.apart(settings, "sparse")
-        result, pruned = steps.run(graph, source, data, sparse, context, teacher)
+        own_folder = apart(settings, "sparse")
+        result, pruned = sparse(graph, source, data, own_folder, context, teacher)
     if config is not None:
         progress("training what is rounded")
         rounded = replace(
@@ -97,5 +99,65 @@ def run(
             epochs=round(settings.epochs * SHORTER),
             learning_rate=settings.learning_rate * SLOWER,
         )
-        result = train(result, config, data, steps.apart(rounded, "integers"), context, teacher)
+        result = train(result, config, data, apart(rounded, "integers"), context, teacher)
     return Tuned(result, teacher, pruned)
+
+
+def sparse(
+    graph: ir.Model,
+    source: Source,
+    data: tuple[Mapping[str, Array] | Array, Array | None],
+    settings: FinetuneSettings,
+    context: Context,
+    teacher: ir.Model | None = None,
+) -> tuple[ir.Model, prune.Pruned]:
+    """A copy of ``graph``, the result of ``edgepipe.passes.run`` on ``source``, pruned as the
+    context's recipe says and trained; and what ``prune.run`` says of it.
+
+    ``data``, ``settings`` and ``teacher`` are those of ``quantization.finetune.run``; the first
+    samples prune. Labels come last: until the last quarter of the epochs, ten of them at most, it
+    learns what ``graph`` puts out, whatever the loss, and then labels and ``teacher``. With labels
+    from the beginning a network learns the few images there are by heart before it has found again
+    what pruning took, which the dense network had from more of them. Without labels all epochs are
+    as ``settings`` says. With ``settings.checkpoint`` either training has a folder in it, and an
+    interrupted run goes on. Raises UserError as both do, where the recipe has no pattern, and for
+    settings with another one.
+    """
+    recipe = context.recipe
+    if recipe.sparsity is None or recipe.quantizes:
+        raise UserError(
+            f"recipe '{recipe}' has no zeros in float",
+            where="recipe",
+            fix="for example fp32+80%; quantize what it leads to",
+        )
+    if settings.sparsity not in ("", KEPT):
+        raise UserError(
+            f"sparsity is '{settings.sparsity}' there, and '{recipe.sparsity}' in the recipe",
+            where="FinetuneSettings.sparsity",
+            fix="leave it out: the recipe says it",
+        )
+    inputs, labels = data
+    if not isinstance(inputs, Mapping):
+        inputs = {value.name or "": inputs for value in graph.graph.inputs[:1]}
+    samples = {name: array[: prune.MOST_SAMPLES] for name, array in inputs.items()}
+    plain = replace(recipe, settings=replace(recipe.settings, distill=None))  # trained here
+    model, facts = prune.run(graph, source, samples, replace(context, recipe=plain))
+    assert facts is not None  # there is a pattern
+    settings = replace(settings, sparsity="" if recipe.sparsity.channels else KEPT)
+    taught = graph if teacher is None else teacher
+    if labels is None:
+        return train(model, None, (inputs, None), settings, context, taught), facts
+    labelled = min(round(settings.epochs * LABELLED), MOST_LABELLED)
+    context.progress(f"learning the dense network's outputs, {settings.epochs - labelled} epochs")
+    blind = replace(apart(settings, "outputs"), epochs=settings.epochs - labelled,
+                    loss="squared_error", distillation=1.0)  # fmt: skip
+    model = train(model, None, (inputs, None), blind, context, graph)
+    context.progress(f"learning labels, {labelled} epochs")
+    last = replace(apart(settings, "labels"), epochs=labelled)
+    return train(model, None, data, last, context, taught), facts
+
+
+def apart(settings: FinetuneSettings, name: str) -> FinetuneSettings:
+    """``settings`` with a folder of its own for the state of a training."""
+    folder = settings.checkpoint
+    return settings if folder is None else replace(settings, checkpoint=Path(folder) / name)

@@ -10,15 +10,17 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
-from edgepipe import finetune, passes
+from edgepipe import finetune, passes, prune
 from edgepipe.context import Context
 from edgepipe.errors import UserError
 from edgepipe.importer import load
+from edgepipe.importer.source import Source
 from edgepipe.quantization.finetune import FinetuneSettings
 from edgepipe.quantization.layers import Layer, prunable
 from edgepipe.recipe import Recipe
 from edgepipe.target import Target
-from tests.prune.test_steps import made
+from tests.prune.test_amounts import plain
+from tests.prune.test_channels import Network
 
 #: Towards the network's own outputs, which need no labels.
 SETTINGS = FinetuneSettings(
@@ -31,6 +33,14 @@ def outputs(model: ir.Model, x: np.ndarray) -> np.ndarray:
     from quantization.finetune import tasks
 
     return np.asarray(tasks.outputs(model, x)[0])
+
+
+def made(path: Path, recipe: str) -> tuple[ir.Model, Source, np.ndarray, Context]:
+    ir.save(plain(Network()), path)
+    source = load(path)
+    context = Context(Target.load("x86-64-v3"), Recipe.parse(recipe))
+    x = np.random.default_rng(1).standard_normal((48, 3, 8, 8), dtype=np.float32)
+    return passes.run(source.model, context), source, x, context
 
 
 @pytest.fixture
@@ -85,12 +95,12 @@ def test_who_teaches_whom(network: tuple[str, np.ndarray], monkeypatch: pytest.M
         given.append((config, data, settings, context.recipe, rest))
         return f"trained {len(given)}"
 
-    def steps_run(*arguments: Any) -> tuple[str, str]:
+    def sparse_run(*arguments: Any) -> tuple[str, str]:
         given.append(arguments)
         return "sparse", "facts"
 
     monkeypatch.setattr(finetune, "train", train)
-    monkeypatch.setattr(finetune.steps, "run", steps_run)
+    monkeypatch.setattr(finetune, "sparse", sparse_run)
     data, settings = (x, x), replace(finetune.SETTINGS, loss="squared_error")
     recipe = Recipe.read("w8a8+80%b1x4", {"amounts": "erk", "observer": "minmax"})
     found = finetune.run(path, recipe, data, settings, target="wasm-relaxed")
@@ -111,6 +121,88 @@ def test_who_teaches_whom(network: tuple[str, np.ndarray], monkeypatch: pytest.M
     given.clear()
     found = finetune.run(path, "w4a8", data, settings, teacher="earlier")  # type: ignore[arg-type]
     assert found.model == "trained 1" and found.pruned is None and len(given) == 1
+
+
+@pytest.mark.parametrize(("epochs", "labelled"), [(100, 10), (40, 10), (20, 5), (1, 0)])
+def test_labels_come_last(
+    epochs: int, labelled: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With stand-ins for what prunes and trains, which name what they were given."""
+    graph, source, x, context = made(tmp_path / "net.onnx", "fp32+80%")
+    pruned, trained = [], []
+
+    def prune_run(model: Any, _: Any, samples: Any, own: Context) -> tuple[str, str]:
+        assert own.recipe.settings.distill is None
+        pruned.append((model, str(own.recipe), samples["x"].shape))
+        return "pruned", "facts"
+
+    def train(*arguments: Any) -> str:
+        trained.append(arguments)
+        return f"trained {len(trained)}"
+
+    monkeypatch.setattr(prune, "run", prune_run)
+    monkeypatch.setattr(finetune, "train", train)
+    context = replace(context, recipe=Recipe.read("fp32+80%", {"distill": 9}))
+    images, labels = np.tile(x, (12, 1, 1, 1)), np.zeros(12 * len(x), np.int64)
+    settings = replace(SETTINGS, epochs=epochs, loss="cross_entropy", distillation=0.5,
+                       checkpoint=tmp_path)  # fmt: skip
+    result = finetune.sparse(graph, source, (images, labels), settings, context, "teacher")  # type: ignore[arg-type]
+    assert result == ("trained 2", "facts") and pruned == [(graph, "fp32+80%", (512, 3, 8, 8))]
+    (model, _, (inputs, none), blind, _, taught), last = trained
+    assert (model, none) == ("pruned", None) and inputs["x"] is images and taught is graph
+    assert blind == replace(settings, epochs=epochs - labelled, loss="squared_error",
+                            distillation=1.0, sparsity="kept",
+                            checkpoint=tmp_path / "outputs")  # fmt: skip
+    model, _, (_, given), changed, _, taught = last
+    assert (model, taught) == ("trained 1", "teacher") and given is labels
+    assert changed == replace(settings, epochs=labelled, sparsity="kept",
+                              checkpoint=tmp_path / "labels")  # fmt: skip
+    # Without labels there is one training, as the settings say.
+    trained.clear()
+    result = finetune.sparse(graph, source, (images, None), settings, context)
+    assert result == ("trained 1", "facts")
+    ((model, _, (_, none), same, _, taught),) = trained
+    assert (model, none) == ("pruned", None) and taught is graph
+    assert same == replace(settings, sparsity="kept")
+
+
+@pytest.mark.needs_torch
+@pytest.mark.parametrize("pattern", ["60%", "1:4", "c40%"])
+def test_training_ends_nearer_than_pruning_alone(pattern: str, tmp_path: Path) -> None:
+    pytest.importorskip("torch")
+    graph, source, x, context = made(tmp_path / "net.onnx", f"fp32+{pattern}")
+    settings = replace(SETTINGS, epochs=20, batch=8, learning_rate=0.02, normalization="none",
+                       checkpoint=tmp_path / "state")  # fmt: skip
+    labels = outputs(graph, x)
+    given = replace(settings, distillation=0.5)
+    found, facts = finetune.sparse(graph, source, (x, labels), given, context)
+    once, _ = prune.run(graph, source, {"x": x}, context)
+    far, near = (float(np.square(outputs(m, x) - labels).sum()) for m in (once, found))
+    assert near < 0.9 * far
+    if "c" not in pattern:
+        assert set(facts.manifest["zeros"]) == {node.name for node in prunable(graph.graph, None)}
+        for before, after in zip(prunable(once.graph, None), prunable(found.graph, None),
+                                 strict=True):  # fmt: skip
+            assert np.array_equal(Layer.of(before).weight == 0, Layer.of(after).weight == 0)
+    assert {p.name for p in (tmp_path / "state").iterdir()} == {"outputs", "labels"}
+    again, _ = finetune.sparse(graph, source, ({"x": x}, labels), given, context)
+    assert np.array_equal(outputs(again, x), outputs(found, x))
+
+
+@pytest.mark.parametrize(
+    ("recipe", "changes", "told"),
+    [
+        ("fp32", {}, "recipe 'fp32' has no zeros"),
+        ("w8a8+80%b1x4", {}, "has no zeros in float"),
+        ("fp32+80%", {"sparsity": "2:4"}, "sparsity is '2:4' there, and '80%' in the recipe"),
+    ],
+)
+def test_no_zeros_are_refused(
+    recipe: str, changes: dict[str, Any], told: str, tmp_path: Path
+) -> None:
+    graph, source, x, context = made(tmp_path / "net.onnx", recipe)
+    with pytest.raises(UserError, match=told):
+        finetune.sparse(graph, source, (x, None), replace(SETTINGS, **changes), context)
 
 
 @pytest.mark.parametrize(

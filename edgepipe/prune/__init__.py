@@ -3,7 +3,7 @@ graph.
 
 Files: ``layers`` (one layer's weights), ``walk`` (moments of all, in one pass), ``coupling``,
 ``channel_rules`` and ``channels`` (whole channels), ``amounts`` and ``cost`` (how much of which),
-``distillation`` (training without labels), ``steps`` (training with them).
+``distillation`` (training without labels).
 """
 
 from __future__ import annotations
