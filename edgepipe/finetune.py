@@ -33,8 +33,8 @@ SETTINGS = FinetuneSettings(
 )
 #: Of the integers: the share of the learning rate, and of the epochs.
 SLOWER, SHORTER = 0.25, 0.25
-#: Epochs of a sparse network that have labels, where there are any: a share, and no more than that.
-LABELLED, MOST_LABELLED = 0.25, 10
+#: Share of the epochs of a sparse network that has labels, where there are any.
+LABELLED = 0.4
 
 
 @dataclass(frozen=True)
@@ -115,11 +115,11 @@ def sparse(
     context's recipe says and trained; and what ``prune.run`` says of it.
 
     ``data``, ``settings`` and ``teacher`` are those of ``quantization.finetune.run``; the first
-    samples prune. Labels come last: until the last quarter of the epochs, ten of them at most, it
-    learns what ``graph`` puts out, whatever the loss, and then labels and ``teacher``. With labels
-    from the beginning a network learns the few images there are by heart before it has found again
-    what pruning took, which the dense network had from more of them. Without labels all epochs are
-    as ``settings`` says. With ``settings.checkpoint`` either training has a folder in it, and an
+    samples prune. Labels come last: three fifths of the epochs are for what ``graph`` puts out,
+    whatever the loss, the others for labels and ``teacher``. With labels from the beginning a
+    network learns the few images there are by heart before it has found again what pruning took,
+    which the dense network had from more of them. Without labels all epochs are as ``settings``
+    says. With ``settings.checkpoint`` either training has a folder in it, and an
     interrupted run goes on. Raises UserError as both do, where the recipe has no pattern, and for
     settings with another one.
     """
@@ -147,7 +147,7 @@ def sparse(
     taught = graph if teacher is None else teacher
     if labels is None:
         return train(model, None, (inputs, None), settings, context, taught), facts
-    labelled = min(round(settings.epochs * LABELLED), MOST_LABELLED)
+    labelled = round(settings.epochs * LABELLED)
     context.progress(f"learning the dense network's outputs, {settings.epochs - labelled} epochs")
     blind = replace(apart(settings, "outputs"), epochs=settings.epochs - labelled,
                     loss="squared_error", distillation=1.0)  # fmt: skip
