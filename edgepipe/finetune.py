@@ -18,6 +18,7 @@ from edgepipe.errors import UserError
 from edgepipe.quantization.finetune import FinetuneSettings
 from edgepipe.quantization.finetune import run as train
 from edgepipe.recipe import Recipe, Settings
+from edgepipe.sparsity import soup
 from edgepipe.sparsity.pattern import KEPT
 from edgepipe.target import Target
 
@@ -35,6 +36,8 @@ SETTINGS = FinetuneSettings(
 SLOWER, SHORTER = 0.25, 0.25
 #: Share of the epochs of a sparse network that has labels, where there are any.
 LABELLED = 0.4
+#: Epochs of one of the trainings that are averaged, about.
+EACH = 10
 
 
 @dataclass(frozen=True)
@@ -152,9 +155,30 @@ def sparse(
     blind = replace(apart(settings, "outputs"), epochs=settings.epochs - labelled,
                     loss="squared_error", distillation=1.0)  # fmt: skip
     model = train(model, None, (inputs, None), blind, context, graph)
-    context.progress(f"learning labels, {labelled} epochs")
     last = replace(apart(settings, "labels"), epochs=labelled)
-    return train(model, None, data, last, context, taught), facts
+    return averaged(model, data, last, context, taught), facts
+
+
+def averaged(
+    model: ir.Model,
+    data: tuple[Mapping[str, Array] | Array, Array | None],
+    settings: FinetuneSettings,
+    context: Context,
+    teacher: ir.Model | None,
+) -> ir.Model:
+    """``model`` trained in float several times, about ten epochs each and ``settings.epochs`` in
+    all, with a seed each, and averaged: ``sparsity.soup``. One network learns by heart in as many.
+
+    Arguments are those of ``quantization.finetune.run``.
+    """
+    count = max(round(settings.epochs / EACH), 1)
+    each = replace(settings, epochs=round(settings.epochs / count))
+    context.progress(f"learning labels, {count} times {each.epochs} epochs")
+    models = []
+    for number in range(count):
+        own = replace(apart(each, str(number)), seed=settings.seed + number)
+        models.append(train(model, None, data, own, context, teacher))
+    return soup.average(models)
 
 
 def apart(settings: FinetuneSettings, name: str) -> FinetuneSettings:
