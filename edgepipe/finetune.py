@@ -18,7 +18,6 @@ from edgepipe.errors import UserError
 from edgepipe.quantization.finetune import FinetuneSettings
 from edgepipe.quantization.finetune import run as train
 from edgepipe.recipe import Recipe, Settings
-from edgepipe.sparsity import soup
 from edgepipe.sparsity.pattern import KEPT
 from edgepipe.target import Target
 
@@ -34,10 +33,8 @@ SETTINGS = FinetuneSettings(
 )
 #: Of the integers: the share of the learning rate, and of the epochs.
 SLOWER, SHORTER = 0.25, 0.25
-#: Share of the epochs of a sparse network that has labels, where there are any.
-LABELLED = 0.4
-#: Epochs of one of the trainings that are averaged, about.
-EACH = 10
+#: Epochs of a sparse network that have labels: a share, and no more than so many.
+LABELLED, MOST_LABELLED = 0.25, 10
 
 
 @dataclass(frozen=True)
@@ -118,11 +115,11 @@ def sparse(
     context's recipe says and trained; and what ``prune.run`` says of it.
 
     ``data``, ``settings`` and ``teacher`` are those of ``quantization.finetune.run``; the first
-    samples prune. Labels come last: three fifths of the epochs are for what ``graph`` puts out,
-    whatever the loss, the others for labels and ``teacher``. With labels from the beginning a
-    network learns the few images there are by heart before it has found again what pruning took,
-    which the dense network had from more of them. Without labels all epochs are as ``settings``
-    says. With ``settings.checkpoint`` either training has a folder in it, and an
+    samples prune. Labels come last: until the last quarter of the epochs, ten of them at most, it
+    learns what ``graph`` puts out, whatever the loss, and then labels and ``teacher``. With labels
+    from the beginning a network learns the few images there are by heart before it has found again
+    what pruning took, which the dense network had from more of them. Without labels all epochs are
+    as ``settings`` says. With ``settings.checkpoint`` either training has a folder in it, and an
     interrupted run goes on. Raises UserError as both do, where the recipe has no pattern, and for
     settings with another one.
     """
@@ -150,35 +147,18 @@ def sparse(
     taught = graph if teacher is None else teacher
     if labels is None:
         return train(model, None, (inputs, None), settings, context, taught), facts
-    labelled = round(settings.epochs * LABELLED)
-    context.progress(f"learning the dense network's outputs, {settings.epochs - labelled} epochs")
-    blind = replace(apart(settings, "outputs"), epochs=settings.epochs - labelled,
+    last = replace(apart(settings, "labels"), epochs=labelled(settings.epochs))
+    blind = replace(apart(settings, "outputs"), epochs=settings.epochs - last.epochs,
                     loss="squared_error", distillation=1.0)  # fmt: skip
+    context.progress(f"learning the dense network's outputs, {blind.epochs} epochs")
     model = train(model, None, (inputs, None), blind, context, graph)
-    last = replace(apart(settings, "labels"), epochs=labelled)
-    return averaged(model, data, last, context, taught), facts
+    context.progress(f"learning labels, {last.epochs} epochs")
+    return train(model, None, data, last, context, taught), facts
 
 
-def averaged(
-    model: ir.Model,
-    data: tuple[Mapping[str, Array] | Array, Array | None],
-    settings: FinetuneSettings,
-    context: Context,
-    teacher: ir.Model | None,
-) -> ir.Model:
-    """``model`` trained in float several times, about ten epochs each and ``settings.epochs`` in
-    all, with a seed each, and averaged: ``sparsity.soup``. One network learns by heart in as many.
-
-    Arguments are those of ``quantization.finetune.run``.
-    """
-    count = max(round(settings.epochs / EACH), 1)
-    each = replace(settings, epochs=round(settings.epochs / count))
-    context.progress(f"learning labels, {count} times {each.epochs} epochs")
-    models = []
-    for number in range(count):
-        own = replace(apart(each, str(number)), seed=settings.seed + number)
-        models.append(train(model, None, data, own, context, teacher))
-    return soup.average(models)
+def labelled(epochs: int) -> int:
+    """How many of the epochs of ``sparse`` have labels."""
+    return min(round(epochs * LABELLED), MOST_LABELLED)
 
 
 def apart(settings: FinetuneSettings, name: str) -> FinetuneSettings:

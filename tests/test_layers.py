@@ -163,7 +163,6 @@ MAY_IMPORT: dict[str, set[str]] = {
         "quantize",
         "recipe",
         "sparsity.pattern",
-        "sparsity.soup",
         "target",
     },
     "emitted": {"context", "errors", "interchange", "quantize", "recipe"},
