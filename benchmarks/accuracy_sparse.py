@@ -48,11 +48,16 @@ RECIPES = (
     "fp32+2:4", "fp32+2:4v8", "fp32+1:4", "fp32+80%", "fp32+80%b1x4", "w8a8+2:4", "w8a8+80%b1x4",
 )  # fmt: skip
 #: Twice the steps of ``accuracy_finetune``: zeros want steps more than anything else.
-FIRST, SECOND = replace(FIRST, batch=32), replace(SECOND, batch=32, learning_rate=8e-3)
+FIRST, SECOND = replace(FIRST, batch=32), replace(SECOND, learning_rate=8e-3)
 #: The way that learns labels last.
 LAST = "last"
-#: Epochs of the teacher, and of the others: as many as ten minutes are enough for.
-EPOCHS = {"ic_resnet8": (40, 90), "ic_resnet8_large": (20, 24), "cifar_resnet20": (40, 40)}
+#: Epochs of the teacher and of the others, and images of a step of these: the smallest network wants
+#: most steps. Ten minutes are enough for any training.
+PLANS = {
+    "ic_resnet8": (40, 90, 16),
+    "ic_resnet8_large": (20, 24, 32),
+    "cifar_resnet20": (40, 40, 32),
+}
 
 
 def one_shot(
@@ -105,7 +110,7 @@ def zeros(model: ir.Model) -> float:
 def measure(arguments: argparse.Namespace, network: str) -> None:
     """Print the lines of one network."""
     measured, folder = Measurement(arguments.shared, network), arguments.checkpoints
-    first_epochs, epochs = EPOCHS[network]
+    first_epochs, epochs, batch = PLANS[network]
     epochs = arguments.epochs or epochs
 
     def stored(settings: FinetuneSettings, name: str) -> FinetuneSettings:
@@ -119,7 +124,7 @@ def measure(arguments: argparse.Namespace, network: str) -> None:
     first = stored(replace(FIRST, epochs=first_epochs), "stage1")
     teacher, seconds = measured.tuned(measured.graph, None, first)
     line(network, "teacher", "", f"{measured.accuracy(teacher):.2f}", "", "", f"{seconds:.0f}")
-    second = replace(SECOND, epochs=epochs, normalization=arguments.normalization)
+    second = replace(SECOND, epochs=epochs, batch=batch, normalization=arguments.normalization)
     if arguments.rate:
         second = replace(second, learning_rate=arguments.rate)
     references = []
