@@ -47,12 +47,12 @@ NETWORKS = ("ic_resnet8", "ic_resnet8_large", "cifar_resnet20")
 RECIPES = (
     "fp32+2:4", "fp32+2:4v8", "fp32+1:4", "fp32+80%", "fp32+80%b1x4", "w8a8+2:4", "w8a8+80%b1x4",
 )  # fmt: skip
-#: Twice the steps of ``accuracy_finetune``: zeros want steps more than anything else.
+#: More steps than ``accuracy_finetune`` has: zeros want them more than anything else.
 FIRST, SECOND = replace(FIRST, batch=32), replace(SECOND, learning_rate=8e-3)
 #: The way that learns labels last.
 LAST = "last"
-#: Epochs of the teacher and of the others, and images of a step of these: the smallest network wants
-#: most steps. Ten minutes are enough for any training.
+#: Epochs of the teacher and of the others, and images of a step of these: the smallest network
+#: wants most steps. Ten minutes are enough for any training.
 PLANS = {
     "ic_resnet8": (40, 90, 16),
     "ic_resnet8_large": (20, 24, 32),
