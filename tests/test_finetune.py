@@ -14,13 +14,11 @@ from edgepipe import finetune, passes, prune
 from edgepipe.context import Context
 from edgepipe.errors import UserError
 from edgepipe.importer import load
-from edgepipe.importer.source import Source
 from edgepipe.quantization.finetune import FinetuneSettings
 from edgepipe.quantization.layers import Layer, prunable
 from edgepipe.recipe import Recipe
 from edgepipe.target import Target
-from tests.prune.test_amounts import plain
-from tests.prune.test_channels import Network
+from tests.prune.test_amounts import made
 
 #: Towards the network's own outputs, which need no labels.
 SETTINGS = FinetuneSettings(
@@ -33,14 +31,6 @@ def outputs(model: ir.Model, x: np.ndarray) -> np.ndarray:
     from quantization.finetune import tasks
 
     return np.asarray(tasks.outputs(model, x)[0])
-
-
-def made(path: Path, recipe: str) -> tuple[ir.Model, Source, np.ndarray, Context]:
-    ir.save(plain(Network()), path)
-    source = load(path)
-    context = Context(Target.load("x86-64-v3"), Recipe.parse(recipe))
-    x = np.random.default_rng(1).standard_normal((48, 3, 8, 8), dtype=np.float32)
-    return passes.run(source.model, context), source, x, context
 
 
 @pytest.fixture

@@ -14,6 +14,7 @@ from edgepipe.context import Context
 from edgepipe.data import Samples
 from edgepipe.errors import UserError
 from edgepipe.importer import load
+from edgepipe.importer.source import Source
 from edgepipe.prune import amounts, cost, walk
 from edgepipe.prune.layers import equations, kept
 from edgepipe.quantization.layers import Layer, prunable
@@ -29,6 +30,15 @@ def plain(n: Network) -> ir.Model:
     """Convolutions of other shapes each."""
     y = n.conv(n.conv(n.conv("x", 8, 3, 3), 32, 8, 3), 16, 32)
     return n.model(n.conv(y, 32, 16, 3), 1, 32, 8, 8)
+
+
+def made(path: Path, recipe: str) -> tuple[ir.Model, Source, np.ndarray, Context]:
+    """``plain`` in a file: its graph, itself, inputs, and what is to become of it."""
+    ir.save(plain(Network()), path)
+    source = load(path)
+    context = Context(Target.load("x86-64-v3"), Recipe.parse(recipe))
+    x = np.random.default_rng(1).standard_normal((48, 3, 8, 8), dtype=np.float32)
+    return passes.run(source.model, context), source, x, context
 
 
 def pruned(

@@ -19,7 +19,7 @@ from edgepipe.quantization.finetune import FinetuneSettings
 from edgepipe.quantization.layers import Layer, prunable
 from edgepipe.recipe import Recipe
 from edgepipe.target import Target
-from tests.prune.test_steps import made
+from tests.prune.test_amounts import made
 
 #: Lines of progress.
 LINES: list[str] = []
