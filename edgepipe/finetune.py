@@ -88,8 +88,8 @@ def run(
         teacher = graph
     result, pruned = teacher, None
     if recipe.sparsity is not None:
-        own_folder = apart(settings, "sparse")
-        result, pruned = sparse(graph, source, data, own_folder, context, teacher)
+        separate = apart(settings, "sparse")
+        result, pruned = sparse(graph, source, data, separate, context, teacher)
     if config is not None:
         progress("training what is rounded")
         rounded = replace(
