@@ -13,8 +13,8 @@
 Figures: accuracy on cifar10_val2000, by ONNX Runtime on the graph that results; "one-shot" is what
 ``edgepipe compile`` does with the float network, refitted to the first 512 images. One image is
 0.05 points. "zeros" is the share of zero weights in the layers that are pruned. Seconds are CPU
-seconds of the training, one thread. With ``--checkpoints DIR`` an interrupted measurement goes on
-there.
+seconds of the training, one thread. ``--epochs`` are those of 2. With ``--checkpoints DIR``
+an interrupted measurement goes on there.
 """
 
 from __future__ import annotations

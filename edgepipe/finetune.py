@@ -88,8 +88,7 @@ def run(
         teacher = graph
     result, pruned = teacher, None
     if recipe.sparsity is not None:
-        separate = apart(settings, "sparse")
-        result, pruned = sparse(graph, source, data, separate, context, teacher)
+        result, pruned = sparse(graph, source, data, apart(settings, "sparse"), context, teacher)
     if config is not None:
         progress("training what is rounded")
         rounded = replace(
