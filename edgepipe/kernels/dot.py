@@ -47,18 +47,6 @@ def joined(parts: Sequence[Any], width: int) -> Any:
     return parts[0]
 
 
-def magnitudes(weights: Any) -> tuple[Any, Any]:
-    """Of int8x16, for relaxed dot products: magnitudes, which have the seven bits that one factor
-    may have, and -1 in lanes that are negative, else 0.
-
-    There inputs are complemented by exclusive or, -x - 1, and each product lacks the magnitude:
-    minus the dot product of the two vectors here.
-    """
-    zero = splat(tirx.const(0, "int8"), 16)
-    negative = tirx.Select(weights < zero, splat(tirx.const(-1, "int8"), 16), zero)
-    return tirx.max(weights, zero - weights), negative
-
-
 #: VPMADDUBSW and VPMADDWD by lanes of int32.
 _MADDUBS = {
     4: ("x86.ssse3.pmadd.ub.sw.128", "x86.sse2.pmadd.wd"),

@@ -2,7 +2,7 @@
 engine has them, over the same weights.
 
 As in ``qdepthwise_dot`` four rows of the input are interleaved. Weights are, too, once for all rows
-of their channels, and taken apart (``dot.magnitudes``); sums begin with what complements take.
+of their channels; sums begin with their excess (``relaxed``).
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ from typing import Any
 from tvm import tirx
 
 from edgepipe.kernels.builder import Registers, load, splat
-from edgepipe.kernels.dot import magnitudes
 from edgepipe.kernels.integer_ops import QConvOp
 from edgepipe.kernels.qdepthwise_dot import DotEmission
+from edgepipe.kernels.relaxed import Factors
 from edgepipe.kernels.template import Knobs
 from edgepipe.target import Target
 
@@ -43,27 +43,32 @@ class RelaxedEmission(DotEmission):
         super().__init__(op, {**own, "arch": knobs["arch"]}, buffers)
         #: Channels that ``qdepthwise`` stores together.
         self.stored = knobs["lanes"]
+        self.factors = Factors(op.limit)
+
+    def run(self) -> None:
+        self.factors.ask()
+        super().run()
 
     def prepare(self, chunk: Any) -> bool:
-        """Magnitudes and signs of the weights, and the first sums."""
+        """Weights as products want them, and the first sums."""
         (kh, kw), parts = self.op.kernel, self.parts
-        self.sizes = Registers(kw * self.down * parts, _CHANNELS, "int8")
-        self.signs = Registers(kw * self.down * parts, _CHANNELS, "int8")
+        count = kw * self.down * parts
+        self.made = [Registers(count, _CHANNELS, "int8") for _ in range(self.factors.made)]
         self.firsts = Registers(parts, _LANES, "int32")
         zero = splat(tirx.const(0, "int8"), _CHANNELS)
-        none = splat(tirx.const(0, "int32"), _LANES)
         for part in range(parts):
             self.firsts[part] = super().first(chunk, part)
         for kx in range(kw):
             rows = [self.weight(chunk, ky, kx) for ky in range(kh)]
             for down in range(self.down):
                 column = [zero] * down + rows + [zero] * (1 - down)
-                for part, value in enumerate(self.interleaved(column)):
+                for part, value in enumerate(super().interleaved(column)):
                     r = (kx * self.down + down) * parts + part
-                    self.sizes[r], self.signs[r] = magnitudes(value)
+                    made = self.factors.weights(value)
+                    for held, vector in zip(self.made, made, strict=True):
+                        held[r] = vector
                     if down == 0:
-                        taken = self.dot.accumulate(none, self.signs[r], self.sizes[r])
-                        self.firsts[part] = self.firsts[part] - taken
+                        self.firsts[part] = self.firsts[part] - self.factors.excess(made)
         return True
 
     def weight(self, chunk: Any, ky: int, kx: int) -> Any:
@@ -76,9 +81,12 @@ class RelaxedEmission(DotEmission):
     def first(self, chunk: Any, part: int) -> Any:
         return self.firsts[part]
 
+    def interleaved(self, rows: Sequence[Any]) -> list[Any]:
+        return [self.factors.codes(word) for word in super().interleaved(rows)]
+
     def products(self, chunk: Any, part: int, kx: int) -> Callable[[Any, Any, int], Any]:
         def multiply(acc: Any, x: Any, down: int) -> Any:
             r = (kx * self.down + down) * self.parts + part
-            return self.dot.accumulate(acc, tirx.bitwise_xor(x, self.signs[r]), self.sizes[r])
+            return self.factors.accumulate(acc, x, [held[r] for held in self.made])
 
         return multiply

@@ -18,7 +18,7 @@ import numpy as np
 from tvm import tirx
 from tvm.script.ir_builder import tirx as T
 
-from edgepipe.kernels import dot
+from edgepipe.kernels import dot, relaxed
 from edgepipe.kernels.builder import (
     Registers,
     index_dtype,
@@ -92,14 +92,15 @@ def default(op: QConvOp, target: Target) -> Knobs:
         lanes //= 2
     channels = op.y.lanes * op.y.blocks
     vectors = _vectors(op, lanes, chosen.parts, accumulators(target) // chosen.parts)
-    # Relaxed dot products have one accumulator where the plain form has two.
-    relaxed = target.integer.dot == "relaxed"
     return {
         "dot": chosen.name,
         "lanes": lanes,
         "signed": chosen.signed,
         "vectors": vectors,
-        "relaxed": _vectors(op, lanes, 1, accumulators(target)) if relaxed else vectors,
+        # Relaxed dot products have one accumulator where the plain form has two; else 0.
+        "relaxed": _vectors(op, lanes, 1, accumulators(target))
+        if target.integer.dot == "relaxed"
+        else 0,
         "channels": next(c for c in (16, 8, 4) if channels % c == 0),
         "arch": target.arch,
     }
@@ -141,13 +142,18 @@ def place_dtype(op: QConvOp) -> str:
 
 def pack(op: QConvOp, knobs: Knobs, arrays: Sequence[np.ndarray]) -> list[np.ndarray]:
     """``w[co, ci, kh, kw]`` int8, ``b[co]`` int32, ``m[co]`` float32 → blocks ``[stored][4]``,
-    bias, multipliers, the places of blocks, and how many each output channel has."""
+    bias, multipliers, the places of blocks, how many each output channel has, and for relaxed dot
+    products the excess of its sums."""
     channels = op.y.lanes * op.y.blocks
     rows = rows_of(arrays[0], op.x.lanes)
     channel, place = np.nonzero(rows.any(-1))
     counts = np.bincount(channel, minlength=channels).astype(np.uint16)
     packed = np.ascontiguousarray(rows[channel, place])
-    return [packed, *vectors(op, arrays, channels), place.astype(place_dtype(op)), counts]
+    lists = [place.astype(place_dtype(op)), counts]
+    if knobs["relaxed"]:
+        sums = relaxed.excess(rows.reshape(len(rows), -1), op.limit)
+        lists.append(np.pad(sums, (0, channels - len(sums))))
+    return [packed, *vectors(op, arrays, channels), *lists]
 
 
 def emit(op: QConvOp, knobs: Knobs) -> Any:
@@ -155,6 +161,8 @@ def emit(op: QConvOp, knobs: Knobs) -> Any:
     weights = op.stored * BLOCK, "int8"
     held = arguments(op, weights, channels, scratch(op, knobs))
     lists = [("places", op.stored, place_dtype(op)), ("counts", channels, "uint16")]
+    if knobs["relaxed"]:
+        lists.append(("excess", channels, "int32"))
     return kernel(
         "q_sparse", [*held[:4], *lists, *held[4:]], lambda *b: _Emission(op, knobs, b).run()
     )
@@ -169,7 +177,7 @@ def scratch(op: QConvOp, knobs: Knobs) -> tuple[int, ...]:
 
 def variant(op: QConvOp, knobs: Knobs, name: str) -> Knobs | None:
     """Relaxed dot products."""
-    if name != "relaxed":
+    if name != "relaxed" or not knobs["relaxed"]:
         return None
     return {**knobs, "dot": "relaxed", "vectors": knobs["relaxed"]}
 
@@ -180,9 +188,11 @@ class _Emission:
     def __init__(self, op: QConvOp, knobs: Knobs, buffers: Sequence[Any]) -> None:
         self.op, self.knobs = op, knobs
         self.dot = dot.named(knobs["dot"], knobs["lanes"], True)
+        self.factors = relaxed.Factors(op.limit) if self.dot.name == "relaxed" else None
         self.source, self.weights, self.bias, self.multipliers, self.list, self.counts, *rest = (
             buffers
         )
+        self.excess: Any = rest.pop(0) if knobs["relaxed"] else None
         *self.residuals, self.target, packed, self.sums, self.written = rest
         self.packed = T.decl_buffer((packed.shape[0] * 4,), op.x.dtype, data=packed.data)
         self.lanes, self.vectors = knobs["lanes"], knobs["vectors"]
@@ -197,6 +207,8 @@ class _Emission:
     def run(self) -> None:
         op = self.op
         channels, together = op.y.lanes * op.y.blocks, self.knobs["channels"]
+        if self.factors:
+            self.factors.ask()
         with parallel(op.y.n) as n, parallel(-(-self.pixels // self.tile)) as tile:
             start = tile * self.tile
             self.pack_tile(n, start)
@@ -238,7 +250,7 @@ class _Emission:
             for word in range(x.lanes // 16 * 4, x.lanes // BLOCK):
                 for i in range(4):
                     codes = load(self.source, at[i] + word * BLOCK, BLOCK)
-                    store(self.packed, self.packed_at(first + word, quad * 4 + i), codes, BLOCK)
+                    self.put_codes(self.packed_at(first + word, quad * 4 + i), codes, BLOCK)
 
     def pack_chunk(self, at: Registers, place: Any, quad: Any, chunk: Any) -> None:
         """Four places of four pixels: a transposition of words."""
@@ -247,7 +259,11 @@ class _Emission:
             words[i] = dot.reinterpret("int32x4", load(self.source, at[i] + chunk * 16, 16))
         for j, value in enumerate(transposed([words[i] for i in range(4)])):
             codes = dot.reinterpret(f"{self.op.x.dtype}x16", value)
-            store(self.packed, self.packed_at(place + j, quad * 4), codes, 16)
+            self.put_codes(self.packed_at(place + j, quad * 4), codes, 16)
+
+    def put_codes(self, at: Any, codes: Any, count: int) -> None:
+        """Store codes of a tile as products want them."""
+        store(self.packed, at, self.factors.codes(codes, count) if self.factors else codes, count)
 
     def packed_at(self, place: Any, pixel: Any) -> Any:
         return (place * self.tile + pixel) * BLOCK
@@ -256,12 +272,15 @@ class _Emission:
 
     def channel(self, channel: Any, row: Any, first: Registers) -> None:
         """Codes or sums of one output channel for all pixels of the tile."""
-        lanes, parts, relaxed = self.lanes, self.dot.parts, self.dot.name == "relaxed"
+        lanes, parts = self.lanes, self.dot.parts
         count = self.vectors * parts
-        acc = Registers(count + relaxed, lanes, "int32")
-        bias = splat(self.bias[channel], lanes)
-        for r in range(count + relaxed):
-            acc[r] = bias if parts == 1 and r < count else splat(tirx.const(0, "int32"), lanes)
+        acc = Registers(count, lanes, "int32")
+        bias = self.bias[channel]
+        if self.factors:
+            bias = bias - self.factors.stored(self.excess[channel])
+        bias = splat(bias, lanes)
+        for r in range(count):
+            acc[r] = bias if parts == 1 else splat(tirx.const(0, "int32"), lanes)
         begin = first[0]
         blocks = tirx.Cast(self.index, self.counts[channel])
         with T.serial(tirx.const(0, self.index), blocks) as b:
@@ -269,31 +288,24 @@ class _Emission:
         totals = Registers(self.vectors, lanes, "int32")
         for v in range(self.vectors):
             total = self.dot.total([acc[v * parts + p] for p in range(parts)])
-            if parts > 1:
-                total = total + bias
-            totals[v] = total - acc[count] if relaxed else total
+            totals[v] = total if parts == 1 else total + bias
         self.keep(channel, row * self.tile, [totals[v] for v in range(self.vectors)])
         first[0] = begin + blocks
 
     def block(self, acc: Registers, number: Any) -> None:
         """One block against every pixel."""
-        parts = self.dot.parts
         start = tirx.Cast(self.index, self.list[number]) * (self.tile * BLOCK)
         weight = self.dot.operand(self.weights, number * BLOCK)
-        if self.dot.name == "relaxed":
-            weight, negative = dot.magnitudes(weight)
-            # What complements take from every pixel alike.
-            acc[self.vectors] = self.dot.accumulate(acc[self.vectors], negative, weight)
-            for v in range(self.vectors):
-                x = tirx.bitwise_xor(load(self.packed, start + v * 16, 16), negative)
-                acc[v] = self.dot.accumulate(acc[v], x, weight)
-            return
+        made = self.factors.weights(weight) if self.factors else []
         count = self.dot.part_bytes
-        for r in range(self.vectors * parts):
+        for r in range(self.vectors * self.dot.parts):
             x = load(self.packed, start + r * count, count)
             if self.dot.name == "pairs":
                 x = tirx.Cast(f"int16x{count}", x)
-            acc[r] = self.dot.accumulate(acc[r], x, weight)
+            if self.factors:
+                acc[r] = self.factors.accumulate(acc[r], x, made)
+            else:
+                acc[r] = self.dot.accumulate(acc[r], x, weight)
 
     # -- results ------------------------------------------------------------------------------
 

@@ -14,6 +14,7 @@ import numpy as np
 from edgepipe.kernels import qconv, qimage, qsparse, qsparse_gemv, qwinograd
 from edgepipe.kernels.integer_ops import QConvOp
 from edgepipe.kernels.qconv_geometry import Geometry
+from edgepipe.kernels.relaxed import whole
 from edgepipe.kernels.sparse import GATHERED
 from edgepipe.kernels.sparse_cost import reading
 from edgepipe.kernels.template import Knobs
@@ -72,11 +73,11 @@ def blocks(op: QConvOp, target: Target) -> int:
         return _gathered(op, target)
     knobs = _knobs(qsparse.TEMPLATE, op, target)
     lanes, vectors = knobs["lanes"], knobs["vectors"]
-    relaxed, pairs = knobs["dot"] == "relaxed", knobs["dot"] == "pairs"
+    pairs, apart = knobs["dot"] == "pairs", knobs["dot"] == "relaxed" and not whole(op.limit)
     pixels, channels = vectors * lanes, op.y.lanes * op.y.blocks
     tiles = op.y.n * -(-op.y.h * op.y.w // pixels)
-    # A load, what sums, and where weights are magnitudes what turns the sign of inputs.
-    each = vectors * (2 if pairs else 1) * (1 + _SUMS[knobs["dot"]] + relaxed)
+    # A load, what sums, and where weights are magnitudes what complements inputs.
+    each = vectors * (2 if pairs else 1) * (1 + _SUMS[knobs["dot"]] + apart)
     taps = qsparse.places_of(op) * pixels / 4 * 3
     end = vectors * 3 + pixels / 4 * (_END + 3)
     if qsparse.direct(op, pixels):

@@ -173,17 +173,28 @@ class Emulated(Kernels):
         assert not said
 
 
+def wasm_store(arm: bool) -> Any:
+    """Where relaxed instructions give what they give on this processor, or on Arm."""
+    import wasmtime
+
+    config = wasmtime.Config()
+    config.wasm_relaxed_simd = True
+    config.wasm_relaxed_simd_deterministic = arm
+    return wasmtime.Store(wasmtime.Engine(config))
+
+
 class InWasmtime(Kernels):
     """The same for WebAssembly: in the form of ``variant``, over weights as the plain one has them.
 
-    Kernels are called in one instance, whose memory holds a call's buffers at a time.
+    Kernels are called in one instance, whose memory holds a call's buffers at a time. Relaxed
+    instructions are this processor's, or with ``arm`` give what they give on Arm.
     """
 
     def __init__(
         self, ops: list[Op], target: Target, variant: str, folder: Path,
-        settings: list[dict[str, Any]] | None = None,
+        settings: list[dict[str, Any]] | None = None, arm: bool = False,
     ) -> None:  # fmt: skip
-        self.target, self.variant = target, variant
+        self.target, self.variant, self.arm = target, variant, arm
         super().__init__(ops, target, folder, settings)
 
     def build(self, functions: dict[str, Any]) -> None:
@@ -202,9 +213,7 @@ class InWasmtime(Kernels):
         link.zig("wasm-ld", "--no-entry", *(f"--export={name}" for name in functions),
                  "--export=__heap_base", "-o", "k.wasm", "k.o", "math.a",
                  cwd=self.folder)  # fmt: skip
-        config = wasmtime.Config()
-        config.wasm_relaxed_simd = True
-        self.store = wasmtime.Store(wasmtime.Engine(config))
+        self.store = wasm_store(self.arm)
         module = wasmtime.Module.from_file(self.store.engine, str(self.folder / "k.wasm"))
         self.exports = wasmtime.Instance(self.store, module, []).exports(self.store)
 

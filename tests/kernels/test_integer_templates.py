@@ -310,16 +310,10 @@ def test_widest_vectors(outputs: int) -> None:
         template.emit(op, knobs)
 
 
-@pytest.mark.parametrize("kind", ["pointwise", "regular"])
-@pytest.mark.parametrize(
-    ("target", "limit"),
-    [(HOST, 8), (HOST, 63), (HOST, 127), (PAIRS, 8)],
-    ids=["4-bit", "7-bit", "8-bit", "4-bit-pairs"],
-)
-def test_convolution_over_blocks(kind: str, target: Target, limit: int, tmp_path: Path) -> None:
-    """Some channels without a block, some with all of them; codes as the dense kernel's."""
+def block_ops(kind: str, limit: int) -> tuple[list[QConvOp], list[Array]]:
+    """Convolutions with blocks of zeros, and their weights."""
     choices, rng = random.Random(f"{kind}{limit}"), np.random.default_rng(8)
-    ops, weights = [], []
+    ops, weights = list[QConvOp](), list[Array]()
     while len(ops) < 8:
         op = conv_op(choices, kind, limit)
         if op.x.c < 4:
@@ -331,10 +325,22 @@ def test_convolution_over_blocks(kind: str, target: Target, limit: int, tmp_path
         w = (w * kept.repeat(4, 1)[:, : op.x.c]).astype(np.int8)
         ops.append(dataclasses.replace(op, stored=qsparse.blocks(w)))
         weights.append(w)
+    return ops, weights
+
+
+@pytest.mark.parametrize("kind", ["pointwise", "regular"])
+@pytest.mark.parametrize(
+    ("target", "limit"),
+    [(HOST, 8), (HOST, 63), (HOST, 127), (PAIRS, 8)],
+    ids=["4-bit", "7-bit", "8-bit", "4-bit-pairs"],
+)
+def test_convolution_over_blocks(kind: str, target: Target, limit: int, tmp_path: Path) -> None:
+    """Some channels without a block, some with all of them; codes as the dense kernel's."""
+    ops, weights = block_ops(kind, limit)
     kernels = Kernels(list(ops), target, tmp_path)
     for index, (op, w) in enumerate(zip(ops, weights, strict=True)):
         assert kernels.templates[index].name == "q_sparse"
-        check_convolution(kernels, index, op, w, rng)
+        check_convolution(kernels, index, op, w, np.random.default_rng(index))
 
 
 @pytest.mark.parametrize(

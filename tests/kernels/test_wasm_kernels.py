@@ -3,6 +3,7 @@ weights, in both."""
 
 from __future__ import annotations
 
+import platform
 import random
 from dataclasses import replace
 from pathlib import Path
@@ -14,8 +15,13 @@ from edgepipe.kernels import qconv, qdepthwise, winograd_loops
 from edgepipe.kernels.integer_ops import Limits, QConvOp, Residual
 from edgepipe.kernels.layout import Blocked
 from edgepipe.target import Target
-from tests.kernels.harness import InWasmtime
-from tests.kernels.test_integer_templates import check_convolution, conv_op, winograd_op
+from tests.kernels.harness import InWasmtime, wasm_store
+from tests.kernels.test_integer_templates import (
+    block_ops,
+    check_convolution,
+    conv_op,
+    winograd_op,
+)
 
 pytestmark = pytest.mark.needs_wasmtime
 
@@ -94,9 +100,54 @@ def test_convolutions_without_relaxed(limit: int, tmp_path: Path) -> None:
         check_convolution(kernels, index, op, np.full(shape, low, np.int8), rng)
 
 
-@pytest.mark.parametrize("variant", ["", "relaxed"], ids=["plain", "relaxed"])
-@pytest.mark.parametrize("limit", [8, 127], ids=["4-bit", "8-bit"])
-def test_depthwise_convolutions_in_both_forms(limit: int, variant: str, tmp_path: Path) -> None:
+#: Relaxed products are told apart by how an engine reads the factor of seven bits.
+FORMS = pytest.mark.parametrize(
+    ("variant", "arm"),
+    [("", False), ("relaxed", False), ("relaxed", True)],
+    ids=["plain", "relaxed", "relaxed-arm"],
+)
+
+
+def test_engines_read_the_factor_of_seven_bits_in_two_ways() -> None:
+    """What ``relaxed.Factors`` asks for, and both answers are there to be tested with."""
+    import wasmtime
+
+    text = """(module (func (export "told") (result i32) (i32x4.extract_lane 0
+        (i32x4.relaxed_dot_i8x16_i7x16_add_s (i8x16.splat (i32.const 1))
+        (i8x16.splat (i32.const -128)) (v128.const i64x2 0 0)))))"""
+
+    def told(arm: bool) -> int:
+        store = wasm_store(arm)
+        module = wasmtime.Module(store.engine, text)
+        return int(wasmtime.Instance(store, module, []).exports(store)["told"](store))
+
+    assert told(arm=True) == -512
+    assert told(arm=False) == (512 if platform.machine() in ("x86_64", "AMD64") else -512)
+
+
+@FORMS
+@pytest.mark.parametrize("kind", ["pointwise", "regular"])
+@pytest.mark.parametrize("limit", [8, 63, 127], ids=["4-bit", "7-bit", "8-bit"])
+def test_blocks_in_all_forms(
+    kind: str, limit: int, variant: str, arm: bool, tmp_path: Path
+) -> None:
+    """Over weights of any sign, and over the smallest and largest alone."""
+    rng = np.random.default_rng(12)
+    ops, weights = block_ops(kind, limit)
+    ops = [signed(op) for op in ops]
+    kernels = InWasmtime(list(ops), RELAXED, variant, tmp_path, arm=arm)
+    for index, (op, w) in enumerate(zip(ops, weights, strict=True)):
+        assert kernels.templates[index].name == "q_sparse"
+        check_convolution(kernels, index, op, w, rng)
+        for end in (-limit, limit - (limit == 8)):
+            check_convolution(kernels, index, op, np.where(w, end, 0).astype(np.int8), rng)
+
+
+@FORMS
+@pytest.mark.parametrize("limit", [8, 63, 127], ids=["4-bit", "7-bit", "8-bit"])
+def test_depthwise_convolutions_in_all_forms(
+    limit: int, variant: str, arm: bool, tmp_path: Path
+) -> None:
     """Of every stride and one row, and the largest products that there are."""
     choices, rng, ops = random.Random(limit), np.random.default_rng(11), list[QConvOp]()
     while len(ops) < 24:
@@ -106,13 +157,13 @@ def test_depthwise_convolutions_in_both_forms(limit: int, variant: str, tmp_path
     assert {op.strides for op in ops} == {(1, 1), (1, 2), (2, 1), (2, 2)}
     assert {op.y.dtype for op in ops} == {"int8", "float32"} and any(op.residuals for op in ops)
     assert {op.kernel for op in ops} == {(3, 1), (3, 3), (3, 4)}
-    kernels = InWasmtime(list(ops), RELAXED, variant, tmp_path)
+    kernels = InWasmtime(list(ops), RELAXED, variant, tmp_path, arm=arm)
     low, high = (-8, 7) if limit == 8 else (-limit, limit)
     for index, op in enumerate(ops):
         shape = (op.y.c, 1, *op.kernel)
         w = rng.integers(low, high + 1, shape).astype(np.int8)
-        check_convolution(kernels, index, op, w, rng)
-        check_convolution(kernels, index, op, np.full(shape, low, np.int8), rng)
+        for weights in (w, np.full(shape, low, np.int8), np.full(shape, high, np.int8)):
+            check_convolution(kernels, index, op, weights, rng)
 
 
 def test_which_depthwise_convolutions_have_another_form() -> None:
