@@ -55,7 +55,7 @@ LAST = "last"
 #: wants most steps. Ten minutes are enough for any training.
 PLANS = {
     "ic_resnet8": (40, 90, 16),
-    "ic_resnet8_large": (20, 24, 32),
+    "ic_resnet8_large": (20, 28, 32),
     "cifar_resnet20": (40, 40, 32),
 }
 

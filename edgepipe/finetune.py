@@ -34,7 +34,7 @@ SETTINGS = FinetuneSettings(
 #: Of the integers: the share of the learning rate, and of the epochs.
 SLOWER, SHORTER = 0.25, 0.25
 #: Epochs of a sparse network that have labels: a share, and no more than so many.
-LABELLED, MOST_LABELLED = 0.25, 10
+LABELLED, MOST_LABELLED = 0.5, 10
 
 
 @dataclass(frozen=True)
@@ -114,7 +114,7 @@ def sparse(
     context's recipe says and trained; and what ``prune.run`` says of it.
 
     ``data``, ``settings`` and ``teacher`` are those of ``quantization.finetune.run``; the first
-    samples prune. Labels come last: until the last quarter of the epochs, ten of them at most, it
+    samples prune. Labels come last: until the last ten epochs, half of them at most, it
     learns what ``graph`` puts out, whatever the loss, and then labels and ``teacher``. With labels
     from the beginning a network learns the few images there are by heart before it has found again
     what pruning took, which the dense network had from more of them. Without labels all epochs are
