@@ -33,8 +33,8 @@ SETTINGS = FinetuneSettings(
 )
 #: Of the integers: the share of the learning rate, and of the epochs.
 SLOWER, SHORTER = 0.25, 0.25
-#: Epochs of a sparse network that have labels: a share, and no more than so many.
-LABELLED, MOST_LABELLED = 0.5, 10
+#: Epochs of a sparse network that have labels, where it is not said.
+LABELLED = 10
 
 
 @dataclass(frozen=True)
@@ -55,6 +55,7 @@ def run(
     *,
     target: str | Target = "host",
     teacher: ir.Model | None = None,
+    labelled: int | None = None,
     progress: Callable[[str], None] = lambda line: None,
 ) -> Tuned:
     """Fine-tune ``model`` (what ``edgepipe compile`` takes: a file, ``package.module:factory`` of a
@@ -62,9 +63,9 @@ def run(
 
     ``data`` is that of ``quantization.finetune.run``, and so are ``settings``, for every training;
     integers take a quarter of the epochs, of the rate, and no normalization. ``teacher``: an
-    earlier run's, which saves training it again. With ``settings.checkpoint`` every training has a
-    folder in it, and an interrupted run goes on. Raises UserError for a recipe that changes
-    nothing, and what its parts raise.
+    earlier run's, which saves training it again. ``labelled`` is that of ``sparse``. With
+    ``settings.checkpoint`` every training has a folder in it, and an interrupted run goes on.
+    Raises UserError for a recipe that changes nothing, and what its parts raise.
     """
     recipe = Recipe.load(recipe) if isinstance(recipe, str) else recipe
     target = Target.load(target) if isinstance(target, str) else target
@@ -75,6 +76,7 @@ def run(
     if config is not None and config.activation_bits is None:
         raise UserError(f"of '{recipe}' weights alone are rounded, which is not trained",
                         where="recipe", fix="use w8a8 or w4a8")  # fmt: skip
+    labelled = _labelled(labelled, settings)
     own = Settings(amounts=recipe.settings.amounts, budget=recipe.settings.budget)
     floats = replace(recipe, format="fp32", settings=own)
     context = Context(target, floats, progress=progress)
@@ -88,7 +90,9 @@ def run(
         teacher = graph
     result, pruned = teacher, None
     if recipe.sparsity is not None:
-        result, pruned = sparse(graph, source, data, apart(settings, "sparse"), context, teacher)
+        result, pruned = sparse(
+            graph, source, data, apart(settings, "sparse"), context, teacher, labelled
+        )
     if config is not None:
         progress("training what is rounded")
         rounded = replace(
@@ -109,18 +113,21 @@ def sparse(
     settings: FinetuneSettings,
     context: Context,
     teacher: ir.Model | None = None,
+    labelled: int | None = None,
 ) -> tuple[ir.Model, prune.Pruned]:
     """A copy of ``graph``, the result of ``edgepipe.passes.run`` on ``source``, pruned as the
     context's recipe says and trained; and what ``prune.run`` says of it.
 
     ``data``, ``settings`` and ``teacher`` are those of ``quantization.finetune.run``; the first
-    samples prune. Labels come last: until the last ten epochs, half of them at most, it
-    learns what ``graph`` puts out, whatever the loss, and then labels and ``teacher``. With labels
-    from the beginning a network learns the few images there are by heart before it has found again
-    what pruning took, which the dense network had from more of them. Without labels all epochs are
-    as ``settings`` says. With ``settings.checkpoint`` either training has a folder in it, and an
-    interrupted run goes on. Raises UserError as both do, where the recipe has no pattern, and for
-    settings with another one.
+    samples prune. Labels come last: until the last ``labelled`` epochs, by default ten, or half
+    where there are fewer than twenty, it learns what ``graph`` puts out, whatever the loss, and
+    then labels and ``teacher``. With labels from the beginning a network learns the few images
+    there are by heart before it has found again what pruning took, which the dense network had
+    from more of them; one with weights to spare has found it soon, and wants labels for longer.
+    Without labels all epochs are as ``settings`` says. With ``settings.checkpoint`` either training
+    has a folder in it, and an interrupted run goes on. Raises UserError as both do, where the
+    recipe has no pattern, for settings with another one, and for more epochs with labels than
+    there are.
     """
     recipe = context.recipe
     if recipe.sparsity is None or recipe.quantizes:
@@ -135,6 +142,7 @@ def sparse(
             where="FinetuneSettings.sparsity",
             fix="leave it out: the recipe says it",
         )
+    labelled = _labelled(labelled, settings)
     inputs, labels = data
     if not isinstance(inputs, Mapping):
         inputs = {value.name or "": inputs for value in graph.graph.inputs[:1]}
@@ -146,7 +154,7 @@ def sparse(
     taught = graph if teacher is None else teacher
     if labels is None:
         return train(model, None, (inputs, None), settings, context, taught), facts
-    last = replace(apart(settings, "labels"), epochs=labelled(settings.epochs))
+    last = replace(apart(settings, "labels"), epochs=labelled)
     blind = replace(apart(settings, "outputs"), epochs=settings.epochs - last.epochs,
                     loss="squared_error", distillation=1.0)  # fmt: skip
     context.progress(f"learning the dense network's outputs, {blind.epochs} epochs")
@@ -155,9 +163,14 @@ def sparse(
     return train(model, None, data, last, context, taught), facts
 
 
-def labelled(epochs: int) -> int:
-    """How many of the epochs of ``sparse`` have labels."""
-    return min(round(epochs * LABELLED), MOST_LABELLED)
+def _labelled(asked: int | None, settings: FinetuneSettings) -> int:
+    """How many of the epochs have labels."""
+    if asked is None:
+        return min(round(settings.epochs / 2), LABELLED)
+    if not 0 <= asked <= settings.epochs:
+        raise UserError(f"{asked} epochs with labels, of {settings.epochs}", where="labelled",
+                        fix=f"at most {settings.epochs}, or more epochs")  # fmt: skip
+    return asked
 
 
 def apart(settings: FinetuneSettings, name: str) -> FinetuneSettings:

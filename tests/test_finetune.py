@@ -96,7 +96,8 @@ def test_who_teaches_whom(network: tuple[str, np.ndarray], monkeypatch: pytest.M
     found = finetune.run(path, recipe, data, settings, target="wasm-relaxed")
     first, sparse, integers = given
     assert first[2].distillation == 0.0 and first[4] == () and first[1] is data
-    begun, _, own, taken, context, teacher = sparse
+    begun, _, own, taken, context, teacher, labelled = sparse
+    assert labelled == 10
     assert isinstance(begun, ir.Model) and own is data and taken == settings
     assert teacher == "trained 1" == found.teacher
     assert context.recipe == Recipe.read("fp32+80%b1x4", {"amounts": "erk"})
@@ -107,15 +108,18 @@ def test_who_teaches_whom(network: tuple[str, np.ndarray], monkeypatch: pytest.M
     assert (found.model, found.pruned) == ("trained 3", "facts")
     given.clear()
     finetune.run(path, "fp32+80%", data, settings, teacher="earlier")  # type: ignore[arg-type]
-    assert [arguments[-1] for arguments in given] == ["earlier"]
+    assert [arguments[-2:] for arguments in given] == [("earlier", 10)]
     given.clear()
     found = finetune.run(path, "w4a8", data, settings, teacher="earlier")  # type: ignore[arg-type]
     assert found.model == "trained 1" and found.pruned is None and len(given) == 1
 
 
-@pytest.mark.parametrize(("epochs", "labelled"), [(100, 10), (40, 10), (20, 5), (1, 0)])
+@pytest.mark.parametrize(
+    ("epochs", "asked", "labelled"),
+    [(100, None, 10), (40, None, 10), (12, None, 6), (1, None, 0), (28, 20, 20), (5, 5, 5)],
+)
 def test_labels_come_last(
-    epochs: int, labelled: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    epochs: int, asked: int | None, labelled: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """With stand-ins for what prunes and trains, which name what they were given."""
     graph, source, x, context = made(tmp_path / "net.onnx", "fp32+80%")
@@ -136,7 +140,9 @@ def test_labels_come_last(
     images, labels = np.tile(x, (12, 1, 1, 1)), np.zeros(12 * len(x), np.int64)
     settings = replace(SETTINGS, epochs=epochs, loss="cross_entropy", distillation=0.5,
                        checkpoint=tmp_path)  # fmt: skip
-    result = finetune.sparse(graph, source, (images, labels), settings, context, "teacher")  # type: ignore[arg-type]
+    result = finetune.sparse(
+        graph, source, (images, labels), settings, context, "teacher", asked  # type: ignore[arg-type]
+    )  # fmt: skip
     assert result == ("trained 2", "facts") and pruned == [(graph, "fp32+80%", (512, 3, 8, 8))]
     (model, _, (inputs, none), blind, _, taught), last = trained
     assert (model, none) == ("pruned", None) and inputs["x"] is images and taught is graph
@@ -187,14 +193,15 @@ def test_training_ends_nearer_than_pruning_alone(pattern: str, tmp_path: Path) -
         ("fp32", {}, "recipe 'fp32' has no zeros"),
         ("w8a8+80%b1x4", {}, "has no zeros in float"),
         ("fp32+80%", {"sparsity": "2:4"}, "sparsity is '2:4' there, and '80%' in the recipe"),
+        ("fp32+80%", {"epochs": 8}, "9 epochs with labels, of 8"),
     ],
 )
-def test_no_zeros_are_refused(
+def test_what_cannot_be_trained_is_refused(
     recipe: str, changes: dict[str, Any], told: str, tmp_path: Path
 ) -> None:
     graph, source, x, context = made(tmp_path / "net.onnx", recipe)
     with pytest.raises(UserError, match=told):
-        finetune.sparse(graph, source, (x, None), replace(SETTINGS, **changes), context)
+        finetune.sparse(graph, source, (x, None), replace(SETTINGS, **changes), context, None, 9)
 
 
 @pytest.mark.parametrize(
@@ -202,6 +209,7 @@ def test_no_zeros_are_refused(
     [
         ("fp32", "'fp32' is the network as it is"),
         ("w8a16", "of 'w8a16' weights alone are rounded, which is not trained"),
+        ("fp32+80%", "-1 epochs with labels"),
     ],
 )
 def test_what_is_refused_before_anything_is_trained(
@@ -209,4 +217,4 @@ def test_what_is_refused_before_anything_is_trained(
 ) -> None:
     monkeypatch.setattr(finetune, "train", None)
     with pytest.raises(UserError, match=told):
-        finetune.run(network[0], recipe, (network[1], None), SETTINGS)
+        finetune.run(network[0], recipe, (network[1], None), SETTINGS, labelled=-1)
