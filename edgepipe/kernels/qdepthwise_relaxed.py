@@ -53,7 +53,7 @@ class RelaxedEmission(DotEmission):
         """Weights as products want them, and the first sums."""
         (kh, kw), parts = self.op.kernel, self.parts
         count = kw * self.down * parts
-        self.made = [Registers(count, _CHANNELS, "int8") for _ in range(self.factors.made)]
+        self.made = [Registers(count, _CHANNELS, "int8") for _ in range(self.factors.vectors)]
         self.firsts = Registers(parts, _LANES, "int32")
         zero = splat(tirx.const(0, "int8"), _CHANNELS)
         for part in range(parts):

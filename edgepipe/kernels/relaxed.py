@@ -46,8 +46,8 @@ class Factors:
 
     def __init__(self, limit: int) -> None:
         self._bit = Registers(1, 16, "int8") if whole(limit) else None
-        #: Vectors that ``weights`` makes.
-        self.made = 1 if whole(limit) else 2
+        #: Vectors that ``weights`` makes of one.
+        self.vectors = 1 if whole(limit) else 2
 
     def ask(self) -> None:
         """Find the bit, before anything else here is used."""
