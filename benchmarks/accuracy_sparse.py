@@ -5,9 +5,10 @@
 1. The float network is fine-tuned on the 5000 images of cifar10_train5000: the teacher.
 2. From the float network again, towards labels and teacher, the dense network is fine-tuned, and so
    is every sparse recipe: same images, loop, normalization, epochs and seed. These are compared.
-   "last" prunes in one go and learns labels last, "kept" has them in all epochs, the other ways
-   prune while they train. What comes before the labels changes nothing of a dense network, so
-   "dense" has as many epochs as "last" has with labels; "dense, long" has labels in all epochs.
+   "last" prunes in one go and learns labels last, "outputs" prunes "dense, long" in one go and
+   teaches it its own outputs, "kept" has labels in all epochs, the other ways prune while they
+   train. Without labels a dense network stays what it is, so "dense" has as many epochs as "last"
+   has with labels; "dense, long" has labels in all epochs.
 3. Recipes in integers are the trained sparse network, calibrated on 512 of the images.
 
 Figures: accuracy on cifar10_val2000, by ONNX Runtime on the graph that results; "one-shot" is what
@@ -49,16 +50,17 @@ RECIPES = (
 )  # fmt: skip
 #: More steps than ``accuracy_finetune`` has: zeros want them more than anything else.
 FIRST, SECOND = replace(FIRST, batch=32), replace(SECOND, learning_rate=8e-3)
-#: The way that learns labels last.
-LAST = "last"
-#: Epochs of the teacher, of the others and, of these, those with labels where they come last, and
-#: images of a step: the smallest network wants most steps, and the largest has soon found again
-#: what pruning took. Ten minutes are enough for any training.
-PLANS = {
-    "ic_resnet8": (40, 90, 10, 16),
-    "ic_resnet8_large": (20, 28, 20, 32),
-    "cifar_resnet20": (40, 40, 10, 32),
+#: The ways of ``finetune.sparse``: labels last, and from the fine-tuned network, without labels.
+LAST, OUTPUTS = "last", "outputs"
+#: Epochs of the teacher, of the others and, of these, those with labels where they come last.
+EPOCHS = {
+    "ic_resnet8": (40, 90, 10),
+    "ic_resnet8_large": (20, 28, 10),
+    "cifar_resnet20": (40, 40, 10),
 }
+#: Images of a step, and the way: the smallest network wants most steps, the largest has weights to
+#: spare. Ten minutes are enough for any training.
+PLANS = {"ic_resnet8": (16, LAST), "ic_resnet8_large": (32, OUTPUTS), "cifar_resnet20": (32, LAST)}
 
 
 def one_shot(
@@ -82,19 +84,18 @@ def given(shared: Path, name: str, pattern: str, amounts: str) -> tuple[Source, 
     return importer.load(shared / "models" / f"{name}.onnx", None), context
 
 
-def labels_last(
+def pruned_and_trained(
+    graph: ir.Model,
     measured: Measurement,
-    teacher: ir.Model,
     given: tuple[Source, Context],
     settings: FinetuneSettings,
+    teacher: ir.Model,
     labelled: int,
 ) -> tuple[ir.Model, float]:
-    """The float network pruned, then trained, labels last; and CPU seconds."""
+    """``graph`` pruned, then trained, labels last, if any; and CPU seconds."""
     start = time.process_time()
     source, context = given
-    model, _ = finetune.sparse(
-        measured.graph, source, measured.data, settings, context, teacher, labelled
-    )
+    model, _ = finetune.sparse(graph, source, measured.data, settings, context, teacher, labelled)
     return model, time.process_time() - start
 
 
@@ -114,7 +115,9 @@ def zeros(model: ir.Model) -> float:
 def measure(arguments: argparse.Namespace, network: str) -> None:
     """Print the lines of one network."""
     measured, folder = Measurement(arguments.shared, network), arguments.checkpoints
-    first_epochs, epochs, labelled, batch = PLANS[network]
+    first_epochs, epochs, labelled = EPOCHS[network]
+    batch, way = PLANS[network]
+    ways = (arguments.ways or way).split(",")
     epochs = arguments.epochs or epochs
     labelled = min(labelled, epochs)
 
@@ -134,6 +137,8 @@ def measure(arguments: argparse.Namespace, network: str) -> None:
         second = replace(second, learning_rate=arguments.rate)
     references = []
     for what, count in ("dense", labelled), ("dense, long", epochs):
+        if count < epochs and LAST not in ways:
+            continue
         own = stored(replace(second, epochs=count), what.replace(", ", "-"))
         dense, seconds = measured.tuned(measured.graph, None, own, teacher)
         references.append(measured.accuracy(dense))
@@ -142,12 +147,13 @@ def measure(arguments: argparse.Namespace, network: str) -> None:
         format, _, pattern = recipe.partition("+")
         pruned, patterns = one_shot(measured, pattern, arguments.shared, network, arguments.amounts)
         shot = measured.accuracy(pruned)
-        for way in arguments.ways.split(","):
+        for way in ways:
             name = f"{pattern}-{way}-{arguments.amounts}".replace("%", "").replace(":", "-")
             settings = stored(replace(second, sparsity=KEPT), name)
-            if way == LAST:
+            if way in (LAST, OUTPUTS):
+                begun, count = (dense, 0) if way == OUTPUTS else (measured.graph, labelled)
                 task = given(arguments.shared, network, pattern, arguments.amounts)
-                model, seconds = labels_last(measured, teacher, task, settings, labelled)
+                model, seconds = pruned_and_trained(begun, measured, task, settings, teacher, count)
             elif way == KEPT:
                 model, seconds = measured.tuned(pruned, None, settings, teacher)
             else:
@@ -168,7 +174,7 @@ def main() -> None:
     parser.add_argument("--amounts", default="erk", help="of S%%: uniform, erk, search")
     parser.add_argument("--normalization", default="batch", choices=NORMALIZATIONS)
     parser.add_argument("--rate", type=float, help="learning rate from the float network")
-    parser.add_argument("--ways", default=LAST, help="last, kept, gradual, decay, straight")
+    parser.add_argument("--ways", help="last, outputs, kept, gradual, decay, straight")
     arguments = parser.parse_args()
     begin(
         "network          recipe                 one-shot  tuned  to dense, long  zeros %   CPU s"

@@ -1,8 +1,8 @@
 """A dense network goes in; one with the zeros and the bits of a recipe comes out, trained.
 
 Three trainings on the same data, each of them there for itself too: the dense network, which is the
-teacher of the others (``quantization.finetune``); what pruning leaves of the network as it came
-(``sparse``); and that, or else the teacher, rounded as it will be executed.
+teacher of the others (``quantization.finetune``); what pruning leaves of the network as it came, or
+of the teacher (``sparse``); and that, or else the teacher, rounded as it will be executed.
 """
 
 from __future__ import annotations
@@ -63,7 +63,8 @@ def run(
 
     ``data`` is that of ``quantization.finetune.run``, and so are ``settings``, for every training;
     integers take a quarter of the epochs, of the rate, and no normalization. ``teacher``: an
-    earlier run's, which saves training it again. ``labelled`` is that of ``sparse``. With
+    earlier run's, which saves training it again. ``labelled`` is that of ``sparse``; 0 prunes the
+    teacher, which has learned the labels, and not the network as it came. With
     ``settings.checkpoint`` every training has a folder in it, and an interrupted run goes on.
     Raises UserError for a recipe that changes nothing, and what its parts raise.
     """
@@ -90,8 +91,9 @@ def run(
         teacher = graph
     result, pruned = teacher, None
     if recipe.sparsity is not None:
+        begun = graph if labelled else teacher
         result, pruned = sparse(
-            graph, source, data, apart(settings, "sparse"), context, teacher, labelled
+            begun, source, data, apart(settings, "sparse"), context, teacher, labelled
         )
     if config is not None:
         progress("training what is rounded")
@@ -115,19 +117,20 @@ def sparse(
     teacher: ir.Model | None = None,
     labelled: int | None = None,
 ) -> tuple[ir.Model, prune.Pruned]:
-    """A copy of ``graph``, the result of ``edgepipe.passes.run`` on ``source``, pruned as the
-    context's recipe says and trained; and what ``prune.run`` says of it.
+    """A copy of ``graph``, the result of ``edgepipe.passes.run`` on ``source``, fine-tuned or not,
+    pruned as the context's recipe says and trained; and what ``prune.run`` says of it.
 
     ``data``, ``settings`` and ``teacher`` are those of ``quantization.finetune.run``; the first
     samples prune. Labels come last: until the last ``labelled`` epochs, by default ten, or half
     where there are fewer than twenty, it learns what ``graph`` puts out, whatever the loss, and
     then labels and ``teacher``. With labels from the beginning a network learns the few images
     there are by heart before it has found again what pruning took, which the dense network had
-    from more of them; one with weights to spare has found it soon, and wants labels for longer.
-    Without labels all epochs are as ``settings`` says. With ``settings.checkpoint`` either training
-    has a folder in it, and an interrupted run goes on. Raises UserError as both do, where the
-    recipe has no pattern, for settings with another one, and for more epochs with labels than
-    there are.
+    from more of them. With none labelled, ``graph`` is one that was fine-tuned: it knows the labels
+    and teaches itself. That ends higher for networks with weights to spare, labels last for small
+    ones. Where ``data`` has no labels all epochs are as ``settings`` says. With
+    ``settings.checkpoint`` either training has a folder in it, and an interrupted run goes on.
+    Raises UserError as both do, where the recipe has no pattern, for settings with another one, and
+    for more epochs with labels than there are.
     """
     recipe = context.recipe
     if recipe.sparsity is None or recipe.quantizes:
@@ -159,6 +162,8 @@ def sparse(
                     loss="squared_error", distillation=1.0)  # fmt: skip
     context.progress(f"learning the dense network's outputs, {blind.epochs} epochs")
     model = train(model, None, (inputs, None), blind, context, graph)
+    if labelled == 0:
+        return model, facts
     context.progress(f"learning labels, {last.epochs} epochs")
     return train(model, None, data, last, context, taught), facts
 
@@ -166,7 +171,7 @@ def sparse(
 def _labelled(asked: int | None, settings: FinetuneSettings) -> int:
     """How many of the epochs have labels."""
     if asked is None:
-        return min(round(settings.epochs / 2), LABELLED)
+        return min(-(-settings.epochs // 2), LABELLED)  # rounded up: 0 means something else
     if not 0 <= asked <= settings.epochs:
         raise UserError(f"{asked} epochs with labels, of {settings.epochs}", where="labelled",
                         fix=f"at most {settings.epochs}, or more epochs")  # fmt: skip

@@ -109,6 +109,12 @@ def test_who_teaches_whom(network: tuple[str, np.ndarray], monkeypatch: pytest.M
     given.clear()
     finetune.run(path, "fp32+80%", data, settings, teacher="earlier")  # type: ignore[arg-type]
     assert [arguments[-2:] for arguments in given] == [("earlier", 10)]
+    assert isinstance(given[0][0], ir.Model)
+    given.clear()
+    # None of the sparse network's epochs have labels: the network that has learned them is pruned.
+    finetune.run(path, "fp32+80%", data, settings, labelled=0)
+    (_, (begun, *_, teacher, labelled)) = given
+    assert (begun, teacher, labelled) == ("trained 1", "trained 1", 0)
     given.clear()
     found = finetune.run(path, "w4a8", data, settings, teacher="earlier")  # type: ignore[arg-type]
     assert found.model == "trained 1" and found.pruned is None and len(given) == 1
@@ -116,7 +122,7 @@ def test_who_teaches_whom(network: tuple[str, np.ndarray], monkeypatch: pytest.M
 
 @pytest.mark.parametrize(
     ("epochs", "asked", "labelled"),
-    [(100, None, 10), (40, None, 10), (12, None, 6), (1, None, 0), (28, 20, 20), (5, 5, 5)],
+    [(100, None, 10), (40, None, 10), (12, None, 6), (1, None, 1), (28, 20, 20), (5, 5, 5)],
 )
 def test_labels_come_last(
     epochs: int, asked: int | None, labelled: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -153,7 +159,16 @@ def test_labels_come_last(
     assert (model, taught) == ("trained 1", "teacher") and given is labels
     assert changed == replace(settings, epochs=labelled, sparsity="kept",
                               checkpoint=tmp_path / "labels")  # fmt: skip
-    # Without labels there is one training, as the settings say.
+    # With none of them labelled there is one training, of what was pruned by what it was.
+    trained.clear()
+    result = finetune.sparse(
+        graph, source, (images, labels), settings, context, "teacher", 0  # type: ignore[arg-type]
+    )  # fmt: skip
+    assert result == ("trained 1", "facts")
+    ((model, _, (_, none), same, _, taught),) = trained
+    assert (model, none) == ("pruned", None) and taught is graph
+    assert same == replace(blind, epochs=epochs)
+    # Without labels, too, as the settings say.
     trained.clear()
     result = finetune.sparse(graph, source, (images, None), settings, context)
     assert result == ("trained 1", "facts")
