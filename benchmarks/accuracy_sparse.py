@@ -55,7 +55,7 @@ LAST, OUTPUTS = "last", "outputs"
 #: Epochs of the teacher, of the others and, of these, those with labels where they come last.
 EPOCHS = {
     "ic_resnet8": (40, 90, 10),
-    "ic_resnet8_large": (20, 28, 10),
+    "ic_resnet8_large": (20, 28, 20),
     "cifar_resnet20": (40, 40, 10),
 }
 #: Images of a step, and the way: the smallest network wants most steps, the largest has weights to
