@@ -52,15 +52,14 @@ RECIPES = (
 FIRST, SECOND = replace(FIRST, batch=32), replace(SECOND, learning_rate=8e-3)
 #: The ways of ``finetune.sparse``: labels last, and from the fine-tuned network, without labels.
 LAST, OUTPUTS = "last", "outputs"
-#: Epochs of the teacher, of the others and, of these, those with labels where they come last.
-EPOCHS = {
-    "ic_resnet8": (40, 90, 10),
-    "ic_resnet8_large": (20, 28, 20),
-    "cifar_resnet20": (40, 40, 10),
-}
-#: Images of a step, and the way: the smallest network wants most steps, the largest has weights to
+#: Epochs of the teacher, of the others and, of these, those with labels where they come last;
+#: images of a step; the way. The smallest network wants most steps, the largest has weights to
 #: spare. Ten minutes are enough for any training.
-PLANS = {"ic_resnet8": (16, LAST), "ic_resnet8_large": (32, OUTPUTS), "cifar_resnet20": (32, LAST)}
+PLANS = {
+    "ic_resnet8": (40, 90, 10, 16, LAST),
+    "ic_resnet8_large": (20, 28, 20, 32, OUTPUTS),
+    "cifar_resnet20": (40, 40, 10, 32, LAST),
+}
 
 
 def one_shot(
@@ -115,8 +114,7 @@ def zeros(model: ir.Model) -> float:
 def measure(arguments: argparse.Namespace, network: str) -> None:
     """Print the lines of one network."""
     measured, folder = Measurement(arguments.shared, network), arguments.checkpoints
-    first_epochs, epochs, labelled = EPOCHS[network]
-    batch, way = PLANS[network]
+    first_epochs, epochs, labelled, batch, way = PLANS[network]
     ways = (arguments.ways or way).split(",")
     epochs = arguments.epochs or epochs
     labelled = min(labelled, epochs)
